@@ -1,0 +1,112 @@
+"""A case of the op table: one call of one operator, from which every test of a converter is made."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchtrt_bridge.capture import CapturedGraph, export_program, graph_from_program
+from torchtrt_bridge.normalize import normalize
+from torchtrt_bridge.options import Options
+from torchtrt_bridge.partition import Partition, partition
+
+HALF = torch.float16
+TRACED, OTHER = 4, 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One call that TensorRT must run.
+
+    op: the ATen operator whose converter this tests; it must be in the captured graph.
+    call: a function of tensors, or an nn.Module.
+    inputs: makes the tensors for a size n; a dimension that changes with n is dynamic in the dynamic tests.
+    half: whether the case also runs in fp16.
+    tolerance: (rtol, atol) per dtype where the defaults of `torch.testing` do not hold; `reason` says why.
+    """
+
+    op: Any
+    call: Callable[..., Any]
+    inputs: Callable[[int], tuple[Any, ...]]
+    half: bool = True
+    tolerance: dict[torch.dtype, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    reason: str = ""
+    name: str = ""
+
+    @property
+    def id(self) -> str:
+        return f"{str(self.op).removeprefix('aten.')}{'-' if self.name else ''}{self.name}"
+
+    def make_inputs(self, n: int, dtype: torch.dtype) -> tuple[Any, ...]:
+        torch.manual_seed(n)
+        return tuple(_as(value, dtype) for value in self.inputs(n))
+
+    def module(self, dtype: torch.dtype) -> nn.Module:
+        module = Called(self.call).eval()
+        return module.to(dtype) if dtype.is_floating_point else module
+
+    def dynamic_shapes(self, dtype: torch.dtype) -> tuple[Any, ...]:
+        traced, other = self.make_inputs(TRACED, dtype), self.make_inputs(OTHER, dtype)
+        return tuple(_changing(a, b) for a, b in zip(traced, other, strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Rejected:
+    """One call that its converter declines, with words that its reason must hold."""
+
+    op: Any
+    call: Callable[..., Any]
+    inputs: Callable[[int], tuple[Any, ...]]
+    reason: str
+    name: str = ""
+
+    @property
+    def id(self) -> str:
+        return f"{str(self.op).removeprefix('aten.')}{'-' if self.name else ''}{self.name}"
+
+
+class Called(nn.Module):
+    """Calls a function or module on values that were computed, so that views of inputs are part of the network."""
+
+    def __init__(self, call: Callable[..., Any]) -> None:
+        super().__init__()
+        self.call = copy.deepcopy(call) if isinstance(call, nn.Module) else call
+
+    def forward(self, *args: Any) -> Any:
+        return self.call(*[_computed(arg) for arg in args])
+
+
+def _computed(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    return ~value if value.dtype == torch.bool else -value
+
+
+def _as(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, torch.Tensor) and value.dtype == torch.float32:
+        return value.to(dtype)
+    return value
+
+
+def _changing(a: Any, b: Any) -> Any:
+    if not isinstance(a, torch.Tensor):
+        return None
+    pairs = enumerate(zip(a.shape, b.shape, strict=True))
+    return {dim: torch.export.Dim.AUTO for dim, (one, other) in pairs if one != other}
+
+
+def captured(case: Case | Rejected, inputs: tuple[Any, ...], module: nn.Module, dynamic: Any) -> CapturedGraph:
+    return graph_from_program(export_program(module, inputs, dynamic_shapes=dynamic))
+
+
+def partitioned(graph: CapturedGraph, options: Options) -> Partition:
+    return partition(normalize(graph.module, options), options)
+
+
+def operators(module: torch.fx.GraphModule) -> set[Any]:
+    return {node.target for node in module.graph.nodes if node.op == "call_function"}

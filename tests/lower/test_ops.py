@@ -1,0 +1,88 @@
+"""Every converter, from the op table: lowered whole, built by TensorRT, computed by the reference interpreter."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import Any
+
+import pytest
+import torch
+
+from tests.compare import assert_matches
+from tests.lower import cases
+from tests.lower.case import HALF, OTHER, TRACED, Case, Rejected, captured, operators, partitioned
+from torchtrt_bridge.engine import flavour
+from torchtrt_bridge.engine.build import engine_from_network
+from torchtrt_bridge.lower import CONVERTERS, why_not
+from torchtrt_bridge.lower.network import network_from_graph
+from torchtrt_bridge.options import Options
+from torchtrt_bridge.reference import NetworkInterpreter
+
+MODULES = [importlib.import_module(f"{cases.__name__}.{m.name}") for m in pkgutil.iter_modules(cases.__path__)]
+CASES: list[Case] = [case for module in MODULES for case in module.CASES]
+REJECTED: list[Rejected] = [case for module in MODULES for case in module.REJECTED]
+OPTIONS = Options(engine="tensorrt_rtx", cache_dir="", targets=("sm_89",))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, HALF], ids=["fp32", "fp16"])
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_case(case: Case, dynamic: bool, dtype: torch.dtype) -> None:
+    if dtype == HALF and not case.half:
+        pytest.skip("the operator has no floating point arguments, or none in fp16")
+    shapes = case.dynamic_shapes(dtype) if dynamic else None
+    if dynamic and not any(shapes or ()):
+        pytest.skip("the case has no dynamic dimension")
+    module, inputs = case.module(dtype), case.make_inputs(TRACED, dtype)
+    graph = captured(case, inputs, module, shapes)
+    if dynamic:
+        assert graph.ranges, "no dimension stayed dynamic"
+    parts = partitioned(graph, OPTIONS)
+    assert [str(r.node.target) + ": " + r.reason for r in parts.rejections] == []
+    assert list(parts.subgraphs) == ["trt_0"]
+    subgraph = parts.subgraphs["trt_0"]
+    assert case.op in operators(subgraph), f"{case.op} is not in the graph: {operators(subgraph)}"
+    network = network_from_graph(subgraph, flavour.load("tensorrt_rtx"), {s: (1, 16) for s in graph.ranges})
+    run = NetworkInterpreter(flavour.load("tensorrt_rtx").trt, network.definition, network.constants)
+    assert engine_from_network(network, flavour.load("tensorrt_rtx"), OPTIONS)
+    for n in (TRACED, OTHER) if dynamic else (TRACED,):
+        _check(case, module, run, case.make_inputs(n, dtype), dtype)
+
+
+def _check(case: Case, module: Any, run: Any, inputs: tuple[Any, ...], dtype: torch.dtype) -> None:
+    expected = _flat(module(*inputs))
+    tensors = [value for value in inputs if isinstance(value, torch.Tensor)]
+
+    def in_float64() -> list[Any]:
+        wide = [v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for v in inputs]
+        return _flat(module.double()(*wide))
+
+    with torch.no_grad():
+        assert_matches(run(*tensors), expected, in_float64, case.tolerance.get(dtype))
+
+
+def _flat(result: Any) -> list[Any]:
+    return [value for value in torch.utils._pytree.tree_leaves(result) if isinstance(value, torch.Tensor)]
+
+
+@pytest.mark.parametrize("case", REJECTED, ids=lambda case: case.id)
+def test_rejected(case: Rejected) -> None:
+    module = torch.nn.Module.eval(Case(case.op, case.call, case.inputs).module(torch.float32))
+    graph = captured(case, case.inputs(TRACED), module, None)
+    nodes = [node for node in graph.module.graph.nodes if node.target is case.op]
+    assert nodes, f"{case.op} is not in the graph"
+    reasons = [why_not(node) or "" for node in nodes]
+    assert any(case.reason in reason for reason in reasons), reasons
+
+
+def test_every_converter_has_a_case() -> None:
+    covered = {case.op for case in CASES}
+    missing = [str(op) for op in CONVERTERS if hasattr(op, "_schema") and op not in covered]
+    assert missing == []
+
+
+def test_every_why_not_has_a_rejecting_case() -> None:
+    covered = {case.op for case in REJECTED}
+    missing = [str(c.op) for c in CONVERTERS.values() if c.why_not is not None and c.op not in covered]
+    assert missing == []

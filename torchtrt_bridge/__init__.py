@@ -1,0 +1,1 @@
+"""Run PyTorch models on TensorRT."""

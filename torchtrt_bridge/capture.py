@@ -1,0 +1,167 @@
+"""Capture: from a module to one functional ATen graph with big operators whole, for both entry points."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
+
+from torchtrt_bridge.errors import CaptureError
+from torchtrt_bridge.lower import CONVERTERS
+
+
+@dataclasses.dataclass
+class CapturedGraph:
+    """A functional ATen graph; weights are its attributes, read by `get_attr` nodes.
+
+    module: its placeholders are the tensors and sizes of a call, then the `state`; its outputs are those of the
+        model, then the new values of what the model mutates.
+    outputs: how many of its outputs the caller gets back.
+    mutations: for each further output, the index of the placeholder that it is copied into.
+    state: names of the buffers that the model mutates, which the graph takes as its last inputs.
+    ranges: smallest and largest value of each symbolic size.
+    """
+
+    module: fx.GraphModule
+    outputs: int
+    mutations: tuple[int, ...]
+    state: tuple[str, ...]
+    ranges: dict[Any, tuple[int, int | None]]
+
+
+def export_program(
+    model: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+) -> ExportedProgram:
+    """`torch.export` of `model`, with the operators that have converters left whole.
+
+    Raises CaptureError, with PyTorch's own words, for a model that it cannot turn into one graph.
+    """
+    try:
+        with torch.no_grad():
+            program = torch.export.export(
+                model, args, dict(kwargs or {}), dynamic_shapes=dynamic_shapes, strict=False
+            )
+            return program.run_decompositions(_decompositions())
+    except Exception as error:
+        raise CaptureError(
+            f"torch.export could not capture {type(model).__name__} as one graph: {error}\n"
+            "torch.compile(model, backend='torchtrt_bridge') takes models whose control flow depends on data."
+        ) from error
+
+
+@functools.cache
+def _decompositions() -> dict[Any, Any]:
+    table = dict(torch.export.default_decompositions().items())
+    for op in CONVERTERS:
+        table.pop(op, None)
+    return table
+
+
+def graph_from_program(program: ExportedProgram) -> CapturedGraph:
+    """The graph of an exported program, with weights as attributes and mutated buffers as trailing inputs."""
+    module = _editable(program)
+    signature = program.graph_signature
+    mutated = set(signature.buffers_to_mutate.values())
+    placeholders = {node.name: node for node in module.graph.nodes if node.op == "placeholder"}
+    state = []
+    for spec in signature.input_specs:
+        if isinstance(spec.arg, ConstantArgument) and spec.kind is InputKind.USER_INPUT:
+            continue
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+            node = placeholders[spec.arg.name]
+            assert spec.target is not None
+            if spec.target in mutated:
+                _move_to_end(node)
+                state.append(spec.target)
+            else:
+                _bind(module, node, _tensor_of(program, spec.target))
+        elif spec.kind is not InputKind.USER_INPUT:
+            raise CaptureError(f"The model uses a {spec.kind.name.lower()} ({spec.target}), which has no tensor.")
+    mutations = _order_outputs(module, signature, tuple(state))
+    module.graph.lint()
+    module.recompile()
+    outputs = len(_output(module).args[0]) - len(mutations)  # type: ignore[arg-type]
+    ranges = {symbol: _bounds(value) for symbol, value in program.range_constraints.items()}
+    return CapturedGraph(module, outputs, mutations, tuple(state), ranges)
+
+
+def _editable(program: ExportedProgram) -> fx.GraphModule:
+    """A copy of the program's graph that shares neither nodes nor code generation with it."""
+    graph = fx.Graph()
+    result = graph.graph_copy(program.graph, {}, return_output_node=True)
+    assert isinstance(result, tuple)
+    node = graph.output(result[0])
+    node.meta = copy.copy(result[1].meta)
+    root = torch.nn.Module()
+    for name, child in program.graph_module.named_children():
+        root.add_module(name, child)
+    return fx.GraphModule(root, graph)
+
+
+def _tensor_of(program: ExportedProgram, target: str) -> torch.Tensor:
+    value = program.state_dict.get(target)
+    if value is None:
+        value = program.constants[target]
+    assert isinstance(value, torch.Tensor)
+    return value.detach()
+
+
+def _bind(module: fx.GraphModule, node: fx.Node, value: torch.Tensor) -> None:
+    """Replace a placeholder by an attribute that holds `value`."""
+    set_constant(module, node.name, value)
+    with module.graph.inserting_before(node):
+        read = module.graph.get_attr(node.name)
+    read.meta = dict(node.meta)
+    node.replace_all_uses_with(read)
+    module.graph.erase_node(node)
+
+
+def set_constant(module: torch.nn.Module, name: str, value: torch.Tensor) -> None:
+    """Hold `value` as a buffer of `module`; a parameter would ask for gradients."""
+    module.register_buffer(name, value, persistent=False)
+
+
+def _move_to_end(node: fx.Node) -> None:
+    last = [n for n in node.graph.nodes if n.op == "placeholder"][-1]
+    if last is not node:
+        last.append(node)
+
+
+def _output(module: fx.GraphModule) -> fx.Node:
+    return next(node for node in reversed(module.graph.nodes) if node.op == "output")
+
+
+def _order_outputs(module: fx.GraphModule, signature: Any, state: tuple[str, ...]) -> tuple[int, ...]:
+    """Put the mutated values after the caller's outputs; the indices of the placeholders they belong to."""
+    output = _output(module)
+    returned, mutated, targets = [], [], []
+    names = [node.name for node in module.graph.nodes if node.op == "placeholder"]
+    inputs_of_state = dict(zip(state, names[len(names) - len(state) :], strict=True))
+    for spec, value in zip(signature.output_specs, output.args[0], strict=True):  # type: ignore[arg-type]
+        if spec.kind is OutputKind.USER_OUTPUT:
+            returned.append(value)
+        elif spec.kind is OutputKind.BUFFER_MUTATION:
+            mutated.append(value)
+            targets.append(names.index(inputs_of_state[spec.target]))
+        elif spec.kind is OutputKind.USER_INPUT_MUTATION:
+            mutated.append(value)
+            targets.append(names.index(spec.target))
+        else:
+            raise CaptureError(f"The exported graph has an output of kind {spec.kind.name.lower()}.")
+    output.args = ((*returned, *mutated),)
+    return tuple(targets)
+
+
+def _bounds(value: Any) -> tuple[int, int | None]:
+    upper = value.upper
+    return int(value.lower), int(upper) if getattr(upper, "is_Integer", False) else None

@@ -1,0 +1,58 @@
+"""Build: from a TensorRT network to the bytes of an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torchtrt_bridge.engine.flavour import Flavour
+from torchtrt_bridge.errors import BuildError
+from torchtrt_bridge.lower.network import Network
+from torchtrt_bridge.options import Options
+from torchtrt_bridge.shapes import TensorSpec
+
+# Called with the fraction that is done; returns False to cancel the build.
+OnProgress = Callable[[float], bool]
+
+
+def engine_from_network(
+    network: Network, flavour: Flavour, options: Options, on_progress: OnProgress | None = None
+) -> bytes:
+    """Let TensorRT build `network` for `options.targets`.
+
+    Raises BuildError with TensorRT's own messages.
+    """
+    trt = flavour.trt
+    config = network.builder.create_builder_config()
+    config.builder_optimization_level = options.optimization_level
+    if options.workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+    (config.set_flag if options.tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
+    flavour.set_targets(config, options.targets)
+    _add_profile(network, config)
+    if on_progress is not None:
+        config.progress_monitor = flavour.progress_monitor(on_progress)
+    network.log.errors.clear()
+    plan = network.builder.build_serialized_network(network.definition, config)
+    if plan is None:
+        errors = "; ".join(network.log.errors) or "it gave no reason"
+        raise BuildError(f"{flavour} could not build the engine: {errors}")
+    return bytes(plan)
+
+
+def _add_profile(network: Network, config: Any) -> None:
+    """One optimization profile with the range of every input that has one."""
+    dynamic = [spec for spec in network.inputs if any(low != high for low, high in spec.ranges)]
+    if not dynamic:
+        return
+    profile = network.builder.create_optimization_profile()
+    for spec in dynamic:
+        low, high = zip(*spec.ranges, strict=True)
+        profile.set_shape(spec.name, low, _within(spec), high)
+    if not profile:
+        raise BuildError(f"TensorRT refuses the ranges {', '.join(f'{s.name}: {s}' for s in dynamic)}.")
+    config.add_optimization_profile(profile)
+
+
+def _within(spec: TensorSpec) -> tuple[int, ...]:
+    return tuple(min(max(size, low), high) for size, (low, high) in zip(spec.example, spec.ranges, strict=True))

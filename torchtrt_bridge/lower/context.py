@@ -1,0 +1,264 @@
+"""What a converter writes with: a network that names its layers, and the few moves that every family needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from torchtrt_bridge.errors import LoweringError
+from torchtrt_bridge.lower.dtypes import torch_dtype_from_trt, trt_dtype_from_torch
+
+# A TensorRT tensor, a weight, a number, or a size known only at run time (an int64 tensor of shape (1,)).
+Value = Any
+Size = Any
+
+
+class NamedNetwork:
+    """An `INetworkDefinition` whose layers are named after the node being lowered, and whose errors are raised."""
+
+    def __init__(self, network: Any, log: Any) -> None:
+        self.definition = network
+        self.scope = ""
+        self._log = log
+        self._count = 0
+
+    def enter(self, scope: str) -> None:
+        self.scope, self._count = scope, 0
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self.definition, name)
+        return self._named(name[4:], method) if name.startswith("add_") else method
+
+    def _named(self, kind: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def add(*args: Any, **kwargs: Any) -> Any:
+            layer = method(*args, **kwargs)
+            if layer is None:
+                raise LoweringError(f"TensorRT refused the layer {kind}: {self.take_errors()}")
+            layer.name = f"{self.scope}/{kind}" if self._count == 0 else f"{self.scope}/{kind}_{self._count}"
+            self._count += 1
+            return layer
+
+        return add
+
+    def take_errors(self) -> str:
+        errors, self._log.errors = "; ".join(self._log.errors), []
+        return errors or "it gave no reason"
+
+    def raise_errors(self) -> None:
+        if self._log.errors:
+            raise LoweringError(f"TensorRT reported: {self.take_errors()}")
+
+
+class Context:
+    """The network under construction and the node being lowered.
+
+    node: the FX node; `node.meta["val"]` is its fake value, with dtype and (symbolic) shape.
+    constants: value of each constant layer by layer name, for readers that TensorRT cannot give it back to.
+    """
+
+    def __init__(self, trt: Any, network: NamedNetwork) -> None:
+        self.trt = trt
+        self.network = network
+        self.node: Node
+        self.constants: dict[str, torch.Tensor] = {}
+        self._kept: list[Any] = []
+
+    # Constants and weights -------------------------------------------------------------------------------
+
+    def constant(self, value: Any, dtype: torch.dtype | None = None) -> Any:
+        """A constant layer's tensor from a torch tensor, a number or a (nested) list of numbers."""
+        host = torch.as_tensor(value, dtype=dtype).detach().to("cpu").contiguous()
+        layer = self.network.add_constant(tuple(host.shape), self.weights(host))
+        self.constants[layer.name] = host
+        return layer.get_output(0)
+
+    def weights(self, value: torch.Tensor | None) -> Any:
+        """Weights that point at `value`'s memory, which is kept alive until the engine is built."""
+        if value is None:
+            return self.trt.Weights()
+        host = value.detach().to("cpu").contiguous()
+        self._kept.append(host)
+        return self.trt.Weights(trt_dtype_from_torch(self.trt, host.dtype), host.data_ptr(), host.numel())
+
+    # Tensors ---------------------------------------------------------------------------------------------
+
+    def tensor(self, value: Value, dtype: torch.dtype | None = None, rank: int | None = None) -> Any:
+        """`value` as a TensorRT tensor, cast to `dtype` and with leading ones up to `rank` dimensions."""
+        if not isinstance(value, self.trt.ITensor):
+            value = self.constant(value, dtype)
+        if dtype is not None:
+            value = self.cast(value, dtype)
+        if rank is not None and len(value.shape) < rank:
+            value = self.unsqueeze(value, range(rank - len(value.shape)))
+        return value
+
+    def dtype(self, value: Value) -> torch.dtype:
+        """The torch dtype of a TensorRT tensor or of a weight."""
+        return value.dtype if isinstance(value, torch.Tensor) else torch_dtype_from_trt(value.dtype)
+
+    def operands(self, *values: Value, dtype: torch.dtype | None = None) -> list[Any]:
+        """`values` as tensors of equal dtype and rank, ready for an elementwise layer.
+
+        dtype: PyTorch's type promotion decides when None.
+        """
+        dtype = dtype or self.result_type(*values)
+        rank = max(self.rank(value) for value in values)
+        return [self.tensor(value, dtype, rank) for value in values]
+
+    def rank(self, value: Value) -> int:
+        if isinstance(value, (self.trt.ITensor, torch.Tensor)):
+            return 0 if self.is_size(value) else len(value.shape)
+        return 0
+
+    def result_type(self, *values: Value) -> torch.dtype:
+        """The dtype that PyTorch's type promotion gives for `values`."""
+        stand_ins = [self._stand_in(value) for value in values]
+        result = torch.result_type(stand_ins[0], stand_ins[-1])
+        for value in stand_ins[1:-1]:
+            result = torch.result_type(torch.empty(1, dtype=result), value)
+        return result
+
+    def _stand_in(self, value: Value) -> Any:
+        if isinstance(value, self.trt.ITensor):
+            if self.is_size(value):
+                return 1
+            return torch.empty((1,) * len(value.shape), dtype=self.dtype(value), device="meta")
+        return value
+
+    def cast(self, tensor: Any, dtype: torch.dtype) -> Any:
+        if self.dtype(tensor) == dtype:
+            return tensor
+        return self.network.add_cast(tensor, trt_dtype_from_torch(self.trt, dtype)).get_output(0)
+
+    def elementwise(self, op: str, left: Value, right: Value, dtype: torch.dtype | None = None) -> Any:
+        """An `ElementWiseOperation` by name on two values, promoted to one dtype and rank."""
+        left, right = self.operands(left, right, dtype=dtype)
+        kind = getattr(self.trt.ElementWiseOperation, op)
+        return self.network.add_elementwise(left, right, kind).get_output(0)
+
+    def unary(self, op: str, tensor: Any) -> Any:
+        """A `UnaryOperation` by name."""
+        return self.network.add_unary(tensor, getattr(self.trt.UnaryOperation, op)).get_output(0)
+
+    def activation(self, op: str, tensor: Any, alpha: float | None = None, beta: float | None = None) -> Any:
+        """An `ActivationType` by name."""
+        layer = self.network.add_activation(tensor, getattr(self.trt.ActivationType, op))
+        if alpha is not None:
+            layer.alpha = alpha
+        if beta is not None:
+            layer.beta = beta
+        return layer.get_output(0)
+
+    def select(self, condition: Any, then: Value, otherwise: Value, dtype: torch.dtype | None = None) -> Any:
+        """`then` where `condition` holds, else `otherwise`; all three broadcast."""
+        then, otherwise = self.operands(then, otherwise, dtype=dtype)
+        rank = max(len(condition.shape), len(then.shape))
+        condition, then, otherwise = (self.tensor(v, rank=rank) for v in (condition, then, otherwise))
+        return self.network.add_select(condition, then, otherwise).get_output(0)
+
+    # Shapes ----------------------------------------------------------------------------------------------
+
+    def is_size(self, value: Value) -> bool:
+        """Whether `value` stands for a size known only at run time."""
+        return isinstance(value, self.trt.ITensor) and value.name.startswith(SIZE_PREFIX)
+
+    def as_size(self, tensor: Any) -> Size:
+        """Mark an int64 tensor of shape (1,) as a size."""
+        tensor.name = f"{SIZE_PREFIX}{self.network.scope}/{tensor.name}"
+        return tensor
+
+    def shape(self, tensor: Any) -> Any:
+        """The sizes of `tensor`, as an int64 tensor of shape (rank,)."""
+        return self.network.add_shape(tensor).get_output(0)
+
+    def size(self, tensor: Any, dim: int) -> Size:
+        """The size of one dimension: an int where it is known, else a size."""
+        dim %= len(tensor.shape)
+        known = tensor.shape[dim]
+        if known >= 0:
+            return known
+        sliced = self.network.add_slice(self.shape(tensor), (dim,), (1,), (1,))
+        return self.as_size(sliced.get_output(0))
+
+    def sizes(self, tensor: Any) -> list[Size]:
+        """The sizes of all dimensions."""
+        return [self.size(tensor, dim) for dim in range(len(tensor.shape))]
+
+    def shape_tensor(self, sizes: Sequence[Size]) -> Any:
+        """Sizes, numbers and run-time ones mixed, as one int64 tensor of shape (len(sizes),)."""
+        if all(isinstance(size, int) for size in sizes):
+            return self.constant(list(sizes), torch.int64)
+        parts = [size if self.is_size(size) else self.constant([size], torch.int64) for size in sizes]
+        return parts[0] if len(parts) == 1 else self.network.add_concatenation(parts).get_output(0)
+
+    def reshape(self, tensor: Any, sizes: Sequence[Size]) -> Any:
+        """`tensor` with the given sizes, of which one may be -1."""
+        layer = self.network.add_shuffle(tensor)
+        layer.zero_is_placeholder = False
+        unknown = [i for i, size in enumerate(sizes) if not isinstance(size, int)]
+        if len(unknown) == 1 and -1 not in sizes:
+            sizes = [-1 if i in unknown else size for i, size in enumerate(sizes)]
+        if all(isinstance(size, int) for size in sizes):
+            layer.reshape_dims = tuple(sizes)
+        else:
+            layer.set_input(1, self.shape_tensor(sizes))
+        return layer.get_output(0)
+
+    def permute(self, tensor: Any, dims: Sequence[int]) -> Any:
+        layer = self.network.add_shuffle(tensor)
+        layer.first_transpose = self.trt.Permutation(list(dims))
+        return layer.get_output(0)
+
+    def unsqueeze(self, tensor: Any, dims: Sequence[int]) -> Any:
+        """Dimensions of size 1 inserted, so that they stand at `dims` of the result."""
+        return self.network.add_unsqueeze(tensor, self.constant(list(dims), torch.int64)).get_output(0)
+
+    def squeeze(self, tensor: Any, dims: Sequence[int]) -> Any:
+        """Dimensions `dims`, each of size 1, removed."""
+        return self.network.add_squeeze(tensor, self.constant(list(dims), torch.int64)).get_output(0)
+
+    def slice(
+        self,
+        tensor: Any,
+        start: Sequence[Size],
+        shape: Sequence[Size],
+        stride: Sequence[Size] | None = None,
+        mode: str = "STRICT_BOUNDS",
+    ) -> Any:
+        """An `ISliceLayer`; start, shape and stride may hold run-time sizes."""
+        stride = [1] * len(start) if stride is None else stride
+        given = (start, shape, stride)
+        static = [all(isinstance(v, int) for v in values) for values in given]
+        dims = [tuple(v) if known else (0,) * len(start) for v, known in zip(given, static, strict=True)]
+        layer = self.network.add_slice(tensor, *dims)
+        layer.mode = getattr(self.trt.SampleMode, mode)
+        for index, (values, known) in enumerate(zip(given, static, strict=True), start=1):
+            if not known:
+                layer.set_input(index, self.shape_tensor(values))
+        return layer.get_output(0)
+
+    def expand(self, tensor: Any, sizes: Sequence[Size]) -> Any:
+        """`tensor` broadcast to `sizes` (-1 keeps a size), as `torch.Tensor.expand`."""
+        tensor = self.tensor(tensor, rank=len(sizes))
+        own = self.sizes(tensor)
+        wanted = [mine if isinstance(size, int) and size == -1 else size for mine, size in zip(own, sizes, strict=True)]
+        if all(isinstance(m, int) and isinstance(w, int) and m == w for m, w in zip(own, wanted, strict=True)):
+            return tensor
+        stride = [0 if mine == 1 else 1 for mine in own]
+        return self.slice(tensor, [0] * len(own), wanted, stride)
+
+    def reduce(self, op: str, tensor: Any, dims: Sequence[int], keep_dims: bool) -> Any:
+        """A `ReduceOperation` by name over `dims`."""
+        axes = self.axes(dims, len(tensor.shape))
+        kind = getattr(self.trt.ReduceOperation, op)
+        return self.network.add_reduce(tensor, kind, axes, keep_dims).get_output(0)
+
+    def axes(self, dims: Sequence[int], rank: int) -> int:
+        """The bit mask that TensorRT wants for a set of dimensions."""
+        return sum({1 << (dim % rank) for dim in dims})
+
+
+SIZE_PREFIX = "size:"

@@ -1,0 +1,134 @@
+"""From a subgraph to an unbuilt TensorRT network: inputs, one converter per node, outputs."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from torchtrt_bridge.engine.flavour import Flavour
+from torchtrt_bridge.errors import BridgeError, LoweringError, UnsupportedOpError
+from torchtrt_bridge.lower.context import Context, NamedNetwork
+from torchtrt_bridge.lower.dtypes import trt_dtype_from_torch
+from torchtrt_bridge.lower.registry import CONVERTERS
+from torchtrt_bridge.shapes import TensorSpec, spec_of
+from torchtrt_bridge.source import describe
+
+
+@dataclasses.dataclass
+class Network:
+    """A network and what must live until it is built.
+
+    inputs, outputs: names, dtypes and sizes, in the order of the subgraph's arguments and results.
+    constants: value of each constant layer by name.
+    layers: how many layers TensorRT was given.
+    """
+
+    definition: Any
+    builder: Any
+    log: Any
+    inputs: list[TensorSpec]
+    outputs: list[TensorSpec]
+    constants: dict[str, torch.Tensor]
+    kept: Any = dataclasses.field(repr=False)
+
+    @property
+    def layers(self) -> int:
+        return int(self.definition.num_layers)
+
+
+def network_from_graph(
+    module: fx.GraphModule, flavour: Flavour, ranges: Mapping[Any, tuple[int, int]] | None = None
+) -> Network:
+    """Write every node of `module` into a new network.
+
+    ranges: smallest and largest value of each symbolic size.
+    Raises LoweringError, naming operator, node and source line.
+    """
+    log = flavour.new_log()
+    builder = flavour.trt.Builder(log)
+    definition = flavour.new_network(builder)
+    ctx = Context(flavour.trt, NamedNetwork(definition, log))
+    values: dict[fx.Node, Any] = {}
+    inputs: list[TensorSpec] = []
+    outputs: list[TensorSpec] = []
+    for node in module.graph.nodes:
+        ctx.node = node
+        ctx.network.enter(node.name)
+        if node.op == "placeholder":
+            spec = spec_of(node.name, node.meta["val"], ranges or {})
+            inputs.append(spec)
+            values[node] = _add_input(ctx, spec)
+        elif node.op == "get_attr":
+            values[node] = module.get_buffer(str(node.target))
+        elif node.op == "call_function":
+            values[node] = _lower(ctx, node, values)
+        elif node.op == "output":
+            outputs = _mark_outputs(ctx, node, values, ranges or {})
+    return Network(definition, builder, log, inputs, outputs, ctx.constants, ctx)
+
+
+def _add_input(ctx: Context, spec: TensorSpec) -> Any:
+    shape = tuple(-1 if low != high else low for low, high in spec.ranges)
+    return ctx.network.definition.add_input(spec.name, trt_dtype_from_torch(ctx.trt, spec.dtype), shape)
+
+
+def _lower(ctx: Context, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])  # type: ignore[no-untyped-call]
+    if node.target is operator.getitem:
+        return args[0][args[1]]
+    found = CONVERTERS.get(node.target)
+    if found is None:
+        raise UnsupportedOpError(f"{describe(node)} has no converter.")
+    try:
+        result = found.lower(ctx, *args, **kwargs)
+        _check(ctx, result, node.meta.get("val"))
+        ctx.network.raise_errors()
+    except BridgeError as error:
+        raise LoweringError(f"{describe(node)} could not be lowered: {error}") from error
+    except Exception as error:
+        reported = ctx.network.take_errors()
+        raise LoweringError(
+            f"{describe(node)} could not be lowered: {type(error).__name__}: {error}; TensorRT: {reported}"
+        ) from error
+    return result
+
+
+def _check(ctx: Context, result: Any, expected: Any) -> None:
+    """A converter's result must have the dtype, rank and known sizes that PyTorch gives the node."""
+    if isinstance(expected, (tuple, list)):
+        for one, value in zip(result, expected, strict=False):
+            if one is not None:
+                _check(ctx, one, value)
+        return
+    if not isinstance(expected, torch.Tensor) or isinstance(result, torch.Tensor):
+        return
+    if ctx.dtype(result) != expected.dtype:
+        raise LoweringError(f"the converter gave {ctx.dtype(result)} instead of {expected.dtype}.")
+    own, wanted = tuple(result.shape), tuple(expected.shape)
+    known = [(a, b) for a, b in zip(own, wanted, strict=False) if a >= 0 and isinstance(b, int)]
+    if len(own) != len(wanted) or any(a != b for a, b in known):
+        raise LoweringError(f"the converter gave the shape {own} instead of {wanted}.")
+
+
+def _mark_outputs(
+    ctx: Context, node: fx.Node, values: Mapping[fx.Node, Any], ranges: Mapping[Any, tuple[int, int]]
+) -> list[TensorSpec]:
+    """Mark the results, each under its node's name and as a tensor of its own."""
+    sources = node.args[0] if isinstance(node.args[0], (tuple, list)) else (node.args[0],)
+    specs = []
+    for index, source in enumerate(sources):
+        assert isinstance(source, fx.Node)
+        expected = source.meta["val"]
+        tensor = ctx.tensor(values[source])
+        if tensor.is_network_input or tensor.is_network_output or isinstance(values[source], torch.Tensor):
+            tensor = ctx.network.add_identity(tensor).get_output(0)
+        tensor.name = f"out{index}:{source.name}"
+        ctx.network.definition.mark_output(tensor)
+        specs.append(spec_of(tensor.name, expected, ranges))
+    ctx.network.raise_errors()
+    return specs

@@ -1,0 +1,20 @@
+"""Normalize: passes that bring a captured graph into the form that is lowered. Each keeps what it computes."""
+
+from torch import fx
+
+from torchtrt_bridge.normalize.fold import fold_constants
+from torchtrt_bridge.normalize.fuse import fold_batch_norm
+from torchtrt_bridge.normalize.precision import set_precision
+from torchtrt_bridge.options import Options
+
+PASSES = (fold_constants, fold_batch_norm, set_precision, fold_constants)
+
+
+def normalize(module: fx.GraphModule, options: Options) -> fx.GraphModule:
+    """Run all passes; `module` is changed and returned."""
+    for run_pass in PASSES:
+        module = run_pass(module, options)
+    return module
+
+
+__all__ = ["PASSES", "normalize"]

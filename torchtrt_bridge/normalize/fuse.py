@@ -1,0 +1,102 @@
+"""Fuse: batch normalization in evaluation mode is a scale and a shift, and melts into the layer before it."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from torchtrt_bridge.normalize.graph import (
+    constant_of,
+    fake_mode_of,
+    infer,
+    insert_call,
+    insert_constant,
+    is_call,
+    remove_dead,
+)
+from torchtrt_bridge.options import Options
+
+aten = torch.ops.aten
+BATCH_NORM = aten._native_batch_norm_legit_no_training.default
+
+
+def fold_batch_norm(module: fx.GraphModule, options: Options) -> fx.GraphModule:
+    """Replace each batch norm by new weights of its convolution, or else by a product and a sum."""
+    mode = fake_mode_of(module)
+    for node in list(module.graph.nodes):
+        if not is_call(node, BATCH_NORM) or any(_index(user) != 0 for user in node.users):
+            continue
+        affine = _scale_and_shift(node)
+        if affine is None:
+            continue
+        source = node.args[0]
+        replaced = _fold_into(source, *affine, mode) if len(source.users) == 1 else None
+        replaced = replaced or _as_product_and_sum(node, *affine, mode)
+        for user in list(node.users):
+            user.replace_all_uses_with(replaced)
+    return remove_dead(module)
+
+
+def _index(user: fx.Node) -> int:
+    return int(user.args[1]) if user.target is operator.getitem else -1
+
+
+def _scale_and_shift(node: fx.Node) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """The float64 factor and summand per channel; None if the statistics are not constants."""
+    _, weight, bias, mean, var, _, eps = node.args
+    constants = [None if arg is None else constant_of(arg) for arg in (weight, bias, mean, var)]
+    if constants[2] is None or constants[3] is None:
+        return None
+    if any(arg is not None and value is None for arg, value in zip((weight, bias), constants, strict=False)):
+        return None
+    gamma, beta, mu, variance = (None if value is None else value.double() for value in constants)
+    assert mu is not None and variance is not None and isinstance(eps, float)
+    scale = torch.rsqrt(variance + eps)
+    scale = scale if gamma is None else scale * gamma
+    shift = -mu * scale
+    return scale, shift if beta is None else shift + beta
+
+
+def _fold_into(source: fx.Node, scale: torch.Tensor, shift: torch.Tensor, mode: FakeTensorMode) -> fx.Node | None:
+    """The convolution or linear layer `source` with the affine map in its weights; None if it is neither."""
+    if not (is_call(source, aten.convolution.default) or is_call(source, aten.linear.default)):
+        return None
+    if is_call(source, aten.linear.default) and source.meta["val"].dim() != 2:
+        return None
+    weight = constant_of(source.args[1])
+    bias_node = source.args[2] if len(source.args) > 2 else None
+    bias = constant_of(bias_node)
+    if weight is None or (bias_node is not None and bias is None):
+        return None
+    new_weight = (weight.double() * _along_outputs(source, weight, scale)).to(weight.dtype)
+    new_bias = (shift if bias is None else bias.double() * scale + shift).to(weight.dtype)
+    hint = source.name
+    args = list(source.args) + [None] * (3 - len(source.args))
+    args[1] = insert_constant(source, new_weight, f"{hint}_weight", mode)
+    args[2] = insert_constant(source, new_bias, f"{hint}_bias", mode)
+    source.args = tuple(args)
+    infer(source, mode)
+    return source
+
+
+def _along_outputs(source: fx.Node, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """`scale` shaped to multiply `weight` along its output channels."""
+    if is_call(source, aten.linear.default) or not source.args[6]:
+        return scale.reshape(-1, *[1] * (weight.dim() - 1))
+    groups = int(source.args[8])
+    per_group = scale.reshape(groups, 1, -1).expand(groups, weight.shape[0] // groups, -1)
+    return per_group.reshape(weight.shape[0], weight.shape[1], *[1] * (weight.dim() - 2))
+
+
+def _as_product_and_sum(node: fx.Node, scale: torch.Tensor, shift: torch.Tensor, mode: FakeTensorMode) -> fx.Node:
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    value = source.meta["val"]
+    shape = (1, -1) + (1,) * (value.dim() - 2)
+    factor = insert_constant(node, scale.reshape(shape).to(value.dtype), f"{node.name}_scale", mode)
+    summand = insert_constant(node, shift.reshape(shape).to(value.dtype), f"{node.name}_shift", mode)
+    product = insert_call(node, mode, aten.mul.Tensor, source, factor)
+    return insert_call(node, mode, aten.add.Tensor, product, summand)

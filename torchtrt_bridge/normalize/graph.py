@@ -1,0 +1,87 @@
+"""Small edits of an FX graph that keep every node's fake value right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+
+def fake_mode_of(module: fx.GraphModule) -> FakeTensorMode:
+    """The mode in which the fake values of `module`'s nodes live."""
+    values = [node.meta["val"] for node in module.graph.nodes if isinstance(node.meta.get("val"), torch.Tensor)]
+    return detect_fake_mode(values) or FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def fake(argument: Any) -> Any:
+    """A node's arguments with fake values in place of nodes."""
+    return fx.map_arg(argument, lambda node: node.meta["val"])  # type: ignore[no-untyped-call]
+
+
+def infer(node: fx.Node, mode: FakeTensorMode) -> Any:
+    """Compute and keep the fake value of a call from those of its inputs."""
+    assert callable(node.target)
+    with mode, torch.no_grad():
+        node.meta["val"] = node.target(*fake(node.args), **fake(node.kwargs))
+    return node.meta["val"]
+
+
+def is_call(node: Any, op: Any) -> bool:
+    return isinstance(node, fx.Node) and node.op == "call_function" and node.target is op
+
+
+def insert_call(before: fx.Node, mode: FakeTensorMode, op: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+    """A call in front of `before`, on behalf of it: it carries its source line."""
+    with before.graph.inserting_before(before):
+        node = before.graph.call_function(op, args, kwargs)
+    for key in ("stack_trace", "nn_module_stack"):
+        if key in before.meta:
+            node.meta[key] = before.meta[key]
+    infer(node, mode)
+    return node
+
+
+def constant_of(node: Any) -> torch.Tensor | None:
+    """The tensor that `node` reads, if it is a constant."""
+    if not isinstance(node, fx.Node) or node.op != "get_attr":
+        return None
+    module = node.graph.owning_module
+    value = getattr(module, str(node.target), None)
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def insert_constant(before: fx.Node, value: torch.Tensor, hint: str, mode: FakeTensorMode) -> fx.Node:
+    """A new constant, readable in front of `before`."""
+    module = before.graph.owning_module
+    assert module is not None
+    name = _free_name(module, hint)
+    module.register_buffer(name, value, persistent=False)
+    with before.graph.inserting_before(before):
+        node = before.graph.get_attr(name)
+    node.meta["val"] = mode.from_tensor(value, static_shapes=True)
+    return node
+
+
+def _free_name(module: torch.nn.Module, hint: str) -> str:
+    name, count = hint, 0
+    while hasattr(module, name):
+        count += 1
+        name = f"{hint}_{count}"
+    return name
+
+
+def remove_dead(module: fx.GraphModule) -> fx.GraphModule:
+    """Drop calls without users, and constants that nothing reads."""
+    module.graph.eliminate_dead_code()
+    for node in list(module.graph.nodes):
+        if node.op == "get_attr" and not node.users:
+            module.graph.erase_node(node)
+    read = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    for name in [name for name, _ in module.named_buffers(recurse=False) if name not in read]:
+        delattr(module, name)
+    module.recompile()
+    return module

@@ -1,0 +1,127 @@
+"""Precision: casts around the operators of an fp32 graph, so that it computes in half precision where that is safe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from torchtrt_bridge.lower import why_not
+from torchtrt_bridge.normalize.graph import constant_of, fake_mode_of, infer, insert_call
+from torchtrt_bridge.options import Options
+
+aten = torch.ops.aten
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+# Products of many terms: what half precision is for, and what accumulates in fp32 inside.
+HALF = {
+    aten.convolution.default,
+    aten.linear.default,
+    aten.mm.default,
+    aten.bmm.default,
+    aten.addmm.default,
+    aten.baddbmm.default,
+    aten.matmul.default,
+    aten.scaled_dot_product_attention.default,
+}
+
+# Functions that lose their meaning in 10 mantissa bits, or leave fp16's range, by name without overload.
+DELICATE = {
+    "_log_softmax", "_softmax", "acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cosh", "cumprod",
+    "cumsum", "digamma", "erfinv", "exp", "exp2", "expm1", "fmod", "grid_sampler_2d", "group_norm",
+    "instance_norm", "layer_norm", "lgamma", "linalg_vector_norm", "log", "log10", "log1p", "log2", "log_softmax",
+    "logsumexp", "mean", "native_group_norm", "native_layer_norm", "norm", "pow", "prod", "reciprocal",
+    "remainder", "rms_norm", "rsqrt", "sinh", "softmax", "softplus", "sqrt", "std", "sum", "tan", "var",
+    "var_mean", "_native_batch_norm_legit_no_training",
+}  # fmt: skip
+
+
+def set_precision(module: fx.GraphModule, options: Options) -> fx.GraphModule:
+    """Let what was fp32 compute in `options.precision`; inputs and outputs of the graph keep their dtypes.
+
+    Tensors that the model itself holds in half precision, and operators that stay in PyTorch, are left alone.
+    """
+    if options.precision == "fp32":
+        return module
+    _Lowering(module, DTYPES[options.precision], options).run()
+    module.graph.lint()
+    module.recompile()
+    return module
+
+
+class _Lowering:
+    def __init__(self, module: fx.GraphModule, dtype: torch.dtype, options: Options) -> None:
+        self.graph = module.graph
+        self.dtype = dtype
+        self.torch_ops = options.torch_ops
+        self.mode: FakeTensorMode = fake_mode_of(module)
+        self.lowered: set[fx.Node] = set()  # fp32 in the user's graph, half from here on
+        self.casts: dict[tuple[fx.Node, torch.dtype], fx.Node] = {}
+
+    def run(self) -> None:
+        for node in list(self.graph.nodes):
+            if node.op == "call_function":
+                self._call(node)
+            elif node.op == "output":
+                self._restore(node)
+
+    def _call(self, node: fx.Node) -> None:
+        was = _float_dtypes(node.meta.get("val"))
+        if self._stays_fp32(node, was):
+            self._restore(node)
+            return
+        sources = [n for n in node.all_input_nodes if self._is_fp32(n) or n in self.lowered]
+        if node.target in HALF or any(n in self.lowered for n in sources):
+            self._cast_inputs(node, [n for n in sources if n not in self.lowered], self.dtype)
+        if sources:
+            infer(node, self.mode)
+        if torch.float32 in was and _float_dtypes(node.meta["val"]) != was:
+            self.lowered.add(node)
+
+    def _stays_fp32(self, node: fx.Node, was: list[Any]) -> bool:
+        name = getattr(node.target, "_schema", None) and node.target._schema.name.split("::")[-1]  # type: ignore[union-attr]
+        if name in DELICATE or any(not self._fits(arg) for arg in node.args):
+            return True
+        return str(node.target) in self.torch_ops or why_not(node) is not None
+
+    def _fits(self, arg: Any) -> bool:
+        """Whether a number is in the range of the half precision type."""
+        return not isinstance(arg, float) or abs(arg) in (0.0, float("inf")) or abs(arg) <= torch.finfo(self.dtype).max
+
+    def _is_fp32(self, node: fx.Node) -> bool:
+        value = node.meta.get("val")
+        return isinstance(value, torch.Tensor) and value.dtype == torch.float32
+
+    def _restore(self, node: fx.Node) -> None:
+        lowered = [n for n in node.all_input_nodes if n in self.lowered]
+        self._cast_inputs(node, lowered, torch.float32)
+
+    def _cast_inputs(self, node: fx.Node, sources: list[fx.Node], dtype: torch.dtype) -> None:
+        for source in sources:
+            node.replace_input_with(source, self._cast(source, dtype, node))
+
+    def _cast(self, source: fx.Node, dtype: torch.dtype, user: fx.Node) -> fx.Node:
+        """`source` in `dtype`: one cast, shared by all its users."""
+        key = source, dtype
+        if key not in self.casts:
+            before = user if constant_of(source) is not None else _after(source)
+            cast = insert_call(before, self.mode, aten._to_copy.default, source, dtype=dtype)
+            cast.meta.update({k: v for k, v in source.meta.items() if k in ("stack_trace", "nn_module_stack")})
+            self.casts[key] = cast
+            if dtype == self.dtype:
+                self.lowered.add(cast)
+        return self.casts[key]
+
+
+def _after(node: fx.Node) -> fx.Node:
+    following = node.next
+    while following.op == "placeholder":
+        following = following.next
+    return following
+
+
+def _float_dtypes(value: Any) -> list[Any]:
+    values = value if isinstance(value, (tuple, list)) else [value]
+    return [v.dtype if isinstance(v, torch.Tensor) else None for v in values]

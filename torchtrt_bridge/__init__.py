@@ -1,1 +1,3 @@
 """Run PyTorch models on TensorRT."""
+
+__version__ = "0.1.0"

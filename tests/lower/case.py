@@ -101,7 +101,8 @@ def _changing(a: Any, b: Any) -> Any:
 
 
 def captured(case: Case | Rejected, inputs: tuple[Any, ...], module: nn.Module, dynamic: Any) -> CapturedGraph:
-    return graph_from_program(export_program(module, inputs, dynamic_shapes=dynamic))
+    shapes = None if dynamic is None else (dynamic,)  # `Called.forward` has one parameter, *args
+    return graph_from_program(export_program(module, inputs, dynamic_shapes=shapes))
 
 
 def partitioned(graph: CapturedGraph, options: Options) -> Partition:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import pkgutil
 from typing import Any
@@ -56,7 +57,7 @@ def _check(case: Case, module: Any, run: Any, inputs: tuple[Any, ...], dtype: to
 
     def in_float64() -> list[Any]:
         wide = [v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for v in inputs]
-        return _flat(module.double()(*wide))
+        return _flat(copy.deepcopy(module).double()(*wide))
 
     with torch.no_grad():
         assert_matches(run(*tensors), expected, in_float64, case.tolerance.get(dtype))

@@ -77,6 +77,17 @@ class Flavour:
                 "Use engine='tensorrt_rtx' to build for other GPUs."
             )
 
+    def context_config(self, engine: Any, kernels: bytes | None) -> tuple[Any, Any]:
+        """A runtime configuration with TensorRT-RTX's cache of compiled kernels, filled with `kernels`, and that cache."""
+        config = engine.create_runtime_config()
+        if not self.is_rtx:
+            return config, None
+        cache = config.create_runtime_cache()
+        if kernels:
+            cache.deserialize(kernels)  # a refusal leaves the cache empty, and the kernels are compiled again
+        config.set_runtime_cache(cache)
+        return config, cache
+
     def progress_monitor(self, on_progress: Callable[[float], bool]) -> Any:
         """A TensorRT progress monitor that reports the fraction of the build's outermost phase that is done."""
         return _monitor_class(self.trt)(on_progress)

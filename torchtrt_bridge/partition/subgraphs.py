@@ -53,7 +53,7 @@ def partition(module: fx.GraphModule, options: Options) -> Partition:
     partitioner = CapabilityBasedPartitioner(module, support, allows_single_node_partition=True)
     groups = []
     for proposal in partitioner.propose_partitions():
-        nodes = _without_input_views([n for n in module.graph.nodes if n in proposal.nodes])
+        nodes = _without_shared_views([n for n in module.graph.nodes if n in proposal.nodes])
         calls = [n for n in nodes if n.op == "call_function" and n.target is not operator.getitem]
         if not calls or all(_is_move(n) for n in calls):
             continue
@@ -107,24 +107,30 @@ def _is_move(node: fx.Node) -> bool:
     return schema is None or schema.name.split("::")[-1] in _MOVES
 
 
-def _without_input_views(nodes: list[fx.Node]) -> list[fx.Node]:
-    """Drop the views of inputs that leave the subgraph as they are: PyTorch returns an alias there, as it should."""
+def _without_shared_views(nodes: list[fx.Node]) -> list[fx.Node]:
+    """Leave to PyTorch the views whose memory the caller sees twice, so that they stay views.
+
+    These are views of an input that leave the subgraph, and views of a result that leaves it too.
+    """
     inside = set(nodes)
-    plain: set[fx.Node] = set()
-    for node in nodes:
-        sources = node.all_input_nodes
-        if node.op == "call_function" and _is_alias(node) and all(s not in inside or s in plain for s in sources):
-            plain.add(node)
-    kept = set(inside)
     for node in reversed(nodes):
-        if node in plain and not any(user in kept for user in node.users):
-            kept.discard(node)
-    return [node for node in nodes if node in kept]
+        if _is_alias(node) and not any(user in inside for user in node.users):
+            source = node.all_input_nodes[0]
+            if source.op != "get_attr" and (_is_view_of_input(node, inside) or any(u not in inside for u in source.users)):
+                inside.discard(node)
+    return [node for node in nodes if node in inside]
+
+
+def _is_view_of_input(node: fx.Node, inside: set[fx.Node]) -> bool:
+    while node in inside and _is_alias(node):
+        node = node.all_input_nodes[0]
+    return node not in inside
 
 
 def _is_alias(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
-    return schema is not None and any(ret.alias_info is not None for ret in schema.returns)
+    is_view = schema is not None and any(ret.alias_info is not None for ret in schema.returns)
+    return is_view and bool(node.all_input_nodes)
 
 
 def _give_each_user_its_own(module: fx.GraphModule) -> None:

@@ -1,0 +1,5 @@
+"""The reference interpreter: computes a TensorRT network in PyTorch on the CPU, as documented."""
+
+from torchtrt_bridge.reference.interpreter import NetworkInterpreter
+
+__all__ = ["NetworkInterpreter"]

@@ -1,14 +1,75 @@
-"""Arithmetic on sizes that are known only at run time."""
+"""Arithmetic on sizes that are known only at run time, and what the other families ask about sizes."""
 
 from __future__ import annotations
 
+import math
 import operator
 
 import torch
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from torchtrt_bridge.lower.registry import converter
+from torchtrt_bridge.shapes import is_symbolic
 
 aten = torch.ops.aten
+
+
+def fake(ctx, index):
+    """The fake value of an argument of the node being lowered: numbers, sizes and tensors."""
+    argument = ctx.node.args[index] if index < len(ctx.node.args) else None
+    return torch.fx.map_arg(argument, lambda node: node.meta["val"])
+
+
+def equal(sizes, others):
+    """Whether two lists of fake sizes are known to be the same."""
+    return len(sizes) == len(others) and all(statically_known_true(a == b) for a, b in zip(sizes, others))
+
+
+def known(sizes, given):
+    """`given`, with a number wherever the fake `sizes` know it."""
+    return [b if is_symbolic(a) else int(a) for a, b in zip(sizes, given, strict=True)]
+
+
+def arithmetic(ctx, op, left, right):
+    """An `ElementWiseOperation` by name on two sizes, one of which at least is known at run time only."""
+    dtypes = [value.dtype.name if ctx.is_size(value) else type(value).__name__ for value in (left, right)]
+    dtype = torch.float32 if {"FLOAT", "float"} & set(dtypes) else torch.int64
+    tensors = [ctx.tensor(v if ctx.is_size(v) else [v], dtype) for v in (left, right)]
+    kind = getattr(ctx.trt.ElementWiseOperation, op)
+    return ctx.as_size(ctx.network.add_elementwise(*tensors, kind).get_output(0))
+
+
+def computed(ctx, op, left, right):
+    """`op(left, right)` of two sizes: a number where both are."""
+    if not ctx.is_size(left) and not ctx.is_size(right):
+        return op(left, right)
+    if (op, right) in ((operator.add, 0), (operator.sub, 0), (operator.mul, 1), (operator.floordiv, 1)):
+        return left
+    if (op, left) in ((operator.add, 0), (operator.mul, 1)):
+        return right
+    return arithmetic(ctx, LAYERS[op], left, right)
+
+
+def product(ctx, sizes):
+    result = 1
+    for size in sizes:
+        result = computed(ctx, operator.mul, result, size)
+    return result
+
+
+def scalar(ctx, size):
+    """A size as a 0-d tensor, to compute with; a number stays one."""
+    return ctx.reshape(size, []) if ctx.is_size(size) else size
+
+
+LAYERS = {
+    operator.add: "SUM",
+    operator.sub: "SUB",
+    operator.mul: "PROD",
+    operator.floordiv: "FLOOR_DIV",
+    torch.sym_max: "MAX",
+    torch.sym_min: "MIN",
+}
 
 
 @converter(aten.sym_size.int)
@@ -17,44 +78,77 @@ def sym_size(ctx, self, dim):
     return ctx.size(ctx.tensor(self), dim)
 
 
-def _arithmetic(op, layer):
+def _register(op):
     @converter(op)
     def lower(ctx, left, right):
-        if isinstance(left, int) and isinstance(right, int):
-            return op(left, right)
-        tensors = [ctx.shape_tensor([size]) for size in (left, right)]
-        kind = getattr(ctx.trt.ElementWiseOperation, layer)
-        return ctx.as_size(ctx.network.add_elementwise(*tensors, kind).get_output(0))
-
-    return lower
+        return computed(ctx, op, left, right)
 
 
-for _op, _layer in (
-    (operator.add, "SUM"),
-    (operator.sub, "SUB"),
-    (operator.mul, "PROD"),
-    (operator.floordiv, "FLOOR_DIV"),
-    (torch.sym_max, "MAX"),
-    (torch.sym_min, "MIN"),
-):
-    _arithmetic(_op, _layer)
+for _op in LAYERS:
+    _register(_op)
 
 
 @converter(operator.mod)
 def mod(ctx, left, right):
-    if isinstance(left, int) and isinstance(right, int):
-        return left % right
-    a, b = (ctx.shape_tensor([size]) for size in (left, right))
-    kinds = ctx.trt.ElementWiseOperation
-    quotient = ctx.network.add_elementwise(a, b, kinds.FLOOR_DIV).get_output(0)
-    product = ctx.network.add_elementwise(quotient, b, kinds.PROD).get_output(0)
-    return ctx.as_size(ctx.network.add_elementwise(a, product, kinds.SUB).get_output(0))
+    quotient = computed(ctx, operator.floordiv, left, right)
+    return computed(ctx, operator.sub, left, computed(ctx, operator.mul, quotient, right))
 
 
 @converter(operator.neg)
 def neg(ctx, size):
-    if isinstance(size, int):
-        return -size
-    zero = ctx.shape_tensor([0])
-    kind = ctx.trt.ElementWiseOperation.SUB
-    return ctx.as_size(ctx.network.add_elementwise(zero, ctx.shape_tensor([size]), kind).get_output(0))
+    return computed(ctx, operator.sub, 0, size)
+
+
+@converter(operator.truediv)
+def truediv(ctx, left, right):
+    """In float32, as TensorRT has no float64: exact where floor or ceil follow, below 2**24."""
+    tensors = [ctx.tensor(v if ctx.is_size(v) else [v], torch.float32) for v in (left, right)]
+    return ctx.as_size(ctx.network.add_elementwise(*tensors, ctx.trt.ElementWiseOperation.DIV).get_output(0))
+
+
+def not_a_small_power(size, exponent):
+    """TensorRT's POW is for floats; a small power of a size is a product."""
+    small = isinstance(exponent, int) and 0 <= exponent <= 8
+    return None if small else f"a size to the power of {exponent}"
+
+
+@converter(operator.pow, why_not=not_a_small_power)
+def power(ctx, size, exponent):
+    return product(ctx, [size] * exponent)
+
+
+def _rounded(ctx, size, kind):
+    if not ctx.is_size(size):
+        return {"CEIL": math.ceil, "FLOOR": math.floor}[kind](size)
+    if ctx.dtype(size) == torch.int64:
+        return size
+    return ctx.as_size(ctx.cast(ctx.unary(kind, size), torch.int64))
+
+
+@converter(math.ceil)
+def ceil(ctx, size):
+    return _rounded(ctx, size, "CEIL")
+
+
+@converter(math.floor)
+def floor(ctx, size):
+    return _rounded(ctx, size, "FLOOR")
+
+
+@converter(math.trunc)
+def trunc(ctx, size):
+    """A cast drops the fraction, as Python's trunc does."""
+    return ctx.as_size(ctx.cast(size, torch.int64)) if ctx.is_size(size) else math.trunc(size)
+
+
+@converter(torch.sym_float)
+def sym_float(ctx, size):
+    return ctx.as_size(ctx.cast(size, torch.float32)) if ctx.is_size(size) else float(size)
+
+
+@converter(torch.sym_sum)
+def sym_sum(ctx, sizes):
+    result = 0
+    for size in sizes:
+        result = computed(ctx, operator.add, result, size)
+    return result

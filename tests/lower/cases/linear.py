@@ -1,0 +1,116 @@
+"""Products of matrices and vectors."""
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.lower.case import Case, Rejected
+
+aten = torch.ops.aten
+matmul = aten.matmul.default
+
+
+def rows(n: int) -> tuple[torch.Tensor]:
+    return (torch.randn(n, 8),)
+
+
+def sequences(n: int) -> tuple[torch.Tensor]:
+    return (torch.randn(n, 3 + n, 8),)
+
+
+def addmm_inputs(n: int) -> tuple[torch.Tensor, ...]:
+    return torch.randn(6), torch.randn(n, 8), torch.randn(8, 6)
+
+
+def baddbmm_inputs(n: int) -> tuple[torch.Tensor, ...]:
+    return torch.randn(n, 1, 6), torch.randn(n, 3, 8), torch.randn(n, 8, 6)
+
+
+def integers(*shape: int) -> torch.Tensor:
+    return torch.randint(-9, 9, shape)
+
+
+def shaped(left: tuple[int, ...], right: tuple[int, ...], n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two tensors, with n in place of each -1."""
+    first, second = (torch.randn([n if size == -1 else size for size in shape]) for shape in (left, right))
+    return first, second
+
+
+def product(left: tuple[int, ...], right: tuple[int, ...]) -> Case:
+    sizes = "-".join("x".join("n" if size == -1 else str(size) for size in shape) for shape in (left, right))
+    return Case(matmul, torch.matmul, functools.partial(shaped, left, right), name=sizes)
+
+
+CASES: list[Case] = [
+    Case(aten.linear.default, nn.Linear(8, 6), rows, name="2d"),
+    Case(aten.linear.default, nn.Linear(8, 6, bias=False), rows, name="no-bias"),
+    Case(aten.linear.default, nn.Linear(8, 6), lambda n: (torch.randn(8),), name="1d"),
+    Case(aten.linear.default, nn.Linear(8, 6), sequences, name="3d"),
+    Case(aten.linear.default, nn.Linear(8, 1), lambda n: (torch.randn(n, 2, 3, 8),), name="4d-to-one"),
+    Case(
+        aten.linear.default,
+        F.linear,
+        lambda n: (torch.randn(n, 3, 8), torch.randn(6, 8), torch.randn(6)),
+        name="weights-at-run-time",
+    ),
+    Case(
+        aten.linear.default, F.linear, lambda n: (torch.randn(n, 3, 8), torch.randn(8)), name="weight-of-one-output"
+    ),
+    Case(aten.linear.default, nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6)), rows, name="batch-norm"),
+    product((8,), (8,)),
+    product((-1, 8), (8, 6)),
+    product((-1, 8), (8,)),
+    product((8,), (8, -1)),
+    product((-1, 3, 8), (8,)),
+    product((8,), (-1, 8, 6)),
+    product((-1, 3, 8), (-1, 8, 6)),
+    product((-1, 3, 8), (8, 6)),
+    product((3, 8), (-1, 8, 6)),
+    product((-1, 1, 3, 8), (5, 8, 6)),
+    product((2, 1, -1, 8), (1, 5, 8, -1)),
+    Case(aten.mm.default, torch.mm, lambda n: (torch.randn(n, 8), torch.randn(8, 6))),
+    Case(aten.bmm.default, torch.bmm, lambda n: (torch.randn(n, 3, 8), torch.randn(n, 8, 6))),
+    Case(aten.mv.default, torch.mv, lambda n: (torch.randn(n, 8), torch.randn(8))),
+    Case(aten.dot.default, torch.dot, lambda n: (torch.randn(n), torch.randn(n))),
+    Case(aten.addmm.default, torch.addmm, addmm_inputs),
+    Case(aten.addmm.default, functools.partial(torch.addmm, beta=0.5, alpha=2), addmm_inputs, name="alpha-beta"),
+    Case(aten.addmm.default, functools.partial(torch.addmm, beta=0), addmm_inputs, name="no-summand"),
+    Case(
+        aten.addmm.default,
+        functools.partial(torch.addmm, beta=2),
+        lambda n: (torch.randn(n, 1), torch.randn(n, 8), torch.randn(8, 6)),
+        name="broadcast-columns",
+    ),
+    Case(aten.baddbmm.default, torch.baddbmm, baddbmm_inputs),
+    Case(
+        aten.baddbmm.default,
+        functools.partial(torch.baddbmm, beta=0.5, alpha=0.25),
+        baddbmm_inputs,
+        name="alpha-beta",
+    ),
+    Case(
+        aten.bmm.default,
+        functools.partial(torch.einsum, "bik,bkj->bij"),
+        lambda n: (torch.randn(n, 3, 8), torch.randn(n, 8, 6)),
+        name="einsum",
+    ),
+    Case(
+        aten.bmm.default,
+        functools.partial(torch.einsum, "bhqd,bhkd->bhqk"),
+        lambda n: (torch.randn(n, 2, 3, 8), torch.randn(n, 2, 5, 8)),
+        name="einsum-of-heads",
+    ),
+    Case(
+        aten.bmm.default,
+        functools.partial(torch.einsum, "...i,ji->...j"),
+        lambda n: (torch.randn(n, 3, 8), torch.randn(6, 8)),
+        name="einsum-with-ellipsis",
+    ),
+]
+
+REJECTED: list[Rejected] = [
+    Rejected(aten.mm.default, torch.mm, lambda n: (integers(n, 3), integers(3, n)), "int64", name="integers"),
+    Rejected(matmul, torch.matmul, lambda n: (integers(n, 3), integers(3)), "int64", name="integers"),
+]

@@ -1,0 +1,82 @@
+"""A small TensorRT network under test: written through TensorRT's API, built, then run in the reference."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from torchtrt_bridge.engine import flavour
+from torchtrt_bridge.lower.dtypes import trt_dtype_from_torch
+from torchtrt_bridge.reference import NetworkInterpreter
+
+
+class Network:
+    """An empty network `net`, and the values of its inputs as they are added."""
+
+    def __init__(self) -> None:
+        self.flavour = flavour.load("tensorrt_rtx")
+        self.trt = self.flavour.trt
+        self._log = self.flavour.new_log()
+        self._builder = self.trt.Builder(self._log)
+        self.net = self.flavour.new_network(self._builder)
+        self.values: list[torch.Tensor] = []
+        self.constants: dict[str, torch.Tensor] = {}
+        self._dynamic: list[tuple[str, tuple[int, ...]]] = []
+
+    def input(self, value: torch.Tensor, dynamic: Sequence[int] = ()) -> Any:
+        """A network input that will be fed `value`; the dimensions in `dynamic` are left open."""
+        name = f"input{len(self.values)}"
+        dims = [-1 if dim in dynamic else size for dim, size in enumerate(value.shape)]
+        self.values.append(value)
+        if dynamic:
+            self._dynamic.append((name, tuple(value.shape)))
+        return self.net.add_input(name, trt_dtype_from_torch(self.trt, value.dtype), dims)
+
+    def constant(self, value: torch.Tensor, kind: str | None = None) -> Any:
+        """A constant; `kind` overrides the TensorRT dtype. All values go through the side table too."""
+        value = value.contiguous()
+        dtype = getattr(self.trt, kind) if kind else trt_dtype_from_torch(self.trt, value.dtype)
+        layer = self.net.add_constant(
+            tuple(value.shape), self.trt.Weights(dtype, value.data_ptr(), value.numel())
+        )
+        layer.name = f"constant{len(self.constants)}"
+        self.constants[layer.name] = value
+        return layer.get_output(0)
+
+    def unreadable(self, name: str, value: torch.Tensor) -> None:
+        self.constants[name] = value
+
+    def build(self) -> None:
+        """Have TensorRT build an engine, which shows that the network is valid."""
+        config = self._builder.create_builder_config()
+        if self._dynamic:
+            profile = self._builder.create_optimization_profile()
+            for name, shape in self._dynamic:
+                profile.set_shape(name, shape, shape, shape)
+            config.add_optimization_profile(profile)
+        plan = self._builder.build_serialized_network(self.net, config)
+        assert plan is not None, self._log.errors
+        assert not self._log.errors, self._log.errors
+
+    def interpreter(self, *outputs: Any, side_table: bool = True) -> NetworkInterpreter:
+        for output in outputs:
+            self.net.mark_output(output)
+        return NetworkInterpreter(self.trt, self.net, self.constants if side_table else None)
+
+    def run(self, *outputs: Any, build: bool = True) -> list[torch.Tensor]:
+        """What the reference computes for `outputs`, after TensorRT built the network and it is gone."""
+        interpreter = self.interpreter(*outputs)
+        if build:
+            self.build()
+        del outputs, self.net
+        gc.collect()
+        return interpreter(*self.values)
+
+
+def only_output(network: Network, layer: Any, **options: Any) -> torch.Tensor:
+    """Run a network of one output, that of `layer`."""
+    (result,) = network.run(layer.get_output(0), **options)
+    return result

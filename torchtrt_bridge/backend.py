@@ -1,0 +1,105 @@
+"""Capture by `torch.compile`: the backend that Dynamo calls for each graph, and the decorator."""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from torchtrt_bridge.errors import OptionsError
+from torchtrt_bridge.options import Options
+from torchtrt_bridge.report import CompileReport, merged
+from torchtrt_bridge.served import ServedGraph
+
+_ATTRIBUTE = "_torchtrt_bridge_backend"
+_all_graphs: weakref.WeakSet[ServedGraph] = weakref.WeakSet()
+
+
+def torchtrt_bridge(
+    module: fx.GraphModule, example_inputs: Sequence[Any], *, options: Mapping[str, Any] | None = None, **unknown: Any
+) -> Callable[..., Any]:
+    """The backend behind ``torch.compile(model, backend="torchtrt_bridge", options={...})``.
+
+    options: the fields of `Options`. A wrong one raises OptionsError, inside the exception that Dynamo makes of it.
+    """
+    if unknown:
+        raise OptionsError(f"torch.compile passed {sorted(unknown)}; this backend takes options={{...}} only.")
+    return Backend(Options.from_mapping(options))(module, example_inputs)
+
+
+class Backend:
+    """A backend with its options, and the graphs that it compiled."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.graphs: list[ServedGraph] = []
+
+    def __call__(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        graph = ServedGraph(module, example_inputs, self.options)
+        self.graphs.append(graph)
+        _all_graphs.add(graph)
+        return graph
+
+    @property
+    def report(self) -> CompileReport:
+        return merged([graph.report for graph in self.graphs]) if self.graphs else CompileReport(self.options)
+
+
+def compile(model: Any = None, *, dynamic: bool | None = None, fullgraph: bool = False, **options: Any) -> Any:
+    """Compile a module, function or method for TensorRT; also a decorator of these and of nn.Module classes.
+
+    dynamic, fullgraph: as in `torch.compile`.
+    options: the fields of `Options`, checked at once.
+    Returns what `torch.compile` returns; a decorated class is returned itself, its `forward` compiled.
+    """
+    checked = Options.from_mapping(options)
+    if model is None:
+        return lambda target: _compile(target, dynamic, fullgraph, checked)
+    return _compile(model, dynamic, fullgraph, checked)
+
+
+def _compile(target: Any, dynamic: bool | None, fullgraph: bool, options: Options) -> Any:
+    backend = Backend(options)
+    if inspect.isclass(target):
+        if not issubclass(target, nn.Module):
+            raise OptionsError(f"compile() takes nn.Module classes, not {target.__name__}.")
+        target.forward = torch.compile(target.forward, backend=backend, dynamic=dynamic, fullgraph=fullgraph)
+        setattr(target, _ATTRIBUTE, backend)
+        return target
+    if not callable(target):
+        raise OptionsError(f"compile() takes a module, a function or a class, not {type(target).__name__}.")
+    compiled = torch.compile(target, backend=backend, dynamic=dynamic, fullgraph=fullgraph)
+    object.__setattr__(compiled, _ATTRIBUTE, backend)
+    return compiled
+
+
+def report(compiled: Any) -> CompileReport:
+    """What was built for a compiled or loaded model: engines, fallbacks, times, errors.
+
+    compiled: what `trtb.compile`, `trtb.export`, `trtb.load` or `torch.compile(..., backend="torchtrt_bridge")` gave.
+    Before the first call there is nothing to tell, as `torch.compile` compiles then.
+    """
+    own = getattr(compiled, "report", None)
+    if isinstance(own, CompileReport):
+        return own
+    backend = getattr(compiled, _ATTRIBUTE, None)
+    if isinstance(backend, Backend):
+        return backend.report
+    return _report_by_weights(compiled)
+
+
+def _report_by_weights(compiled: Any) -> CompileReport:
+    """The report of `torch.compile`'s own result, found by the weights that it shares with the captured graphs."""
+    module = getattr(compiled, "_orig_mod", compiled)
+    if not isinstance(module, nn.Module):
+        raise OptionsError(
+            "report() finds the graphs of torch.compile(module) by the module's weights, and this is "
+            f"a {type(compiled).__name__}. Compile it with torchtrt_bridge.compile(...) to have its report."
+        )
+    own = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
+    graphs = [graph for graph in _all_graphs if any(id(weight) in own for weight in graph.weight_tensors)]
+    return merged([graph.report for graph in graphs]) if graphs else CompileReport(Options())

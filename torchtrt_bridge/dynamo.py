@@ -1,0 +1,122 @@
+"""What Dynamo hands to a backend: which placeholders are weights, which sizes are dynamic, what shares memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from torchtrt_bridge.errors import CaptureError
+
+aten = torch.ops.aten
+WEIGHT_PREFIX = "weight_"
+
+
+def weight_positions(module: fx.GraphModule, inputs: Sequence[Any]) -> list[int]:
+    """Indices of the placeholders that are parameters and buffers of modules."""
+    return [
+        index
+        for index, (node, value) in enumerate(zip(placeholders(module), inputs, strict=True))
+        if isinstance(value, torch.Tensor) and "_dynamo_static_input_type" in (node.meta.get("tensor_dict") or {})
+    ]
+
+
+def placeholders(module: fx.GraphModule) -> list[fx.Node]:
+    return [node for node in module.graph.nodes if node.op == "placeholder"]
+
+
+def bind_weights(module: fx.GraphModule, args: Sequence[Any], weights: Sequence[int]) -> fx.GraphModule:
+    """A copy of `module` that holds its weights as buffers `weight_<index>` and takes tensors only.
+
+    Raises CaptureError for a symbolic number that is no tensor's size.
+    """
+    graph = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
+    output = graph.graph_copy(module.graph, mapping)
+    graph.output(output)
+    bound = fx.GraphModule(module, graph)
+    nodes = [mapping[node] for node in placeholders(module)]
+    for index in weights:
+        bound.register_buffer(f"{WEIGHT_PREFIX}{index}", args[index].detach())
+        with graph.inserting_before(nodes[index]):
+            read = graph.get_attr(f"{WEIGHT_PREFIX}{index}")
+        _replace(nodes[index], read)
+    for index, node in enumerate(nodes):
+        if not isinstance(args[index], torch.Tensor):
+            _replace(node, _size_node(node, nodes, args[index]))
+    bound.recompile()
+    return bound
+
+
+def weight_index(name: str) -> int:
+    """The index of the placeholder that the buffer `name` was bound from."""
+    return int(name.removeprefix(WEIGHT_PREFIX))
+
+
+def _replace(node: fx.Node, other: Any) -> None:
+    node.replace_all_uses_with(other)
+    node.graph.erase_node(node)
+
+
+def _size_node(node: fx.Node, nodes: Sequence[fx.Node], value: Any) -> Any:
+    """The size of a tensor that equals the number `node`; the number itself if it is not symbolic."""
+    wanted = node.meta.get("example_value", value)
+    if not isinstance(wanted, torch.SymInt):
+        return value
+    for source in nodes:
+        fake = source.meta.get("example_value")
+        if not isinstance(fake, torch.Tensor) or source.op != "placeholder":
+            continue
+        for dim, size in enumerate(fake.shape):
+            if isinstance(size, torch.SymInt) and size.node.expr == wanted.node.expr:
+                last = [n for n in node.graph.nodes if n.op == "placeholder"][-1]
+                with node.graph.inserting_after(last):
+                    return node.graph.call_function(aten.sym_size.int, (source, dim))
+    raise CaptureError(
+        f"The graph takes the number {node.name} ({wanted}), which is not a size of any tensor. "
+        "Pass it as a constant, or call torch.compile with dynamic=False."
+    )
+
+
+def dynamic_shapes(module: fx.GraphModule, weights: Sequence[int]) -> tuple[dict[int, Any], ...]:
+    """For each tensor input that is no weight, its symbolic dimensions with the ranges that Dynamo knows."""
+    skipped = set(weights)
+    shapes = []
+    for index, node in enumerate(placeholders(module)):
+        fake = node.meta.get("example_value")
+        if index not in skipped and isinstance(fake, torch.Tensor):
+            shapes.append({dim: _dim(size) for dim, size in enumerate(fake.shape) if _is_free(size)})
+    return tuple(shapes)
+
+
+def _is_free(size: Any) -> bool:
+    return isinstance(size, torch.SymInt) and not size.node.expr.is_Integer
+
+
+def _dim(size: torch.SymInt) -> Any:
+    """`Dim.AUTO` with Dynamo's range of the size."""
+    known = size.node.shape_env.bound_sympy(size.node.expr)
+    limits = {"min": int(known.lower)}
+    if getattr(known.upper, "is_Integer", False):
+        limits["max"] = int(known.upper)
+    return torch.export.Dim.AUTO(**limits)  # type: ignore[operator]
+
+
+def output_sharing(module: fx.GraphModule, inputs: Sequence[int]) -> int | None:
+    """Index of an output that is a view of one of these inputs; None if there is none."""
+    nodes = placeholders(module)
+    memory = {_memory(nodes[index].meta.get("example_value")) for index in inputs} - {None}
+    output = next(node for node in module.graph.nodes if node.op == "output")
+    for index, value in enumerate(output.args[0]):
+        is_view = isinstance(value, fx.Node) and _memory(value.meta.get("example_value")) in memory
+        if is_view and value.op != "placeholder":
+            return index
+    return None
+
+
+def _memory(value: Any) -> int | None:
+    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
+        return None
+    return value.untyped_storage()._cdata

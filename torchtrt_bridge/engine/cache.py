@@ -1,0 +1,127 @@
+"""The engine cache: built engines on disk, safe under concurrent processes and against damage."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import filelock
+import platformdirs
+
+from torchtrt_bridge.options import Options
+from torchtrt_bridge.report import tell_once
+
+# A process that builds this long is taken for dead; the others then build on their own.
+LOCK_SECONDS = 600.0
+
+
+def default_directory() -> Path:
+    return Path(platformdirs.user_cache_dir("torchtrt_bridge")) / "engines"
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineCache:
+    """Engines by key: `<key>.engine` with its digest in `<key>.json`, and TensorRT-RTX's kernels in `<key>.kernels`.
+
+    Nothing here raises for the sake of the disk: a cache that cannot be read or written is told once and not used.
+    """
+
+    directory: Path
+    limit_bytes: int
+
+    @classmethod
+    def from_options(cls, options: Options) -> EngineCache | None:
+        """The cache that `options` asks for; None for ``cache_dir=""``."""
+        if options.cache_dir == "":
+            return None
+        directory = default_directory() if options.cache_dir is None else Path(options.cache_dir)
+        return cls(directory, options.cache_bytes)
+
+    def get(self, key: str, kind: str = "engine") -> bytes | None:
+        """The bytes kept under `key`; None if there are none, or if they are damaged (they are then removed)."""
+        path, record = self._path(key, kind), self._path(key, f"{kind}.json")
+        try:
+            content = path.read_bytes()
+            expected = json.loads(record.read_text())["sha256"]
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self._discard(key, kind, f"{error}")
+            return None
+        if hashlib.sha256(content).hexdigest() != expected:
+            self._discard(key, kind, "its digest differs")
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(path)
+        return content
+
+    def put(self, key: str, content: bytes, kind: str = "engine") -> None:
+        """Keep `content` under `key`, and drop the entries longest unused beyond the limit."""
+        if len(content) > self.limit_bytes:
+            return
+        record = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content), "created": time.time()}
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._write(self._path(key, kind), content)
+            self._write(self._path(key, f"{kind}.json"), json.dumps(record).encode())
+            self._trim()
+        except OSError as error:
+            tell_once(f"the engine cache {self.directory} cannot be written ({error}); engines are built anew each time.")
+
+    @contextlib.contextmanager
+    def building(self, key: str) -> Iterator[None]:
+        """Hold the right to build `key`: other processes wait, and find the engine when they go on."""
+        lock: filelock.BaseFileLock | None = None
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(self._path(key, "lock"))
+            lock.acquire(timeout=LOCK_SECONDS)
+        except (OSError, filelock.Timeout):
+            lock = None
+        try:
+            yield
+        finally:
+            if lock is not None:
+                lock.release()
+
+    def _path(self, key: str, kind: str) -> Path:
+        return self.directory / f"{key}.{kind}"
+
+    def _write(self, path: Path, content: bytes) -> None:
+        """Write aside and rename, so that no reader ever sees half a file."""
+        handle, aside = tempfile.mkstemp(dir=self.directory, prefix="writing-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            os.replace(aside, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(aside)
+            raise
+
+    def _discard(self, key: str, kind: str, why: str) -> None:
+        tell_once(f"the cached {kind} {self._path(key, kind)} is damaged ({why}) and is made again.")
+        for path in (self._path(key, kind), self._path(key, f"{kind}.json")):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def _trim(self) -> None:
+        entries = []
+        for path in self.directory.iterdir():
+            with contextlib.suppress(OSError):
+                status = path.stat()
+                entries.append((status.st_mtime, status.st_size, path))
+        total = sum(size for _, size, _ in entries)
+        for _, size, path in sorted(entries):
+            if total <= self.limit_bytes:
+                return
+            with contextlib.suppress(OSError):
+                path.unlink()
+                total -= size

@@ -1,0 +1,81 @@
+"""The key of an engine: a digest of everything that shapes it, so that a cached engine is never a wrong one."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+import torchtrt_bridge
+from torchtrt_bridge.engine.flavour import Flavour, current_target
+from torchtrt_bridge.options import Options
+from torchtrt_bridge.shapes import Range, spec_of
+
+PORTABLE = "portable"
+
+
+def engine_key(module: fx.GraphModule, flavour: Flavour, options: Options, ranges: Mapping[Any, Range]) -> str:
+    """The digest, in hexadecimal, of a subgraph, its constants' contents, its ranges, options, TensorRT and target."""
+    digest = hashlib.sha256()
+    digest.update(json.dumps(_environment(flavour, options)).encode())
+    order = {node: index for index, node in enumerate(module.graph.nodes)}
+    for node in module.graph.nodes:
+        digest.update(_canonical(_describe(node, order, ranges)).encode())
+        if node.op == "get_attr":
+            _add_tensor(digest, module.get_buffer(str(node.target)))
+    return digest.hexdigest()
+
+
+def _environment(flavour: Flavour, options: Options) -> list[Any]:
+    target = list(options.targets) or [current_target() or PORTABLE]
+    build = [options.optimization_level, options.workspace_bytes, options.tf32]
+    return [torchtrt_bridge.__version__, _source_digest(), flavour.name, flavour.version, target, build]
+
+
+@functools.cache
+def _source_digest() -> str:
+    """A digest of the converters' source, so that a changed converter never meets its predecessor's engines."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parent.parent
+    for path in sorted([*(root / "lower").rglob("*.py"), *(root / "engine").rglob("*.py")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _describe(node: fx.Node, order: Mapping[fx.Node, int], ranges: Mapping[Any, Range]) -> str:
+    if node.op == "placeholder":
+        spec = spec_of("", node.meta["val"], ranges)
+        return f"input {spec.dtype} {spec.ranges} {spec.example} {spec.sizes};"
+    if node.op == "get_attr":
+        return "constant;"
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: _Reference(order[n]))  # type: ignore[no-untyped-call]
+    return f"{node.op} {node.target} {args!r} {sorted(kwargs.items())!r};"
+
+
+class _Reference:
+    """A node among arguments, by its place in the graph."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    def __repr__(self) -> str:
+        return f"%{self.index}"
+
+
+def _canonical(text: str) -> str:
+    """Node and input names are left out above; symbols are numbered by PyTorch per process, so they go too."""
+    return re.sub(r"'([^']*)'", lambda m: "'" + re.sub(r"\b[su]\d+\b", "s", m[1]) + "'", text)
+
+
+def _add_tensor(digest: Any, value: torch.Tensor) -> None:
+    host = value.detach().to("cpu").contiguous()
+    digest.update(f"{host.dtype} {tuple(host.shape)};".encode())
+    if host.numel():
+        digest.update(memoryview(host.reshape(-1).view(torch.uint8).numpy()))

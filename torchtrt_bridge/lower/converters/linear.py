@@ -1,0 +1,89 @@
+"""Products of matrices and vectors."""
+
+from __future__ import annotations
+
+import torch
+
+from torchtrt_bridge.lower.registry import converter
+
+aten = torch.ops.aten
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@converter(aten.linear.default, dtypes=FLOATS)
+def linear(ctx, input, weight, bias=None):
+    """linear(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor"""
+    # The weight of one output has one dimension.
+    product = _product(ctx, input, weight, "TRANSPOSE" if len(weight.shape) == 2 else "VECTOR")
+    return product if bias is None else ctx.elementwise("SUM", product, bias)
+
+
+@converter(aten.matmul.default, dtypes=FLOATS)
+def matmul(ctx, self, other):
+    """matmul(Tensor self, Tensor other) -> Tensor"""
+    return _product(ctx, self, other, "VECTOR" if len(other.shape) == 1 else "NONE")
+
+
+@converter(aten.mm.default, dtypes=FLOATS)
+def mm(ctx, self, mat2):
+    """mm(Tensor self, Tensor mat2) -> Tensor"""
+    return _product(ctx, self, mat2)
+
+
+@converter(aten.bmm.default, dtypes=FLOATS)
+def bmm(ctx, self, mat2):
+    """bmm(Tensor self, Tensor mat2) -> Tensor"""
+    return _product(ctx, self, mat2)
+
+
+@converter(aten.mv.default, dtypes=FLOATS)
+def mv(ctx, self, vec):
+    """mv(Tensor self, Tensor vec) -> Tensor"""
+    return _product(ctx, self, vec, "VECTOR")
+
+
+@converter(aten.dot.default, dtypes=FLOATS)
+def dot(ctx, self, tensor):
+    """dot(Tensor self, Tensor tensor) -> Tensor"""
+    return _product(ctx, self, tensor, "VECTOR")
+
+
+@converter(aten.addmm.default, dtypes=FLOATS)
+def addmm(ctx, self, mat1, mat2, beta=1, alpha=1):
+    """addmm(Tensor self, Tensor mat1, Tensor mat2, *, Scalar beta=1, Scalar alpha=1) -> Tensor"""
+    return _weighted_sum(ctx, self, _product(ctx, mat1, mat2), beta, alpha)
+
+
+@converter(aten.baddbmm.default, dtypes=FLOATS)
+def baddbmm(ctx, self, batch1, batch2, beta=1, alpha=1):
+    """baddbmm(Tensor self, Tensor batch1, Tensor batch2, *, Scalar beta=1, Scalar alpha=1) -> Tensor"""
+    return _weighted_sum(ctx, self, _product(ctx, batch1, batch2), beta, alpha)
+
+
+def _product(ctx, left, right, right_operation="NONE"):
+    """The product over the last dimension of `left`, a vector if it has only one; leading dimensions broadcast."""
+    left_operation = "VECTOR" if len(left.shape) == 1 else "NONE"
+    own = [1 if operation == "VECTOR" else 2 for operation in (left_operation, right_operation)]
+    batch = max(len(left.shape) - own[0], len(right.shape) - own[1])
+    a, b = (_with_rank(ctx, v, batch + n) for v, n in zip((left, right), own, strict=True))
+    operations = [getattr(ctx.trt.MatrixOperation, name) for name in (left_operation, right_operation)]
+    return ctx.network.add_matrix_multiply(a, operations[0], b, operations[1]).get_output(0)
+
+
+def _with_rank(ctx, value, rank):
+    """A tensor with leading ones up to `rank` dimensions; a constant gets them without a layer."""
+    if isinstance(value, torch.Tensor):
+        value = value.reshape((1,) * (rank - value.dim()) + tuple(value.shape))
+    return ctx.tensor(value, rank=rank)
+
+
+def _weighted_sum(ctx, summand, product, beta, alpha):
+    """beta * summand + alpha * product; nothing of the summand where beta is 0, not even its NaN."""
+    dtype = ctx.dtype(product)
+    if alpha != 1:
+        product = ctx.elementwise("PROD", product, alpha, dtype)
+    if beta == 0:
+        return product
+    if beta != 1:
+        summand = ctx.elementwise("PROD", summand, beta, dtype)
+    return ctx.elementwise("SUM", product, summand, dtype)

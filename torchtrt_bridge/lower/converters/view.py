@@ -1,0 +1,101 @@
+"""Views: the same elements under other sizes, in another order, or repeated."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+
+from torchtrt_bridge.lower.converters.sizes import computed, equal, fake, known
+from torchtrt_bridge.lower.registry import converter
+
+aten = torch.ops.aten
+
+
+@converter(aten.view.default)
+def view(ctx, self, size):
+    """view(Tensor(a) self, SymInt[] size) -> Tensor(a)"""
+    expected = ctx.node.meta["val"].shape
+    if equal(fake(ctx, 0).shape, expected):
+        return ctx.tensor(self)
+    return ctx.reshape(ctx.tensor(self), known(expected, size))
+
+
+@converter(aten._unsafe_view.default)
+def unsafe_view(ctx, self, size):
+    """_unsafe_view(Tensor self, SymInt[] size) -> Tensor"""
+    return view(ctx, self, size)
+
+
+@converter(aten.permute.default)
+def permute(ctx, self, dims):
+    """permute(Tensor(a) self, int[] dims) -> Tensor(a)"""
+    dims = [dim % len(dims) for dim in dims]
+    self = ctx.tensor(self)
+    return self if dims == sorted(dims) else ctx.permute(self, dims)
+
+
+@converter(aten.squeeze.dims)
+def squeeze(ctx, self, dim):
+    """squeeze.dims(Tensor(a) self, int[] dim) -> Tensor(a)"""
+    sizes, self = fake(ctx, 0).shape, ctx.tensor(self)
+    ones = sorted({d % len(sizes) for d in dim if sizes and equal([sizes[d]], [1])})
+    return ctx.squeeze(self, ones) if ones else self
+
+
+@converter(aten.unsqueeze.default)
+def unsqueeze(ctx, self, dim):
+    """unsqueeze(Tensor(a) self, int dim) -> Tensor(a)"""
+    self = ctx.tensor(self)
+    return ctx.unsqueeze(self, [dim % (len(self.shape) + 1)])
+
+
+@converter(aten.expand.default)
+def expand(ctx, self, size, *, implicit=False):
+    """expand(Tensor(a) self, SymInt[] size, *, bool implicit=False) -> Tensor(a)"""
+    return expand_to(ctx, self, fake(ctx, 0).shape, known(ctx.node.meta["val"].shape, size))
+
+
+def expand_to(ctx, tensor, own, sizes):
+    """`tensor`, of the fake sizes `own`, broadcast to `sizes`; -1 keeps a size."""
+    own = [1] * (len(sizes) - len(own)) + list(own)
+    tensor = ctx.tensor(tensor, rank=len(sizes))
+    grows = [equal([mine], [1]) and (ctx.is_size(size) or size > 1) for mine, size in zip(own, sizes, strict=True)]
+    if not any(grows):
+        return tensor
+    shape = [size if grown else ctx.size(tensor, d) for d, (size, grown) in enumerate(zip(sizes, grows, strict=True))]
+    return ctx.slice(tensor, [0] * len(sizes), shape, [0 if grown else 1 for grown in grows])
+
+
+@converter(aten.repeat.default)
+def repeat(ctx, self, repeats):
+    """repeat(Tensor self, SymInt[] repeats) -> Tensor"""
+    own = fake(ctx, 0).shape
+    own = [1] * (len(repeats) - len(own)) + list(own)
+    if all(equal([size], [1]) or (isinstance(count, int) and count == 1) for size, count in zip(own, repeats)):
+        return expand_to(ctx, self, own, [-1 if isinstance(n, int) and n == 1 else n for n in repeats])
+    self = ctx.tensor(self, rank=len(repeats))
+    sizes = [computed(ctx, operator.mul, a, b) for a, b in zip(ctx.sizes(self), repeats, strict=True)]
+    return ctx.slice(self, [0] * len(sizes), sizes, mode="WRAP")
+
+
+def not_a_plain_view(self, size, stride, storage_offset=None):
+    """Strides are memory, which TensorRT lays out as it likes; only a contiguous whole is a view there."""
+    dense = [_numel(size[d + 1 :]) for d in range(len(size))]
+    strides = zip(size, stride, dense, strict=True)
+    contiguous = self.is_contiguous() and all(equal([n], [1]) or equal([a], [b]) for n, a, b in strides)
+    whole = not storage_offset and equal([_numel(size)], [self.numel()])
+    return None if contiguous and whole else "strides and offsets into memory, which TensorRT does not have"
+
+
+def _numel(sizes):
+    result = 1
+    for size in sizes:
+        result = result * size
+    return result
+
+
+@converter(aten.as_strided.default, why_not=not_a_plain_view)
+def as_strided(ctx, self, size, stride, storage_offset=None):
+    """as_strided(Tensor(a) self, SymInt[] size, SymInt[] stride, SymInt? storage_offset=None) -> Tensor(a)"""
+    return view(ctx, self, size)

@@ -1,0 +1,121 @@
+"""Layers that read or write by index."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torchtrt_bridge.errors import LoweringError
+from torchtrt_bridge.reference.layer import Layer, tensor_dims
+from torchtrt_bridge.reference.registry import Compute, reads
+
+
+def _check_negative(layer: Layer, index: Tensor, axes_dynamic: bool) -> None:
+    """TensorRT leaves a negative index into a dimension of dynamic length undefined."""
+    if axes_dynamic and bool((index < 0).any()):
+        raise LoweringError(
+            f"{layer} has a negative index into a dynamic dimension: TensorRT leaves it undefined."
+        )
+
+
+def _fit(index: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """The index with negatives counted from the end, safe to use, and where it was outside."""
+    index = index.long()
+    index = torch.where(index < 0, index + length, index)
+    outside = (index < 0) | (index >= length)
+    return index.clamp(0, max(length - 1, 0)), outside
+
+
+@reads("GATHER")
+def gather(layer: Layer) -> Compute:
+    """Like ONNX Gather, GatherElements or GatherND; an index outside the data gives zero."""
+    mode, axis, batch = layer.raw.mode.name, int(layer.raw.axis), int(layer.raw.num_elementwise_dims)
+    dynamic = [dim < 0 for dim in tensor_dims(layer.inputs[0])]
+
+    def compute(data: Tensor, index: Tensor) -> Tensor:
+        if mode == "ND":
+            _check_negative(layer, index, any(dynamic[batch : batch + index.shape[-1]]))
+            return _gather_nd(data, index, batch)
+        where = axis % data.dim()
+        _check_negative(layer, index, dynamic[where])
+        if mode == "ELEMENT":
+            safe, outside = _fit(index, data.shape[where])
+            return _zero_where(outside, torch.gather(data, where, safe))
+        if batch == 0:
+            return _gather_axis(data, index, where)
+        rows = max(data.shape[0], index.shape[0])
+        data, index = data.expand(rows, *data.shape[1:]), index.expand(rows, *index.shape[1:])
+        return torch.stack([_gather_axis(row, at, where - 1) for row, at in zip(data, index, strict=True)])
+
+    return compute
+
+
+def _zero_where(outside: Tensor, values: Tensor) -> Tensor:
+    return (
+        torch.where(outside, torch.zeros((), dtype=values.dtype), values) if bool(outside.any()) else values
+    )
+
+
+def _gather_axis(data: Tensor, index: Tensor, axis: int) -> Tensor:
+    safe, outside = _fit(index, data.shape[axis])
+    shape = [*data.shape[:axis], *index.shape, *data.shape[axis + 1 :]]
+    values = data.index_select(axis, safe.reshape(-1)).reshape(shape)
+    return _zero_where(outside.reshape([*index.shape] + [1] * (data.dim() - axis - 1)), values)
+
+
+def _coordinates(index: Tensor, dims: list[int]) -> tuple[list[Tensor], Tensor]:
+    """The columns of an ND index, safe to use, and where any of them was outside."""
+    outside = torch.zeros(index.shape[:-1], dtype=torch.bool)
+    columns = []
+    for column, length in enumerate(dims):
+        safe, away = _fit(index[..., column], length)
+        columns.append(safe)
+        outside |= away
+    return columns, outside
+
+
+def _gather_nd(data: Tensor, index: Tensor, batch: int) -> Tensor:
+    depth = index.shape[-1]
+    columns, outside = _coordinates(index, list(data.shape[batch : batch + depth]))
+    lead = []
+    for axis in range(batch):
+        shape = [1] * (index.dim() - 1)
+        shape[axis] = data.shape[axis]
+        lead.append(torch.arange(data.shape[axis]).reshape(shape))
+    values = data[tuple(lead + columns)]
+    return _zero_where(outside.reshape([*outside.shape] + [1] * (data.dim() - batch - depth)), values)
+
+
+@reads("SCATTER")
+def scatter(layer: Layer) -> Compute:
+    """A copy of the data with updates written at the indices, like ONNX ScatterElements or ScatterND."""
+    mode, axis = layer.raw.mode.name, int(layer.raw.axis)
+
+    def compute(data: Tensor, index: Tensor, updates: Tensor) -> Tensor:
+        if mode == "ELEMENT":
+            safe, outside = _fit(index, data.shape[axis])
+            _refuse_outside(layer, outside)
+            return data.scatter(axis, safe, updates)
+        columns, outside = _coordinates(index, list(data.shape[: index.shape[-1]]))
+        _refuse_outside(layer, outside)
+        return data.index_put(tuple(columns), updates)
+
+    return compute
+
+
+def _refuse_outside(layer: Layer, outside: Tensor) -> None:
+    if bool(outside.any()):
+        raise LoweringError(f"{layer} has indices outside the data.")
+
+
+@reads("ONE_HOT")
+def one_hot(layer: Layer) -> Compute:
+    """The on value at each index along a new axis, the off value elsewhere; values are [off, on]."""
+    axis = int(layer.raw.axis)
+
+    def compute(index: Tensor, values: Tensor, depth: Tensor) -> Tensor:
+        position = axis % (index.dim() + 1)
+        classes = torch.arange(int(depth)).reshape([-1] + [1] * (index.dim() - position))
+        return torch.where(index.unsqueeze(position) == classes, values[1], values[0])
+
+    return compute

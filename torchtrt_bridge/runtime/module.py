@@ -1,0 +1,124 @@
+"""The engine as a module: it runs what its engine serves, and PyTorch whatever it does not."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import fx, nn
+
+from torchtrt_bridge.errors import BridgeError, EngineLoadError, ShapeRangeError
+from torchtrt_bridge.options import Options
+from torchtrt_bridge.report import EngineEntry, tell_once
+from torchtrt_bridge.runtime.check import difference
+from torchtrt_bridge.shapes import TensorSpec
+
+
+class Runner(Protocol):
+    """Something that computes an engine: TensorRT on a GPU, or the reference interpreter."""
+
+    device_type: str
+
+    def __call__(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]: ...
+
+
+class EngineModule(nn.Module):
+    """One subgraph: `runner` computes it once it has been checked against PyTorch on the first real inputs.
+
+    pytorch: the same subgraph in PyTorch; it serves inputs outside the engine's ranges, and everything once
+        the engine has failed or differed.
+    entry: its line in the report, kept up to date.
+    """
+
+    def __init__(
+        self, pytorch: fx.GraphModule, specs: Sequence[TensorSpec], runner: Runner | None, entry: EngineEntry, options: Options
+    ) -> None:
+        super().__init__()
+        self.pytorch = pytorch
+        self.specs = tuple(specs)
+        self.runner = runner
+        self.entry = entry
+        self.options = options
+        self.checked = False
+        self._lock = threading.RLock()
+
+    def forward(self, *inputs: torch.Tensor) -> Sequence[torch.Tensor]:
+        runner = self.runner
+        if runner is None:
+            return self._in_pytorch(inputs)
+        problem = self._problem(inputs, runner)
+        if problem is not None:
+            return self._unserved(problem, inputs)
+        if not self.checked:
+            return self._first_call(runner, inputs)
+        try:
+            return runner(inputs)
+        except (BridgeError, RuntimeError) as error:
+            return self._give_up(f"it failed at run time: {error}", inputs)
+
+    @property
+    def _narrowest(self) -> torch.dtype:
+        """The dtype of fewest mantissa bits that the engine computes in."""
+        at_work = [dtype for dtype in (torch.bfloat16, torch.float16) if str(dtype)[6:] in self.entry.dtypes]
+        return at_work[0] if at_work else torch.float32
+
+    def _in_pytorch(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        result: Sequence[torch.Tensor] = self.pytorch(*inputs)
+        return result
+
+    def _problem(self, inputs: Sequence[torch.Tensor], runner: Runner) -> str | None:
+        """Why the engine does not serve these inputs; None if it does."""
+        for value, spec in zip(inputs, self.specs, strict=True):
+            if not spec.accepts(value):
+                return f"input {spec.name} is {_kind(value)}, the engine serves {spec}"
+            if value.device.type != runner.device_type:
+                return f"input {spec.name} is on {value.device}, the engine runs on {runner.device_type}"
+        return None
+
+    def _unserved(self, problem: str, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        if self.options.fallback == "error":
+            raise ShapeRangeError(
+                f"{self.entry.name}: {problem}. Widen the range (dynamic_shapes, torch._dynamo.mark_dynamic, "
+                "max_dynamic_size), or let PyTorch serve such calls with fallback='pytorch'."
+            )
+        tell_once(f"{self.entry.name}: {problem}; PyTorch runs such calls.")
+        return self._in_pytorch(inputs)
+
+    def _first_call(self, runner: Runner, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Compare the engine with PyTorch on these inputs, and trust it only if they agree."""
+        with self._lock:
+            if self.checked or self.runner is None:
+                return self.forward(*inputs)
+            expected = self._in_pytorch(inputs)
+            if not all(bool(value.isfinite().all()) for value in inputs if value.is_floating_point()):
+                tell_once(f"{self.entry.name}: the first inputs are not finite; PyTorch runs it until they are.")
+                return expected
+            try:
+                results = runner(inputs)
+            except (BridgeError, RuntimeError) as error:
+                return self._give_up(f"it failed at run time: {error}", inputs, expected)
+            verdict = difference(results, expected, self._narrowest)
+            self.entry.error = verdict.error
+            if verdict.problem is not None:
+                return self._give_up(verdict.problem, inputs, expected)
+            self.checked = True
+            return results
+
+    def _give_up(
+        self, why: str, inputs: Sequence[torch.Tensor], expected: Sequence[torch.Tensor] | None = None
+    ) -> Sequence[torch.Tensor]:
+        self.runner = None
+        self.entry.state = why
+        if self.options.fallback == "error":
+            raise EngineLoadError(
+                f"{self.entry.name} is not trusted: {why}. fallback='pytorch' lets PyTorch run it; "
+                "torch_ops=(...) keeps chosen operators in PyTorch."
+            )
+        tell_once(f"{self.entry.name}: {why}; PyTorch runs this subgraph from now on.")
+        return self._in_pytorch(inputs) if expected is None else expected
+
+
+def _kind(value: torch.Tensor) -> str:
+    return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"

@@ -1,0 +1,136 @@
+"""One graph of Dynamo's, served by engines where they may, and by PyTorch everywhere else."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch._guards import tracing
+
+from torchtrt_bridge import dynamo
+from torchtrt_bridge.capture import CapturedGraph, export_program, graph_from_program
+from torchtrt_bridge.errors import BridgeError, CaptureError
+from torchtrt_bridge.options import Options
+from torchtrt_bridge.pipeline import CompiledGraph, compile_graph
+from torchtrt_bridge.report import CompileReport, tell_once
+
+
+class ServedGraph:
+    """Called as Dynamo calls a compiled graph: with its weights and inputs, in the order of its placeholders.
+
+    Weights are constants of the engines. Each call looks whether they are still the same tensors, unchanged; if
+    not, PyTorch serves, and the next call with the same new weights has the engines built anew.
+    """
+
+    def __init__(self, module: fx.GraphModule, example_inputs: Sequence[Any], options: Options) -> None:
+        self.original = module
+        self.options = options
+        self.report = CompileReport(options, graphs=1)
+        self.compiled: CompiledGraph | None = None
+        self.weights = dynamo.weight_positions(module, example_inputs)
+        self.weight_tensors = [example_inputs[i] for i in self.weights]
+        self._shapes = dynamo.dynamic_shapes(module, self.weights)
+        self._frozen: list[int] = []
+        self._inputs: list[int] = []
+        self._bound: list[torch.Tensor] = []
+        self._stamps: list[Any] = []
+        self._changed: list[Any] | None = None
+        reason = self._why_pytorch(example_inputs)
+        if reason is None:
+            self._compile(example_inputs)
+        else:
+            self._leave_to_pytorch(reason)
+
+    def __call__(self, *args: Any) -> Any:
+        compiled = self.compiled
+        if compiled is None:
+            return self.original(*args)
+        if not self._weights_are_bound(args):
+            compiled = self._with_new_weights(args)
+            if compiled is None:
+                return self.original(*args)
+        inputs = [args[i] for i in self._inputs]
+        results = compiled.module(*inputs)
+        captured = compiled.captured
+        for value, position in zip(results[captured.outputs :], captured.mutations, strict=True):
+            inputs[position].copy_(value)
+        return results[: captured.outputs]
+
+    def _why_pytorch(self, inputs: Sequence[Any]) -> str | None:
+        """Why PyTorch runs the whole graph; None if engines may."""
+        tensors = [value for value in inputs if isinstance(value, torch.Tensor)]
+        if torch.is_grad_enabled() and any(value.requires_grad for value in tensors):
+            return "gradients are needed; call the model under torch.inference_mode() or torch.no_grad() for TensorRT"
+        wanted = "cpu" if self.options.engine == "reference" else "cuda"
+        others = sorted({value.device.type for value in tensors} - {wanted})
+        if others:
+            return (
+                f"its tensors are on {' and '.join(others)}, and engines run on {wanted}; move model and inputs there, "
+                "or build for a GPU elsewhere with trtb.export(..., targets=...)"
+            )
+        return None
+
+    def _leave_to_pytorch(self, reason: str) -> None:
+        if self.options.fallback == "error":
+            raise CaptureError(f"PyTorch would run the whole graph: {reason}. fallback='pytorch' lets it.")
+        self.report.note(f"PyTorch runs a whole graph: {reason}")
+        tell_once(f"PyTorch runs a whole graph: {reason}.")
+
+    def _compile(self, args: Sequence[Any]) -> None:
+        weights = set(self.weights)
+        inputs = [i for i, value in enumerate(args) if i not in weights and isinstance(value, torch.Tensor)]
+        try:
+            bound = dynamo.bind_weights(self.original, args, self.weights)
+            with tracing(None):  # else torch.export would trace into Dynamo's own trace, and add to its guards
+                program = export_program(bound, tuple(args[i] for i in inputs), dynamic_shapes=self._spec(bound))
+                captured = graph_from_program(program)
+                self._check_aliases(captured, inputs)
+                self.compiled = compile_graph(captured, self.options)
+        except BridgeError as error:
+            if self.options.fallback == "error":
+                raise
+            self._leave_to_pytorch(str(error))
+            return
+        state = [dynamo.weight_index(name) for name in captured.state]
+        self.report = self.compiled.report
+        self._inputs = inputs + state
+        self._frozen = [i for i in self.weights if i not in state]
+        self._bound = [args[i] for i in self._frozen]
+        self._stamps = _stamps(self._bound)
+
+    def _check_aliases(self, captured: CapturedGraph, inputs: Sequence[int]) -> None:
+        mutated = [inputs[i] for i in captured.mutations if i < len(inputs)]
+        shared = dynamo.output_sharing(self.original, mutated)
+        if shared is not None:
+            raise CaptureError(f"its output {shared} is a view of an input that it changes")
+
+    def _spec(self, bound: fx.GraphModule) -> Any:
+        """Dynamic shapes by the argument names of `bound`'s forward."""
+        return dict(zip([str(node.target) for node in dynamo.placeholders(bound)], self._shapes, strict=True))
+
+    def _weights_are_bound(self, args: Sequence[Any]) -> bool:
+        weights = [args[i] for i in self._frozen]
+        return all(map(operator.is_, weights, self._bound)) and _stamps(weights) == self._stamps
+
+    def _with_new_weights(self, args: Sequence[Any]) -> CompiledGraph | None:
+        """Engines with the weights of this call, once the same ones came twice; None while PyTorch serves."""
+        weights = [args[i] for i in self._frozen]
+        state = [*map(id, weights), *_stamps(weights)]
+        if state != self._changed:
+            self._changed = state
+            tell_once("weights have changed since the engines were built; PyTorch runs until they come to rest.")
+            return None
+        self._changed = None
+        self._compile(args)
+        return self.compiled
+
+
+def _stamps(tensors: Sequence[torch.Tensor]) -> list[Any]:
+    """What moves when a tensor changes: its version, and its memory for `p.data = ...`, which leaves the version.
+
+    Tensors made under `torch.inference_mode` count no versions; PyTorch forbids to change them outside of it.
+    """
+    return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]

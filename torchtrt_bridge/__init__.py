@@ -1,3 +1,87 @@
-"""Run PyTorch models on TensorRT."""
+"""Run PyTorch models on TensorRT: a `torch.compile` backend and a `torch.export` helper.
+
+Importing this package imports neither torch nor TensorRT; each public name loads what it needs when it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torchtrt_bridge.backend import compile, report
+    from torchtrt_bridge.compile_report import CompileReport
+    from torchtrt_bridge.errors import (
+        BridgeError,
+        BuildError,
+        CalibrationError,
+        CaptureError,
+        EngineLoadError,
+        LoweringError,
+        OptionsError,
+        ShapeRangeError,
+        UnsupportedOpError,
+    )
+    from torchtrt_bridge.explaining import explain
+    from torchtrt_bridge.exporter import export, load, save
+    from torchtrt_bridge.options import Options
+    from torchtrt_bridge.program import Program
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "CompileReport": "compile_report",
+    "Options": "options",
+    "Program": "program",
+    "compile": "backend",
+    "explain": "explaining",
+    "export": "exporter",
+    "load": "exporter",
+    "report": "backend",
+    "save": "exporter",
+}
+_ERRORS = (
+    "BridgeError",
+    "BuildError",
+    "CalibrationError",
+    "CaptureError",
+    "EngineLoadError",
+    "LoweringError",
+    "OptionsError",
+    "ShapeRangeError",
+    "UnsupportedOpError",
+)
+
+__all__ = [
+    "BridgeError",
+    "BuildError",
+    "CalibrationError",
+    "CaptureError",
+    "CompileReport",
+    "EngineLoadError",
+    "LoweringError",
+    "Options",
+    "OptionsError",
+    "Program",
+    "ShapeRangeError",
+    "UnsupportedOpError",
+    "compile",
+    "explain",
+    "export",
+    "load",
+    "report",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = "errors" if name in _ERRORS else _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

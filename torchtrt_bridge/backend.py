@@ -12,7 +12,7 @@ from torch import fx, nn
 
 from torchtrt_bridge.errors import OptionsError
 from torchtrt_bridge.options import Options
-from torchtrt_bridge.report import CompileReport, merged
+from torchtrt_bridge.compile_report import CompileReport, merged
 from torchtrt_bridge.served import ServedGraph
 
 _ATTRIBUTE = "_torchtrt_bridge_backend"

@@ -47,7 +47,7 @@ def export_program(
     Raises CaptureError, with PyTorch's own words, for a model that it cannot turn into one graph.
     """
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.backends.nnpack.flags(enabled=False):  # NNPACK's guard: batch < 16
             program = torch.export.export(
                 model, args, dict(kwargs or {}), dynamic_shapes=dynamic_shapes, strict=False
             )
@@ -69,7 +69,7 @@ def _decompositions() -> dict[Any, Any]:
 
 def graph_from_program(program: ExportedProgram) -> CapturedGraph:
     """The graph of an exported program, with weights as attributes and mutated buffers as trailing inputs."""
-    module = _editable(program)
+    module = fx.GraphModule(program.graph_module, copy_graph(program.graph))
     signature = program.graph_signature
     mutated = set(signature.buffers_to_mutate.values())
     placeholders = {node.name: node for node in module.graph.nodes if node.op == "placeholder"}
@@ -95,17 +95,13 @@ def graph_from_program(program: ExportedProgram) -> CapturedGraph:
     return CapturedGraph(module, outputs, mutations, tuple(state), ranges)
 
 
-def _editable(program: ExportedProgram) -> fx.GraphModule:
-    """A copy of the program's graph that shares neither nodes nor code generation with it."""
-    graph = fx.Graph()
-    result = graph.graph_copy(program.graph, {}, return_output_node=True)
+def copy_graph(graph: fx.Graph) -> fx.Graph:
+    """A copy with plain code generation: flat arguments in, a flat tuple out."""
+    copied = fx.Graph()
+    result = copied.graph_copy(graph, {}, return_output_node=True)
     assert isinstance(result, tuple)
-    node = graph.output(result[0])
-    node.meta = copy.copy(result[1].meta)
-    root = torch.nn.Module()
-    for name, child in program.graph_module.named_children():
-        root.add_module(name, child)
-    return fx.GraphModule(root, graph)
+    copied.output(result[0]).meta = copy.copy(result[1].meta)
+    return copied
 
 
 def _tensor_of(program: ExportedProgram, target: str) -> torch.Tensor:

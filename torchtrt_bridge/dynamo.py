@@ -91,6 +91,11 @@ def dynamic_shapes(module: fx.GraphModule, weights: Sequence[int]) -> tuple[dict
     return tuple(shapes)
 
 
+def named_shapes(bound: fx.GraphModule, shapes: Sequence[dict[int, Any]]) -> dict[str, Any]:
+    """Dynamic shapes by the argument names of `bound`, as `torch.export.export` takes them."""
+    return dict(zip([str(node.target) for node in placeholders(bound)], shapes, strict=True))
+
+
 def _is_free(size: Any) -> bool:
     return isinstance(size, torch.SymInt) and not size.node.expr.is_Integer
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from torchtrt_bridge.capture import CapturedGraph
+from torchtrt_bridge.capture import CapturedGraph, copy_graph
 from torchtrt_bridge.engine import flavour as flavours
 from torchtrt_bridge.engine.build import engine_from_network
 from torchtrt_bridge.engine.cache import EngineCache
@@ -20,9 +20,9 @@ from torchtrt_bridge.errors import BridgeError, EngineLoadError, UnsupportedOpEr
 from torchtrt_bridge.lower.network import Network, network_from_graph
 from torchtrt_bridge.normalize import normalize
 from torchtrt_bridge.options import Options
-from torchtrt_bridge.partition import Partition, partition
+from torchtrt_bridge.partition import Proposal, fuse, propose
 from torchtrt_bridge.progress import BuildProgress
-from torchtrt_bridge.report import CompileReport, EngineEntry, engine_entry, tell_once, torch_entry
+from torchtrt_bridge.compile_report import CompileReport, EngineEntry, engine_entry, tell_once, torch_entry
 from torchtrt_bridge.runtime import EngineModule
 from torchtrt_bridge.runtime.gpu import GpuRunner
 from torchtrt_bridge.runtime.module import Runner
@@ -35,12 +35,15 @@ from torchtrt_bridge.source import describe
 class CompiledGraph:
     """A captured graph whose subgraphs `trt_0`, ... are engines.
 
+    module: the graph with an `EngineModule` for each subgraph.
+    flat: the same normalized graph before it was cut, in PyTorch throughout.
     plans: the bytes of each engine that was built, by subgraph.
     """
 
     captured: CapturedGraph
     module: fx.GraphModule
-    partition: Partition
+    flat: fx.GraphModule
+    proposal: Proposal
     plans: dict[str, bytes]
     report: CompileReport
 
@@ -54,21 +57,27 @@ def compile_graph(captured: CapturedGraph, options: Options, run: bool = True) -
     report = CompileReport(options, graphs=1)
     flavour = flavours.choose(options.engine)
     module = normalize(captured.module, options)
-    parts = partition(module, options)
-    _report_rejections(parts, options, report)
+    proposal = propose(module, options)
+    _report_rejections(proposal, options, report)
+    flat = fx.GraphModule(module, copy_graph(module.graph))
+    subgraphs = fuse(module, proposal.subgraphs)
     ranges = bounded(captured.ranges, options)
     plans: dict[str, bytes] = {}
-    with BuildProgress(len(parts.subgraphs), options.progress) as progress:
-        for name, subgraph in parts.subgraphs.items():
+    with BuildProgress(len(subgraphs), options.progress) as progress:
+        for name, subgraph in subgraphs.items():
             entry = engine_entry(name, subgraph)
             report.engines.append(entry)
             builder = _Builder(subgraph, flavour, options, ranges, entry)
             plan, runner = builder.plan_and_runner(progress.next(name), run)
             if plan is not None:
                 plans[name] = plan
-            specs = [spec_of(n.name, n.meta["val"], ranges) for n in subgraph.graph.nodes if n.op == "placeholder"]
-            module.set_submodule(name, EngineModule(subgraph, specs, runner, entry, options))
-    return CompiledGraph(captured, module, parts, plans, report)
+            module.set_submodule(name, EngineModule(subgraph, input_specs(subgraph, ranges), runner, entry, options))
+    return CompiledGraph(captured, module, flat, proposal, plans, report)
+
+
+def input_specs(subgraph: fx.GraphModule, ranges: Mapping[Any, Range]) -> list[TensorSpec]:
+    """The specs of a graph's inputs."""
+    return [spec_of(n.name, n.meta["val"], ranges) for n in subgraph.graph.nodes if n.op == "placeholder"]
 
 
 def bounded(ranges: Mapping[Any, tuple[int, int | None]], options: Options) -> dict[Any, Range]:
@@ -79,18 +88,18 @@ def bounded(ranges: Mapping[Any, tuple[int, int | None]], options: Options) -> d
     }
 
 
-def _report_rejections(parts: Partition, options: Options, report: CompileReport) -> None:
-    report.in_torch = [torch_entry(r.node, r.reason) for r in parts.rejections]
-    if not parts.rejections:
+def _report_rejections(proposal: Proposal, options: Options, report: CompileReport) -> None:
+    report.in_torch = [torch_entry(r.node, r.reason) for r in proposal.rejections]
+    if not proposal.rejections:
         return
-    told = "; ".join(f"{describe(r.node)}: {r.reason}" for r in parts.rejections[:3])
-    more = f" and {len(parts.rejections) - 3} more" if len(parts.rejections) > 3 else ""
+    told = "; ".join(f"{describe(r.node)}: {r.reason}" for r in proposal.rejections[:3])
+    more = f" and {len(proposal.rejections) - 3} more" if len(proposal.rejections) > 3 else ""
     if options.fallback == "error":
         raise UnsupportedOpError(
-            f"{len(parts.rejections)} nodes cannot run in TensorRT: {told}{more}. "
+            f"{len(proposal.rejections)} nodes cannot run in TensorRT: {told}{more}. "
             "fallback='pytorch' leaves them to PyTorch."
         )
-    tell_once(f"{len(parts.rejections)} nodes stay in PyTorch: {told}{more}. trtb.report(...) lists all.")
+    tell_once(f"{len(proposal.rejections)} nodes stay in PyTorch: {told}{more}. trtb.report(...) lists all.")
 
 
 class _Builder:
@@ -159,6 +168,3 @@ def load_engine(plan: bytes, key: str, flavour: Flavour, options: Options) -> Ru
     kernels = cache.get(key, "kernels") if cache else None
     keep = (lambda content: cache.put(key, content, "kernels")) if cache and kernels is None else None
     return GpuRunner(plan, flavour, options.cuda_graphs, kernels, keep)
-
-
-__all__ = ["CompiledGraph", "TensorSpec", "bounded", "compile_graph", "load_engine"]

@@ -15,7 +15,7 @@ from torchtrt_bridge.capture import CapturedGraph, export_program, graph_from_pr
 from torchtrt_bridge.errors import BridgeError, CaptureError
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.pipeline import CompiledGraph, compile_graph
-from torchtrt_bridge.report import CompileReport, tell_once
+from torchtrt_bridge.compile_report import CompileReport, tell_once
 
 
 class ServedGraph:
@@ -85,7 +85,8 @@ class ServedGraph:
         try:
             bound = dynamo.bind_weights(self.original, args, self.weights)
             with tracing(None):  # else torch.export would trace into Dynamo's own trace, and add to its guards
-                program = export_program(bound, tuple(args[i] for i in inputs), dynamic_shapes=self._spec(bound))
+                shapes = dynamo.named_shapes(bound, self._shapes)
+                program = export_program(bound, tuple(args[i] for i in inputs), dynamic_shapes=shapes)
                 captured = graph_from_program(program)
                 self._check_aliases(captured, inputs)
                 self.compiled = compile_graph(captured, self.options)
@@ -106,10 +107,6 @@ class ServedGraph:
         shared = dynamo.output_sharing(self.original, mutated)
         if shared is not None:
             raise CaptureError(f"its output {shared} is a view of an input that it changes")
-
-    def _spec(self, bound: fx.GraphModule) -> Any:
-        """Dynamic shapes by the argument names of `bound`'s forward."""
-        return dict(zip([str(node.target) for node in dynamo.placeholders(bound)], self._shapes, strict=True))
 
     def _weights_are_bound(self, args: Sequence[Any]) -> bool:
         weights = [args[i] for i in self._frozen]

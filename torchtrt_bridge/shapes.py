@@ -12,6 +12,9 @@ import torch
 # (smallest, largest) value of a size; equal for a static one.
 Range = tuple[int, int]
 
+# Stands for the upper end of a range that has none.
+UNBOUNDED = 2**31 - 1
+
 
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
@@ -40,7 +43,8 @@ class TensorSpec:
         )
 
     def __str__(self) -> str:
-        sizes = ", ".join(str(low) if low == high else f"{low}..{high}" for low, high in self.ranges)
+        ends = [(str(low), "" if high == UNBOUNDED else str(high)) for low, high in self.ranges]
+        sizes = ", ".join(low if low == high else f"{low}..{high}" for low, high in ends)
         return f"{str(self.dtype).removeprefix('torch.')}[{sizes}]"
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from torchtrt_bridge.capture import CapturedGraph, export_program, graph_from_program
 from torchtrt_bridge.normalize import normalize
 from torchtrt_bridge.options import Options
-from torchtrt_bridge.partition import Partition, partition
+from torchtrt_bridge.partition import Rejection, fuse, propose
 
 HALF = torch.float16
 TRACED, OTHER = 4, 5
@@ -57,13 +57,17 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Rejected:
-    """One call that its converter declines, with words that its reason must hold."""
+    """One call that its converter declines, with words that its reason must hold.
+
+    dynamic: whether dimensions that change with n are dynamic.
+    """
 
     op: Any
     call: Callable[..., Any]
     inputs: Callable[[int], tuple[Any, ...]]
     reason: str
     name: str = ""
+    dynamic: bool = False
 
     @property
     def id(self) -> str:
@@ -105,8 +109,10 @@ def captured(case: Case | Rejected, inputs: tuple[Any, ...], module: nn.Module, 
     return graph_from_program(export_program(module, inputs, dynamic_shapes=shapes))
 
 
-def partitioned(graph: CapturedGraph, options: Options) -> Partition:
-    return partition(normalize(graph.module, options), options)
+def partitioned(graph: CapturedGraph, options: Options) -> tuple[dict[str, torch.fx.GraphModule], list[Rejection]]:
+    module = normalize(graph.module, options)
+    proposal = propose(module, options)
+    return fuse(module, proposal.subgraphs), proposal.rejections
 
 
 def operators(module: torch.fx.GraphModule) -> set[Any]:

@@ -39,10 +39,10 @@ def test_case(case: Case, dynamic: bool, dtype: torch.dtype) -> None:
     graph = captured(case, inputs, module, shapes)
     if dynamic:
         assert graph.ranges, "no dimension stayed dynamic"
-    parts = partitioned(graph, OPTIONS)
-    assert [str(r.node.target) + ": " + r.reason for r in parts.rejections] == []
-    assert list(parts.subgraphs) == ["trt_0"]
-    subgraph = parts.subgraphs["trt_0"]
+    subgraphs, rejections = partitioned(graph, OPTIONS)
+    assert [f"{r.node.target}: {r.reason}" for r in rejections] == []
+    assert list(subgraphs) == ["trt_0"]
+    subgraph = subgraphs["trt_0"]
     assert case.op in operators(subgraph), f"{case.op} is not in the graph: {operators(subgraph)}"
     network = network_from_graph(subgraph, flavour.load("tensorrt_rtx"), {s: (1, 16) for s in graph.ranges})
     run = NetworkInterpreter(flavour.load("tensorrt_rtx").trt, network.definition, network.constants)
@@ -69,8 +69,9 @@ def _flat(result: Any) -> list[Any]:
 
 @pytest.mark.parametrize("case", REJECTED, ids=lambda case: case.id)
 def test_rejected(case: Rejected) -> None:
-    module = torch.nn.Module.eval(Case(case.op, case.call, case.inputs).module(torch.float32))
-    graph = captured(case, case.inputs(TRACED), module, None)
+    made = Case(case.op, case.call, case.inputs)
+    shapes = made.dynamic_shapes(torch.float32) if case.dynamic else None
+    graph = captured(case, made.make_inputs(TRACED, torch.float32), made.module(torch.float32), shapes)
     nodes = [node for node in graph.module.graph.nodes if node.target is case.op]
     assert nodes, f"{case.op} is not in the graph"
     reasons = [why_not(node) or "" for node in nodes]

@@ -123,3 +123,17 @@ def test_layers_run_in_the_order_of_their_tensors(network):
     dims = network.constant(torch.tensor([2, 1]))
     shuffle.set_input(1, dims)
     assert only_output(network, shuffle).tolist() == [[1.0], [2.0]]
+
+
+def test_layers_that_no_output_needs_are_skipped(network):
+    x = network.input(torch.ones(2))
+    relu_network(network, torch.ones(2))
+    interpreter = network.interpreter(network.net.add_identity(x).get_output(0))
+    assert [step.title.split()[-1] for step in interpreter._steps] == ["(IDENTITY)"]
+
+
+def test_a_false_assertion_is_not_skipped(network):
+    x = network.input(torch.ones(2))
+    network.net.add_assertion(network.constant(torch.tensor([False])), "never")
+    with pytest.raises(LoweringError, match="never"):
+        network.interpreter(network.net.add_identity(x).get_output(0))(torch.ones(2))

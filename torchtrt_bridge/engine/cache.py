@@ -16,7 +16,7 @@ import filelock
 import platformdirs
 
 from torchtrt_bridge.options import Options
-from torchtrt_bridge.report import tell_once
+from torchtrt_bridge.compile_report import tell_once
 
 # A process that builds this long is taken for dead; the others then build on their own.
 LOCK_SECONDS = 600.0

@@ -75,7 +75,9 @@ def _free_name(module: torch.nn.Module, hint: str) -> str:
 
 
 def remove_dead(module: fx.GraphModule) -> fx.GraphModule:
-    """Drop calls without users, and constants that nothing reads."""
+    """Drop calls without users, what export asserts beside each cast, and constants that nothing reads."""
+    for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten._assert_tensor_metadata.default):
+        module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
     for node in list(module.graph.nodes):
         if node.op == "get_attr" and not node.users:

@@ -1,5 +1,5 @@
 """Partition: which nodes go to TensorRT, as acyclic subgraphs as large as they can be."""
 
-from torchtrt_bridge.partition.subgraphs import SUBGRAPH_PREFIX, Partition, Rejection, fuse_named, partition
+from torchtrt_bridge.partition.subgraphs import Proposal, Rejection, fuse, propose
 
-__all__ = ["SUBGRAPH_PREFIX", "Partition", "Rejection", "fuse_named", "partition"]
+__all__ = ["Proposal", "Rejection", "fuse", "propose"]

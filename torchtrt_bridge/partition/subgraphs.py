@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import operator
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -36,45 +37,53 @@ class Rejection:
 
 
 @dataclasses.dataclass
-class Partition:
-    """The graph, with each subgraph for TensorRT as a submodule `trt_0`, `trt_1`, ..., and what stayed outside."""
+class Proposal:
+    """What goes to TensorRT: for each subgraph `trt_0`, `trt_1`, ... the names of its nodes; and what does not."""
 
-    module: fx.GraphModule
-    subgraphs: dict[str, fx.GraphModule]
-    nodes: dict[str, list[str]]
+    subgraphs: dict[str, list[str]]
     rejections: list[Rejection]
 
 
-def partition(module: fx.GraphModule, options: Options) -> Partition:
-    """Fuse what TensorRT can run into submodules of `module`, which is changed."""
+def propose(module: fx.GraphModule, options: Options) -> Proposal:
+    """Group the nodes that TensorRT can run into acyclic subgraphs, as large as they can be.
+
+    `module` is changed in that each user of a constant or a size gets a copy of its own.
+    """
     _give_each_user_its_own(module)
     reasons = {node: reason for node in module.graph.nodes if (reason := _reason(node, options))}
-    support = _Support(reasons)
-    partitioner = CapabilityBasedPartitioner(module, support, allows_single_node_partition=True)
+    partitioner = CapabilityBasedPartitioner(module, _Support(reasons), allows_single_node_partition=True)
     groups = []
-    for proposal in partitioner.propose_partitions():
+    with _quiet(logging.getLogger("torch.fx.passes")):
+        proposals = partitioner.propose_partitions()
+    for proposal in proposals:
         nodes = _without_shared_views([n for n in module.graph.nodes if n in proposal.nodes])
         calls = [n for n in nodes if n.op == "call_function" and n.target is not operator.getitem]
         if not calls or all(_is_move(n) for n in calls):
             continue
         if len(calls) < options.min_subgraph_nodes:
-            reason = f"a subgraph of {len(calls)} nodes; min_subgraph_nodes={options.min_subgraph_nodes}"
+            reason = f"its subgraph has {len(calls)} nodes, and min_subgraph_nodes={options.min_subgraph_nodes}"
             reasons.update({n: reason for n in calls})
             continue
-        groups.append([n.name for n in nodes])
+        groups.append([n.name for n in nodes if n.op == "call_function"])
+    groups.sort(key=_order(module))
     rejections = [Rejection(node, reason) for node, reason in reasons.items()]
-    named = {f"{SUBGRAPH_PREFIX}{i}": names for i, names in enumerate(sorted(groups, key=_order(module)))}
-    return Partition(module, fuse_named(module, named), named, rejections)
+    return Proposal({f"{SUBGRAPH_PREFIX}{i}": names for i, names in enumerate(groups)}, rejections)
 
 
-def fuse_named(module: fx.GraphModule, nodes: Mapping[str, Iterable[str]]) -> dict[str, fx.GraphModule]:
-    """Move the nodes of each name's list into a submodule of that name."""
+def fuse(module: fx.GraphModule, subgraphs: Mapping[str, Iterable[str]]) -> dict[str, fx.GraphModule]:
+    """Move the calls of each subgraph, and the constants that only they read, into a submodule of its name."""
+    _give_each_user_its_own(module)
     by_name = {node.name: node for node in module.graph.nodes}
-    groups = [{by_name[n]: None for n in names} for names in nodes.values()]
-    with _quiet_fuser():
-        fuse_by_partitions(module, groups, prefix=SUBGRAPH_PREFIX, always_return_tuple=True)
+    groups = [_with_constants([by_name[name] for name in names]) for names in subgraphs.values()]
+    fuse_by_partitions(module, groups, prefix=SUBGRAPH_PREFIX, always_return_tuple=True)
     module.recompile()
-    return {name: module.get_submodule(name) for name in nodes}  # type: ignore[misc]
+    return {name: cast(fx.GraphModule, module.get_submodule(name)) for name in subgraphs}
+
+
+def _with_constants(calls: list[fx.Node]) -> dict[fx.Node, int | None]:
+    inside = set(calls)
+    inside |= {n for call in calls for n in call.all_input_nodes if n.op == "get_attr"}
+    return {node: None for node in calls[0].graph.nodes if node in inside}
 
 
 def _reason(node: fx.Node, options: Options) -> str | None:
@@ -154,13 +163,12 @@ def _order(module: fx.GraphModule) -> Any:
     return lambda names: min(position[name] for name in names)
 
 
-class _quiet_fuser:  # noqa: N801
+@contextlib.contextmanager
+def _quiet(logger: logging.Logger) -> Iterator[None]:
     """The partitioner logs at INFO what the report says better."""
-
-    def __enter__(self) -> None:
-        self.logger = logging.getLogger("torch.fx.passes")
-        self.level = self.logger.level
-        self.logger.setLevel(logging.WARNING)
-
-    def __exit__(self, *error: object) -> None:
-        self.logger.setLevel(self.level)
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

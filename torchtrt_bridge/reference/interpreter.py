@@ -82,7 +82,8 @@ class NetworkInterpreter:
         found = (Layer(trt, network.get_layer(index), constants or {}) for index in range(network.num_layers))
         steps = [_step_from_layer(layer, slots) for layer in found if layer.kind not in _NO_COMPUTATION]
         ordered = _in_order(steps, {slot.key for slot in self._inputs})
-        self._steps = _with_releases(ordered, {slot.key for slot in self._outputs})
+        outputs = {slot.key for slot in self._outputs}
+        self._steps = _with_releases(_live(ordered, outputs), outputs)
 
     def __call__(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
         """The outputs in the network's order, each in memory of its own; `inputs` come in its order too."""
@@ -161,6 +162,16 @@ def _in_order(steps: list[Step], known: set[int]) -> list[Step]:
             raise LoweringError(f"{waiting[0].title} depends on a tensor that no layer computes.")
         steps = waiting
     return ordered
+
+
+def _live(steps: Iterable[Step], outputs: set[int]) -> list[Step]:
+    """The steps, in order, without those that no output needs; assertions have no output and stay."""
+    needed, kept = set(outputs), []
+    for step in reversed(list(steps)):
+        if not step.outputs or any(slot.key in needed for slot in step.outputs):
+            needed.update(key for key in step.inputs if key is not None)
+            kept.append(step)
+    return kept[::-1]
 
 
 def _with_releases(steps: Iterable[Step], kept: set[int]) -> list[Step]:

@@ -11,7 +11,7 @@ import torch
 from torchtrt_bridge.engine.flavour import Flavour
 from torchtrt_bridge.errors import EngineLoadError
 from torchtrt_bridge.lower.dtypes import torch_dtype_from_trt
-from torchtrt_bridge.report import tell_once
+from torchtrt_bridge.compile_report import tell_once
 
 
 class GpuRunner:

@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from torchtrt_bridge.errors import BridgeError, EngineLoadError, ShapeRangeError
 from torchtrt_bridge.options import Options
-from torchtrt_bridge.report import EngineEntry, tell_once
+from torchtrt_bridge.compile_report import EngineEntry, tell_once
 from torchtrt_bridge.runtime.check import difference
 from torchtrt_bridge.shapes import TensorSpec
 

@@ -90,4 +90,12 @@ REJECTED: list[Rejected] = [
         "int64",
         name="integers",
     ),
+    Rejected(
+        conv,
+        F.conv2d,
+        lambda n: (torch.randn(n, 4, 9, 9), torch.randn(6, 4, n, 3)),
+        "known only at run time",
+        name="dynamic-kernel",
+        dynamic=True,
+    ),
 ]

@@ -1,32 +1,121 @@
-"""Elementwise operators of one and two tensors."""
+"""Elementwise functions of one tensor."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 
+from torchtrt_bridge.lower.converters.arithmetic import power, result_dtype, truncated, widened
 from torchtrt_bridge.lower.registry import converter
 
 aten = torch.ops.aten
 
 
-@converter(aten.relu.default)
-def relu(ctx, self):
-    """relu(Tensor self) -> Tensor"""
-    return ctx.activation("RELU", ctx.tensor(self))
+def _function(op, layer):
+    """Register a layer of its own; PyTorch gives these functions of integers in float."""
+
+    @converter(op)
+    def lower(ctx, self):
+        return ctx.unary(layer, ctx.tensor(self, result_dtype(ctx)))
+
+    lower.__doc__ = str(op._schema)
 
 
-@converter(aten.neg.default)
-def neg(ctx, self):
-    """neg(Tensor self) -> Tensor"""
-    return ctx.unary("NEG", ctx.tensor(self))
+for _op, _layer in (
+    (aten.acos.default, "ACOS"),
+    (aten.acosh.default, "ACOSH"),
+    (aten.asin.default, "ASIN"),
+    (aten.asinh.default, "ASINH"),
+    (aten.atan.default, "ATAN"),
+    (aten.atanh.default, "ATANH"),
+    (aten.cos.default, "COS"),
+    (aten.cosh.default, "COSH"),
+    (aten.erf.default, "ERF"),
+    (aten.exp.default, "EXP"),
+    (aten.log.default, "LOG"),
+    (aten.neg.default, "NEG"),
+    (aten.reciprocal.default, "RECIP"),
+    (aten.sin.default, "SIN"),
+    (aten.sinh.default, "SINH"),
+    (aten.sqrt.default, "SQRT"),
+    (aten.tan.default, "TAN"),
+):
+    _function(_op, _layer)
 
 
-def not_of_integers(self):
-    """TensorRT has no bitwise operations on integers."""
-    return None if self.dtype == torch.bool else "bitwise not of integers"
+def _whole(op, layer, integers=None):
+    """Register a function that is the identity on bools, and on integers where their layer is None."""
+
+    @converter(op)
+    def lower(ctx, self):
+        tensor = ctx.tensor(self)
+        dtype = result_dtype(ctx)
+        kind = None if dtype == torch.bool else layer if dtype.is_floating_point else integers
+        return tensor if kind is None else ctx.unary(kind, tensor)
+
+    lower.__doc__ = str(op._schema)
 
 
-@converter(aten.bitwise_not.default, why_not=not_of_integers)
-def bitwise_not(ctx, self):
-    """bitwise_not(Tensor self) -> Tensor"""
-    return ctx.unary("NOT", ctx.tensor(self))
+_whole(aten.abs.default, "ABS", "ABS")
+_whole(aten.sign.default, "SIGN", "SIGN")
+_whole(aten.sgn.default, "SIGN", "SIGN")
+_whole(aten.ceil.default, "CEIL")
+_whole(aten.floor.default, "FLOOR")
+_whole(aten.round.default, "ROUND")
+
+
+@converter(aten.round.decimals)
+def round_decimals(ctx, self, decimals):
+    """round.decimals(Tensor self, *, int decimals) -> Tensor"""
+    dtype = result_dtype(ctx)
+    factor = 10.0 ** abs(decimals)
+    there, back = ("PROD", "DIV") if decimals >= 0 else ("DIV", "PROD")
+    rounded = ctx.unary("ROUND", ctx.elementwise(there, self, factor, widened(dtype)))
+    return ctx.cast(ctx.elementwise(back, rounded, factor), dtype)
+
+
+@converter(aten.trunc.default)
+def trunc(ctx, self):
+    """trunc(Tensor self) -> Tensor"""
+    tensor = ctx.tensor(self)
+    return truncated(ctx, tensor) if result_dtype(ctx).is_floating_point else tensor
+
+
+@converter(aten.frac.default)
+def frac(ctx, self):
+    """frac(Tensor self) -> Tensor"""
+    tensor = ctx.tensor(self)
+    return ctx.elementwise("SUB", tensor, truncated(ctx, tensor))
+
+
+@converter(aten.rsqrt.default)
+def rsqrt(ctx, self):
+    """rsqrt(Tensor self) -> Tensor"""
+    return ctx.unary("RECIP", ctx.unary("SQRT", ctx.tensor(self, result_dtype(ctx))))
+
+
+@converter(aten.square.default)
+def square(ctx, self):
+    """square(Tensor self) -> Tensor"""
+    return power(ctx, ctx.tensor(self, result_dtype(ctx)), 2)
+
+
+def _in_float32(op, function):
+    """Register a composite that rounds to half precision only once, as PyTorch does."""
+
+    @converter(op)
+    def lower(ctx, self):
+        dtype = result_dtype(ctx)
+        return ctx.cast(function(ctx, ctx.tensor(self, widened(dtype))), dtype)
+
+    lower.__doc__ = str(op._schema)
+
+
+# Of small arguments, expm1 and log1p are exact to 1e-7 absolutely, not relatively: TensorRT has no such layers.
+_in_float32(aten.expm1.default, lambda ctx, x: ctx.elementwise("SUB", ctx.unary("EXP", x), 1.0))
+_in_float32(aten.log1p.default, lambda ctx, x: ctx.unary("LOG", ctx.elementwise("SUM", x, 1.0)))
+_in_float32(aten.exp2.default, lambda ctx, x: ctx.elementwise("POW", 2.0, x))
+_in_float32(aten.log2.default, lambda ctx, x: ctx.elementwise("PROD", ctx.unary("LOG", x), 1 / math.log(2)))
+_in_float32(aten.log10.default, lambda ctx, x: ctx.elementwise("PROD", ctx.unary("LOG", x), 1 / math.log(10)))
+_in_float32(aten.erfc.default, lambda ctx, x: ctx.elementwise("SUB", 1.0, ctx.unary("ERF", x)))

@@ -110,12 +110,17 @@ def _refuse_outside(layer: Layer, outside: Tensor) -> None:
 
 @reads("ONE_HOT")
 def one_hot(layer: Layer) -> Compute:
-    """The on value at each index along a new axis, the off value elsewhere; values are [off, on]."""
+    """The on value at each index along a new axis, the off value elsewhere; values are [off, on].
+
+    Negative indices count from the end, as TensorRT's own evaluation of shapes has it.
+    """
     axis = int(layer.raw.axis)
 
     def compute(index: Tensor, values: Tensor, depth: Tensor) -> Tensor:
         position = axis % (index.dim() + 1)
-        classes = torch.arange(int(depth)).reshape([-1] + [1] * (index.dim() - position))
+        count = int(depth)
+        index = torch.where(index < 0, index + count, index)
+        classes = torch.arange(count).reshape([-1] + [1] * (index.dim() - position))
         return torch.where(index.unsqueeze(position) == classes, values[1], values[0])
 
     return compute

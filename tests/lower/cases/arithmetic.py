@@ -1,0 +1,179 @@
+"""Arithmetic of two tensors, or of a tensor and a number."""
+
+import operator
+
+import torch
+
+from tests.lower.case import Case, Rejected
+
+aten = torch.ops.aten
+
+
+def pair(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(n, 3, 5) * 3, torch.randn(n, 3, 5) * 3
+
+
+def apart(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quotients that stay clear of whole numbers, where a rounding error is as large as the divisor."""
+    whole, divisor = torch.randint(-6, 6, (n, 4)), torch.tensor([0.5, -0.75, 2.0, -3.0])
+    return (whole + 0.25) * divisor, divisor
+
+
+def broadcast(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(n, 1, 5), torch.randn(3, 1)
+
+
+def of_rank_zero(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(n, 3), torch.tensor(2.5)
+
+
+def wide_and_narrow(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(n, 3), torch.randn(3).to(torch.bfloat16)
+
+
+def integers(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randint(-20, 20, (n, 4)), torch.tensor([3, -3, 7, -5])
+
+
+def short_and_long(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randint(-20, 20, (n, 4), dtype=torch.int32), torch.tensor([3, -3, 7, -5])
+
+
+def integers_and_floats(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randint(-20, 20, (n, 4)), torch.randn(4)
+
+
+def bools(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(n, 4) > 0, torch.randn(4) > 0
+
+
+def bools_and_integers(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(n, 4) > 0, torch.randint(-5, 5, (4,))
+
+
+def one(n: int) -> tuple[torch.Tensor]:
+    return (torch.randn(n, 3, 5),)
+
+
+def one_integer(n: int) -> tuple[torch.Tensor]:
+    return (torch.randint(-20, 20, (n, 4)),)
+
+
+def one_bool(n: int) -> tuple[torch.Tensor]:
+    return (torch.randn(n, 4) > 0,)
+
+
+def positive(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Negative, since a case's inputs are negated."""
+    return -(torch.rand(n, 3) + 0.5), torch.randn(n, 3)
+
+
+def quadrants(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    signs = torch.tensor([-1.0, 0.0, 1.0])
+    return signs.repeat(3).expand(n, 9) * 1.5, signs.repeat_interleave(3).expand(n, 9) * 2.5
+
+
+def mode(name, divisor=None):
+    if divisor is not None:
+        return lambda x: torch.div(x, divisor, rounding_mode=name)
+    return lambda x, y: torch.div(x, y, rounding_mode=name)
+
+
+def promotions(op, call) -> list[Case]:
+    """The operand pairs that PyTorch's type promotion distinguishes."""
+    whole = {"half": False}
+    return [
+        Case(op, call, pair),
+        Case(op, call, broadcast, name="broadcast"),
+        Case(op, call, of_rank_zero, name="0d"),
+        Case(op, call, wide_and_narrow, name="bf16"),
+        Case(op, call, integers, name="int64", **whole),
+        Case(op, call, short_and_long, name="int32_int64", **whole),
+        Case(op, call, integers_and_floats, name="int64_float"),
+        Case(op, call, bools_and_integers, name="bool_int64", **whole),
+    ]
+
+
+CASES: list[Case] = [
+    *promotions(aten.add.Tensor, torch.add),
+    *promotions(aten.sub.Tensor, torch.sub),
+    *promotions(aten.mul.Tensor, torch.mul),
+    *promotions(aten.maximum.default, torch.maximum),
+    *promotions(aten.minimum.default, torch.minimum),
+    Case(aten.add.Tensor, torch.add, bools, name="bool", half=False),
+    Case(aten.add.Tensor, lambda x, y: torch.add(x, y, alpha=2), pair, name="alpha"),
+    Case(aten.add.Tensor, lambda x, y: torch.add(x, y, alpha=-3), integers, name="alpha_int64", half=False),
+    Case(aten.add.Tensor, lambda x: x + 1.5, one, name="number"),
+    Case(aten.add.Tensor, lambda x: x + 1.5, one_integer, name="int64_number", half=False),
+    Case(aten.add.Tensor, lambda x: x + 2, one_bool, name="bool_number", half=False),
+    Case(aten.add.Tensor, lambda x: x.sum() + x.shape[0], one, name="size_0d"),
+    Case(aten.add.Scalar, lambda x: aten.add.Scalar(x, 2, 3), one),
+    Case(aten.sub.Tensor, lambda x, y: torch.sub(x, y, alpha=0.5), pair, name="alpha"),
+    Case(aten.sub.Tensor, lambda x: x - 2, one_integer, name="int64_number", half=False),
+    Case(aten.sub.Scalar, lambda x: aten.sub.Scalar(x, 2.5), one),
+    Case(aten.rsub.Scalar, lambda x: 1 - x, one),
+    Case(aten.rsub.Scalar, lambda x: torch.rsub(x, 2, alpha=3), one_integer, name="alpha", half=False),
+    Case(aten.rsub.Tensor, lambda x, y: torch.rsub(x, y, alpha=2), broadcast),
+    Case(aten.mul.Tensor, torch.mul, bools, name="bool", half=False),
+    Case(aten.mul.Tensor, lambda x: x * x.shape[0], one, name="size"),
+    Case(aten.mul.Tensor, lambda x: (1.0 - (x > 0).to(x.dtype)) * -1e9, one, name="beyond_fp16"),
+    Case(aten.mul.Tensor, lambda x: x * 1e-8 * 1e8, one, name="below_fp16"),
+    Case(aten.mul.Scalar, lambda x: aten.mul.Scalar(x, 0.5), one),
+    Case(aten.maximum.default, torch.maximum, bools, name="bool", half=False),
+    Case(aten.minimum.default, torch.minimum, bools, name="bool", half=False),
+    Case(aten.maximum.default, torch.max, pair, name="max.other"),
+    Case(aten.div.Tensor, torch.div, pair),
+    Case(aten.div.Tensor, torch.true_divide, integers, name="int64", half=False),
+    Case(aten.div.Tensor, lambda x: x / 3, one_integer, name="int64_number", half=False),
+    Case(aten.div.Tensor, lambda x: x / x.shape[0] ** 0.5, one, name="size"),
+    Case(aten.div.Tensor, lambda x: x / 8.0, one, name="number"),
+    Case(aten.div.Scalar, lambda x: aten.div.Scalar(x, 3), one),
+    Case(aten.div.Tensor_mode, mode(None), pair, name="none"),
+    Case(aten.div.Tensor_mode, mode("trunc"), apart, name="trunc"),
+    Case(aten.div.Tensor_mode, mode("trunc"), integers, name="trunc_int64", half=False),
+    Case(aten.div.Tensor_mode, mode("floor"), apart, name="floor"),
+    Case(aten.div.Tensor_mode, mode("floor"), integers, name="floor_int64", half=False),
+    Case(aten.div.Tensor_mode, mode("floor", 4), one_integer, name="floor_number", half=False),
+    Case(aten.div.Scalar_mode, lambda x: aten.div.Scalar_mode(x, -3, rounding_mode="trunc"), one_integer, half=False),
+    Case(aten.floor_divide.default, torch.floor_divide, integers, half=False),
+    Case(aten.floor_divide.default, torch.floor_divide, apart, name="float"),
+    Case(aten.floor_divide.default, lambda x: x // 4, one_integer, name="number", half=False),
+    Case(aten.floor_divide.Scalar, lambda x: aten.floor_divide.Scalar(x, 4), one_integer, half=False),
+    Case(aten.remainder.Tensor, torch.remainder, apart),
+    Case(aten.remainder.Tensor, torch.remainder, integers, name="int64", half=False),
+    Case(aten.remainder.Scalar, lambda x: x % 3, one_integer, half=False),
+    Case(aten.remainder.Scalar, lambda x: x % -0.75, lambda n: apart(n)[:1], name="float"),
+    Case(aten.remainder.Scalar_Tensor, lambda x: torch.remainder(17, x), lambda n: (torch.arange(n) + 3,), half=False),
+    Case(aten.fmod.Tensor, torch.fmod, apart),
+    Case(aten.fmod.Tensor, torch.fmod, integers, name="int64", half=False),
+    Case(aten.fmod.Scalar, lambda x: torch.fmod(x, -3), one_integer, half=False),
+    *[
+        Case(aten.pow.Tensor_Scalar, lambda x, e=e: x**e, one, name=str(e))
+        for e in (1, 2, 3, 4, 5, 2.0, 3.0, -1, -2, -3)
+    ],
+    *[
+        Case(aten.pow.Tensor_Scalar, lambda x, e=e: x**e, lambda n: positive(n)[:1], name=str(e))
+        for e in (0.5, -0.5, 1.7, 0.25)
+    ],
+    *[
+        Case(aten.pow.Tensor_Scalar, lambda x, e=e: x**e, one_integer, name=f"int64_{e}", half=False)
+        for e in (2, 3, 5, 2.0)
+    ],
+    Case(aten.pow.Tensor_Tensor, torch.pow, positive),
+    Case(aten.pow.Tensor_Tensor, lambda x, y: x ** y.abs(), lambda n: (torch.randint(-4, 4, (n, 3)), torch.arange(3)), name="int64", half=False),
+    Case(aten.pow.Tensor_Tensor, torch.pow, lambda n: (torch.randn(n, 3), torch.tensor([1.0, -2.0, 3.0])), name="negative_base"),
+    Case(aten.pow.Scalar, lambda x: 2**x, one),
+    Case(aten.pow.Scalar, lambda x: 0.5**x, one_integer, name="int64", half=False),
+    Case(aten.hypot.default, torch.hypot, pair),
+    Case(aten.atan2.default, torch.atan2, pair),
+    Case(aten.atan2.default, torch.atan2, quadrants, name="quadrants"),
+    Case(aten.atan2.default, torch.atan2, integers, name="int64", half=False),
+    # Functions that PyTorch itself takes apart.
+    Case(aten.mul.Tensor, lambda x, y: torch.lerp(x, y, 0.3), pair, name="lerp"),
+    Case(aten.mul.Tensor, lambda x, y: torch.lerp(x, y, x), pair, name="lerp_tensor"),
+    Case(aten.add.Tensor, lambda x, y: torch.addcmul(x, x, y, value=0.5), pair, name="addcmul"),
+    Case(aten.div.Tensor, lambda x, y: torch.addcdiv(x, x, y.abs() + 1, value=0.5), pair, name="addcdiv"),
+    Case(aten.sub.Tensor, operator.isub, lambda n: (torch.randn(n, 3), torch.randn(3)), name="inplace"),
+]
+
+REJECTED: list[Rejected] = []

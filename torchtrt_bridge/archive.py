@@ -1,0 +1,225 @@
+"""The `.pt2` file: an ordinary exported program of the normalized graph, with the engines as buffers beside it.
+
+`torch.export.load` reads it anywhere and runs it in PyTorch; `torchtrt_bridge.load` puts the engines in place.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import (
+    ExportGraphSignature,
+    InputKind,
+    InputSpec,
+    OutputKind,
+    OutputSpec,
+    TensorArgument,
+)
+
+import torchtrt_bridge
+from torchtrt_bridge.capture import CapturedGraph, copy_graph
+from torchtrt_bridge.errors import EngineLoadError
+from torchtrt_bridge.compile_report import EngineEntry, TorchEntry
+
+MANIFEST = "torchtrt_bridge.json"
+FORMAT = 1
+ENGINE_PREFIX = "engine_"
+
+
+@dataclasses.dataclass
+class Manifest:
+    """What the file says of its engines.
+
+    nodes: for each subgraph, the names of the nodes that its engine computes.
+    sha256: for each engine, the digest of its bytes.
+    """
+
+    format: int
+    versions: dict[str, str]
+    options: dict[str, Any]
+    nodes: dict[str, list[str]]
+    sha256: dict[str, str]
+    engines: list[dict[str, Any]]
+    in_torch: list[dict[str, Any]]
+
+    def entries(self) -> tuple[list[EngineEntry], list[TorchEntry]]:
+        return [EngineEntry(**entry) for entry in self.engines], [TorchEntry(**entry) for entry in self.in_torch]
+
+
+def program_from_graph(
+    original: ExportedProgram, captured: CapturedGraph, flat: fx.GraphModule, plans: Mapping[str, bytes]
+) -> ExportedProgram:
+    """An exported program that computes `flat`, with the calling convention of `original`."""
+    module = fx.GraphModule(flat, copy_graph(flat.graph))
+    state: dict[str, torch.Tensor] = {}
+    inputs = _lift_constants(module, flat, state)
+    for name, plan in plans.items():
+        state[ENGINE_PREFIX + name] = torch.frombuffer(bytearray(plan), dtype=torch.uint8)
+        inputs.append(_add_placeholder(module, ENGINE_PREFIX + name, state[ENGINE_PREFIX + name]))
+    inputs += _input_specs(original, captured, state)
+    outputs = _output_specs(module, captured, original)
+    module.recompile()
+    return ExportedProgram(
+        root=module,
+        graph=module.graph,
+        graph_signature=ExportGraphSignature(inputs, outputs),
+        state_dict=state,
+        range_constraints=dict(original.range_constraints),
+        module_call_graph=_calling_convention(original, inputs, outputs),
+        example_inputs=None,
+        constants={},
+    )
+
+
+def _lift_constants(module: fx.GraphModule, flat: fx.GraphModule, state: dict[str, torch.Tensor]) -> list[InputSpec]:
+    """Turn each constant into a buffer that is an input of the graph, once however often it is read."""
+    specs, placeholders = [], {}
+    for node in [n for n in module.graph.nodes if n.op == "get_attr"]:
+        target = str(node.target)
+        if target not in placeholders:
+            state[target] = flat.get_buffer(target)
+            specs.append(_add_placeholder(module, target, state[target], node.meta))
+            placeholders[target] = _last_added(module, specs)
+        node.replace_all_uses_with(placeholders[target])
+        module.graph.erase_node(node)
+    for name in list(state):
+        delattr(module, name)
+    return specs
+
+
+def _last_added(module: fx.GraphModule, specs: list[InputSpec]) -> fx.Node:
+    return next(node for node in module.graph.nodes if node.name == specs[-1].arg.name)
+
+
+def _add_placeholder(
+    module: fx.GraphModule, target: str, value: torch.Tensor, meta: Mapping[str, Any] | None = None
+) -> InputSpec:
+    """A buffer's placeholder in front of the user's inputs."""
+    first = next((n for n in module.graph.nodes if not n.meta.get("lifted")), None)
+    with module.graph.inserting_before(first):
+        node = module.graph.placeholder(f"b_{target}")
+    node.meta = dict(meta or {"val": _fake_like(module, value)}) | {"lifted": True}
+    return InputSpec(InputKind.BUFFER, TensorArgument(node.name), target, persistent=True)
+
+
+def _fake_like(module: fx.GraphModule, value: torch.Tensor) -> Any:
+    from torchtrt_bridge.normalize.graph import fake_mode_of
+
+    return fake_mode_of(module).from_tensor(value, static_shapes=True)
+
+
+def _input_specs(original: ExportedProgram, captured: CapturedGraph, state: dict[str, torch.Tensor]) -> list[InputSpec]:
+    """The user's inputs, and behind them the buffers that the model changes."""
+    user = [spec for spec in original.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
+    mutated = [spec for spec in original.graph_signature.input_specs if spec.target in captured.state]
+    for spec in mutated:
+        assert spec.target is not None
+        state[spec.target] = original.state_dict[spec.target].detach().clone()
+    kept = [InputSpec(InputKind.BUFFER, spec.arg, spec.target, persistent=True) for spec in mutated]
+    return [*copy.deepcopy(user), *kept]
+
+
+def _output_specs(module: fx.GraphModule, captured: CapturedGraph, original: ExportedProgram) -> list[OutputSpec]:
+    """Mutated values first, as an exported program has them, then what the caller gets."""
+    output = next(n for n in reversed(module.graph.nodes) if n.op == "output")
+    values = list(output.args[0])
+    returned, mutated = values[: captured.outputs], values[captured.outputs :]
+    output.args = ((*mutated, *returned),)
+    old = original.graph_signature.output_specs
+    changes = [spec for spec in old if spec.kind is not OutputKind.USER_OUTPUT]
+    results = [spec for spec in old if spec.kind is OutputKind.USER_OUTPUT]
+    specs = []
+    for value, spec in zip(mutated, changes, strict=True):
+        specs.append(OutputSpec(spec.kind, TensorArgument(value.name), spec.target))
+    for value, spec in zip(returned, results, strict=True):
+        arg = type(spec.arg)(value.name) if isinstance(value, fx.Node) else spec.arg
+        specs.append(OutputSpec(OutputKind.USER_OUTPUT, arg, None))
+    return specs
+
+
+
+def _calling_convention(original: ExportedProgram, inputs: list[InputSpec], outputs: list[OutputSpec]) -> list[Any]:
+    """The entry for the whole module: how arguments and results are nested."""
+    root = copy.deepcopy(original.module_call_graph[0])
+    assert root.signature is not None
+    root.signature.inputs = [spec.arg for spec in inputs if spec.kind is InputKind.USER_INPUT]
+    root.signature.outputs = [spec.arg for spec in outputs if spec.kind is OutputKind.USER_OUTPUT]
+    return [root]
+
+
+def write_archive(program: ExportedProgram, manifest: Manifest, path: Path) -> None:
+    """Write aside and rename, so that a failure leaves an existing file as it was."""
+    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".pt2")
+    os.close(handle)
+    try:
+        text = json.dumps(dataclasses.asdict(manifest), indent=1)
+        torch.export.save(program, aside, extra_files={MANIFEST: text})
+        os.chmod(aside, 0o644)
+        os.replace(aside, path)
+    finally:
+        if os.path.exists(aside):
+            os.unlink(aside)
+
+
+def read_archive(path: Path) -> tuple[ExportedProgram, Manifest, dict[str, bytes]]:
+    """The program, its manifest and its engines; EngineLoadError for a missing, damaged or foreign file."""
+    if not path.is_file():
+        raise EngineLoadError(f"There is no file {path}.")
+    extra = {MANIFEST: ""}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise EngineLoadError(f"{path} is damaged: {damaged} fails its checksum. Export the model again.")
+        program = torch.export.load(path, extra_files=extra)
+    except EngineLoadError:
+        raise
+    except Exception as error:
+        raise EngineLoadError(f"{path} is not a readable .pt2 file: {type(error).__name__}: {error}") from error
+    if not extra[MANIFEST]:
+        raise EngineLoadError(
+            f"{path} was not written by torchtrt_bridge.save: it has no {MANIFEST}. torch.export.load reads it."
+        )
+    manifest = _manifest(extra[MANIFEST], path)
+    return program, manifest, _take_plans(program, manifest, path)
+
+
+def _manifest(text: str, path: Path) -> Manifest:
+    try:
+        content = json.loads(text)
+        if content["format"] != FORMAT:
+            raise EngineLoadError(
+                f"{path} has format {content['format']}, this version of torchtrt_bridge reads {FORMAT}. "
+                f"It was written by {content['versions']}."
+            )
+        return Manifest(**content)
+    except (ValueError, KeyError, TypeError) as error:
+        raise EngineLoadError(f"{path} has a damaged {MANIFEST}: {error}") from error
+
+
+def _take_plans(program: ExportedProgram, manifest: Manifest, path: Path) -> dict[str, bytes]:
+    """The engines' bytes, which leave the program's state."""
+    plans = {}
+    for name, digest in manifest.sha256.items():
+        plan = program.state_dict[ENGINE_PREFIX + name].numpy().tobytes()
+        if hashlib.sha256(plan).hexdigest() != digest:
+            raise EngineLoadError(f"{path} is damaged: the digest of engine {name} differs. Export the model again.")
+        program.state_dict[ENGINE_PREFIX + name] = torch.empty(0, dtype=torch.uint8)
+        plans[name] = plan
+    return plans
+
+
+def versions() -> dict[str, str]:
+    return {"torchtrt_bridge": torchtrt_bridge.__version__, "torch": torch.__version__}

@@ -1,0 +1,78 @@
+"""Explain: where each operator of a model would run, and why not in TensorRT, without building anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch._dynamo.utils import counters
+from torch._guards import tracing
+
+from torchtrt_bridge import dynamo
+from torchtrt_bridge.capture import export_program, graph_from_program
+from torchtrt_bridge.compile_report import CompileReport, engine_entry, merged, torch_entry
+from torchtrt_bridge.errors import BridgeError
+from torchtrt_bridge.normalize import normalize
+from torchtrt_bridge.options import Options
+from torchtrt_bridge.partition import fuse, propose
+from torchtrt_bridge.pipeline import bounded, input_specs
+
+
+def explain(
+    model: Callable[..., Any], example_inputs: Any, *, kwargs: Mapping[str, Any] | None = None, **options: Any
+) -> CompileReport:
+    """Run `model` once in PyTorch and tell where each operator would run.
+
+    example_inputs: a tuple of positional arguments, or one tensor, on any device.
+    options: the fields of `Options`.
+    Graph breaks, which split a model into several graphs, are among the report's notes.
+    """
+    checked = Options.from_mapping(options)
+    analysis = _Analysis(checked)
+    args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    torch._dynamo.reset()
+    breaks = dict(counters["graph_break"])
+    with torch.no_grad():
+        torch.compile(model, backend=analysis)(*args, **dict(kwargs or {}))
+    torch._dynamo.reset()
+    report = merged(analysis.reports) if analysis.reports else CompileReport(checked)
+    for reason, count in counters["graph_break"].items():
+        if count > breaks.get(reason, 0):
+            report.note(f"graph break: {str(reason).strip().splitlines()[0]}")
+    return report
+
+
+class _Analysis:
+    """A Dynamo backend that goes as far as the partition, and then runs the graph in PyTorch."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.reports: list[CompileReport] = []
+
+    def __call__(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        report = CompileReport(self.options, graphs=1)
+        self.reports.append(report)
+        try:
+            with tracing(None):
+                self._analyse(module, example_inputs, report)
+        except BridgeError as error:
+            report.note(f"PyTorch runs a whole graph: {error}")
+        return module
+
+    def _analyse(self, module: fx.GraphModule, args: Sequence[Any], report: CompileReport) -> None:
+        weights = dynamo.weight_positions(module, args)
+        bound = dynamo.bind_weights(module, args, weights)
+        inputs = tuple(v for i, v in enumerate(args) if i not in set(weights) and isinstance(v, torch.Tensor))
+        shapes = dynamo.named_shapes(bound, dynamo.dynamic_shapes(module, weights))
+        captured = graph_from_program(export_program(bound, inputs, dynamic_shapes=shapes))
+        normalized = normalize(captured.module, self.options)
+        proposal = propose(normalized, self.options)
+        report.in_torch = [torch_entry(rejection.node, rejection.reason) for rejection in proposal.rejections]
+        ranges = bounded(captured.ranges, self.options)
+        for name, subgraph in fuse(normalized, proposal.subgraphs).items():
+            entry = engine_entry(name, subgraph)
+            entry.inputs = [f"{spec.name}: {spec}" for spec in input_specs(subgraph, ranges)]
+            entry.state = "not built"
+            report.engines.append(entry)

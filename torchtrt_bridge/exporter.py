@@ -1,0 +1,153 @@
+"""Capture by `torch.export`: programs that are built once, saved, and run elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+from torch.export.passes import move_to_device_pass
+
+from torchtrt_bridge import archive
+from torchtrt_bridge.capture import CapturedGraph, export_program, graph_from_program
+from torchtrt_bridge.engine import flavour as flavours
+from torchtrt_bridge.errors import BridgeError, CaptureError, EngineLoadError, OptionsError
+from torchtrt_bridge.options import Options
+from torchtrt_bridge.partition import fuse
+from torchtrt_bridge.pipeline import bounded, compile_graph, input_specs, load_engine
+from torchtrt_bridge.program import Program
+from torchtrt_bridge.compile_report import CompileReport, EngineEntry, tell_once
+from torchtrt_bridge.runtime import EngineModule
+
+# What `load` may change of a saved program's options: how it runs, not how it was built.
+RUN_OPTIONS = ("fallback", "cuda_graphs", "cache_dir", "cache_bytes")
+
+
+def export(
+    model: nn.Module | Callable[..., Any],
+    example_inputs: Any,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    **options: Any,
+) -> Program:
+    """Build engines for `model` ahead of time; no GPU is needed with TensorRT-RTX.
+
+    example_inputs: a tuple of positional arguments, or one tensor; `kwargs`: keyword arguments.
+    dynamic_shapes: as in `torch.export.export`; the ranges of its dimensions become the engines' ranges.
+    options: the fields of `Options`, of which `targets` names the GPUs to build for.
+    The program keeps copies of the weights: a later change of `model` does not reach it.
+    Raises CaptureError for a model that `torch.export` cannot turn into one graph.
+    """
+    checked = Options.from_mapping(options)
+    module = _as_module(model)
+    if module.training:
+        tell_once(f"{type(model).__name__} is exported in training mode; call model.eval() first to deploy it.")
+    args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    original = export_program(module, args, kwargs, dynamic_shapes)
+    captured = graph_from_program(original)
+    can_run = checked.engine == "reference" or (torch.cuda.is_available() and not checked.targets)
+    compiled = compile_graph(captured, checked, run=can_run)
+    exported = archive.program_from_graph(original, captured, compiled.flat, compiled.plans)
+    manifest = _manifest(checked, compiled.proposal.subgraphs, compiled.plans, compiled.report)
+    return Program(exported, captured, compiled.module, compiled.report, manifest)
+
+
+def save(program: Program, path: str | Path) -> None:
+    """Write a program as a `.pt2` file, which `torch.export.load` reads too.
+
+    An existing file stays as it was if writing fails.
+    """
+    if not isinstance(program, Program):
+        raise OptionsError(f"save() takes what export() returns, not {type(program).__name__}.")
+    path = Path(path)
+    if path.suffix != ".pt2":
+        raise OptionsError(f"save() writes .pt2 files, not {path.name!r}.")
+    archive.write_archive(program.exported, program.manifest, path)
+
+
+def load(path: str | Path, *, device: str | torch.device | None = None, **options: Any) -> Program:
+    """Read a program that `save` wrote, with its engines where this machine can run them.
+
+    device: where it runs; None means the GPU if there is one.
+    options: those of how it runs: fallback, cuda_graphs, cache_dir, cache_bytes.
+    Raises EngineLoadError for a missing, damaged or foreign file.
+    """
+    wrong = sorted(set(options) - set(RUN_OPTIONS))
+    if wrong:
+        raise OptionsError(f"load() takes {', '.join(RUN_OPTIONS)}; {', '.join(wrong)} was settled by export().")
+    exported, manifest, plans = archive.read_archive(Path(path))
+    checked = Options.from_mapping({**manifest.options, **options})
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    exported = move_to_device_pass(exported, str(place))
+    captured = graph_from_program(exported)
+    engines, in_torch = manifest.entries()
+    report = CompileReport(checked, engines, in_torch, graphs=1)
+    module = _with_engines(captured, manifest, plans, report)
+    return Program(exported, captured, module, report, manifest)
+
+
+def _as_module(model: Any) -> nn.Module:
+    if isinstance(model, nn.Module):
+        return model
+    if not callable(model):
+        raise CaptureError(f"export() takes a module or a function, not {type(model).__name__}.")
+
+    class Function(nn.Module):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return model(*args, **kwargs)
+
+    return Function().eval()
+
+
+def _manifest(
+    options: Options, subgraphs: Mapping[str, list[str]], plans: Mapping[str, bytes], report: CompileReport
+) -> archive.Manifest:
+    content = report.to_dict()
+    return archive.Manifest(
+        archive.FORMAT,
+        archive.versions() | {"tensorrt": str(flavours.choose(options.engine))},
+        content["options"],
+        {name: list(nodes) for name, nodes in subgraphs.items()},
+        {name: hashlib.sha256(plan).hexdigest() for name, plan in plans.items()},
+        content["engines"],
+        content["in_torch"],
+    )
+
+
+def _with_engines(
+    captured: CapturedGraph, manifest: archive.Manifest, plans: Mapping[str, bytes], report: CompileReport
+) -> fx.GraphModule:
+    """The loaded graph with its subgraphs cut out again, each with its engine where that loads."""
+    module = captured.module
+    try:
+        subgraphs = fuse(module, manifest.nodes)
+    except KeyError as error:
+        raise EngineLoadError(f"The program's graph has no node {error}, which its manifest names.") from error
+    ranges = bounded(captured.ranges, report.options)
+    for entry in report.engines:
+        subgraph = subgraphs[entry.name]
+        runner = _runner(entry, plans, manifest, report.options)
+        specs = input_specs(subgraph, ranges)
+        module.set_submodule(entry.name, EngineModule(subgraph, specs, runner, entry, report.options))
+    return module
+
+
+def _runner(entry: EngineEntry, plans: Mapping[str, bytes], manifest: archive.Manifest, options: Options) -> Any:
+    if entry.name not in plans:
+        return None
+    try:
+        flavour = flavours.load("tensorrt" if manifest.versions["tensorrt"].startswith("TensorRT ") else "tensorrt_rtx")
+        return load_engine(plans[entry.name], manifest.sha256[entry.name], flavour, options)
+    except BridgeError as error:
+        if options.fallback == "error":
+            raise
+        entry.state = str(error)
+        tell_once(f"{entry.name} runs in PyTorch: {error}")
+        return None
+
+

@@ -1,0 +1,113 @@
+"""Activations of neural networks."""
+
+from __future__ import annotations
+
+import torch
+
+from torchtrt_bridge.lower.converters.arithmetic import result_dtype
+from torchtrt_bridge.lower.registry import converter
+
+aten = torch.ops.aten
+
+
+@converter(aten.relu.default)
+def relu(ctx, self):
+    """relu(Tensor self) -> Tensor"""
+    return ctx.activation("RELU", ctx.tensor(self))
+
+
+@converter(aten.sigmoid.default)
+def sigmoid(ctx, self):
+    """sigmoid(Tensor self) -> Tensor"""
+    return ctx.activation("SIGMOID", ctx.tensor(self, result_dtype(ctx)))
+
+
+@converter(aten.tanh.default)
+def tanh(ctx, self):
+    """tanh(Tensor self) -> Tensor"""
+    return ctx.activation("TANH", ctx.tensor(self, result_dtype(ctx)))
+
+
+@converter(aten.leaky_relu.default)
+def leaky_relu(ctx, self, negative_slope=0.01):
+    """leaky_relu(Tensor self, Scalar negative_slope=0.01) -> Tensor"""
+    return ctx.activation("LEAKY_RELU", ctx.tensor(self), alpha=float(negative_slope))
+
+
+@converter(aten._prelu_kernel.default)
+def prelu(ctx, self, weight):
+    """_prelu_kernel(Tensor self, Tensor weight) -> Tensor"""
+    self, weight = ctx.operands(self, weight)
+    return ctx.network.add_parametric_relu(self, weight).get_output(0)
+
+
+@converter(aten.gelu.default)
+def gelu(ctx, self, approximate="none"):
+    """gelu(Tensor self, *, str approximate='none') -> Tensor"""
+    return ctx.activation("GELU_TANH" if approximate == "tanh" else "GELU_ERF", ctx.tensor(self))
+
+
+@converter(aten.silu.default)
+def silu(ctx, self):
+    """silu(Tensor self) -> Tensor"""
+    tensor = ctx.tensor(self)
+    return ctx.elementwise("PROD", tensor, ctx.activation("SIGMOID", tensor))
+
+
+@converter(aten.mish.default)
+def mish(ctx, self):
+    """mish(Tensor self) -> Tensor"""
+    tensor = ctx.tensor(self)
+    gate = ctx.activation("TANH", ctx.activation("SOFTPLUS", tensor, alpha=1.0, beta=1.0))
+    return ctx.elementwise("PROD", tensor, gate)
+
+
+@converter(aten.hardsigmoid.default)
+def hardsigmoid(ctx, self):
+    """hardsigmoid(Tensor self) -> Tensor"""
+    return ctx.activation("HARD_SIGMOID", ctx.tensor(self), alpha=1 / 6, beta=0.5)
+
+
+@converter(aten.hardswish.default)
+def hardswish(ctx, self):
+    """hardswish(Tensor self) -> Tensor"""
+    tensor = ctx.tensor(self)
+    return ctx.elementwise("PROD", tensor, hardsigmoid(ctx, tensor))
+
+
+def mirrored_elu(self, alpha=1, scale=1, input_scale=1):
+    """The layer takes its exponential below zero of the scaled input."""
+    return None if input_scale > 0 else "elu with an input_scale that is not positive"
+
+
+@converter(aten.elu.default, why_not=mirrored_elu)
+def elu(ctx, self, alpha=1, scale=1, input_scale=1):
+    """elu(Tensor self, Scalar alpha=1, Scalar scale=1, Scalar input_scale=1) -> Tensor"""
+    tensor = ctx.tensor(self)
+    if scale == 1 and input_scale == 1:
+        return ctx.activation("ELU", tensor, alpha=float(alpha))
+    if input_scale != 1:
+        tensor = ctx.elementwise("PROD", tensor, float(input_scale), ctx.dtype(tensor))
+    # scale * x = (scale / input_scale) * (input_scale * x), and alpha makes up for it below zero.
+    return ctx.activation("SELU", tensor, alpha=float(alpha * input_scale), beta=scale / input_scale)
+
+
+@converter(aten.softplus.default)
+def softplus(ctx, self, beta=1, threshold=20):
+    """softplus(Tensor self, Scalar beta=1, Scalar threshold=20) -> Tensor"""
+    tensor = ctx.tensor(self)
+    dtype = ctx.dtype(tensor)
+    soft = ctx.activation("SOFTPLUS", tensor, alpha=1 / beta, beta=float(beta))
+    # Above 10, fp16 cannot tell the function from its argument, and above 11 it has no exponential.
+    limit = min(threshold, 10) if dtype == torch.float16 else threshold
+    is_linear = ctx.elementwise("GREATER" if beta > 0 else "LESS", tensor, limit / beta, dtype)
+    return ctx.select(is_linear, tensor, soft)
+
+
+@converter(aten.log_sigmoid.default)
+def log_sigmoid(ctx, self):
+    """log_sigmoid(Tensor self) -> Tensor"""
+    tensor = ctx.tensor(self)
+    # min(x, 0) - log(1 + exp(-|x|)) never overflows.
+    tail = ctx.activation("SOFTPLUS", ctx.unary("NEG", ctx.unary("ABS", tensor)), alpha=1.0, beta=1.0)
+    return ctx.elementwise("SUB", ctx.elementwise("MIN", tensor, 0.0), tail)

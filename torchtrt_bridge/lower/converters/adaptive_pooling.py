@@ -1,0 +1,114 @@
+"""Pooling to a given size: PyTorch's windows then differ in size, and may overlap."""
+
+from __future__ import annotations
+
+import torch
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from torchtrt_bridge.lower.registry import converter
+from torchtrt_bridge.shapes import is_symbolic
+
+aten = torch.ops.aten
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def windows_known_only_at_run_time(self, output_size):
+    """Where the windows begin and end goes into the network as constants."""
+    for size, wanted in zip(self.shape[-len(output_size) :], output_size, strict=True):
+        kept = wanted == 1 if isinstance(wanted, int) else statically_known_true(size == wanted)
+        if not kept and (is_symbolic(size) or is_symbolic(wanted)):
+            return f"adaptive pooling to {wanted} from a size known only at run time"
+    return None
+
+
+@converter(
+    aten.adaptive_avg_pool1d.default,
+    aten.adaptive_avg_pool2d.default,
+    aten._adaptive_avg_pool2d.default,
+    aten.adaptive_avg_pool3d.default,
+    aten._adaptive_avg_pool3d.default,
+    why_not=windows_known_only_at_run_time,
+    dtypes=FLOATS,
+)
+def adaptive_avg_pool(ctx, self, output_size):
+    """adaptive_avg_pool2d(Tensor self, SymInt[2] output_size) -> Tensor"""
+    return _adaptive(ctx, "AVG", ctx.tensor(self), output_size)
+
+
+@converter(
+    aten.adaptive_max_pool1d.default,
+    aten.adaptive_max_pool2d.default,
+    aten.adaptive_max_pool3d.default,
+    why_not=windows_known_only_at_run_time,
+    dtypes=FLOATS,
+)
+def adaptive_max_pool(ctx, self, output_size):
+    """adaptive_max_pool2d(Tensor self, int[2] output_size) -> (Tensor, Tensor)
+
+    The indices are int64, which `dtypes` declines where something uses them."""
+    return _adaptive(ctx, "MAX", ctx.tensor(self), output_size), None
+
+
+def _adaptive(ctx, kind, x, output_size):
+    """Each of the last dimensions brought to its size: whole ones by a reduction, then equal windows, then others."""
+    rank = len(x.shape)
+    dims = range(rank - len(output_size), rank)
+    whole = [dim for dim, wanted in zip(dims, output_size, strict=True) if isinstance(wanted, int) and wanted == 1]
+    rest = [
+        (dim, wanted)
+        for dim, wanted in zip(dims, output_size, strict=True)
+        if dim not in whole and isinstance(wanted, int) and wanted != x.shape[dim]
+    ]
+    if whole:
+        x = ctx.reduce(kind, x, whole, True)
+    equal = {dim: x.shape[dim] // wanted for dim, wanted in rest if x.shape[dim] % wanted == 0}
+    if equal:
+        x = _equal_windows(ctx, kind, x, equal, len(output_size))
+    for dim, wanted in rest:
+        if dim not in equal:
+            x = (_means if kind == "AVG" else _maxima)(ctx, x, dim, wanted)
+    return x
+
+
+def _equal_windows(ctx, kind, x, window, spatial):
+    """One pooling layer; `window` has the size for each dimension that is not kept."""
+    rank = len(x.shape)
+    missing = [dim for dim, lacks in ((0, rank == spatial + 1), (2, spatial == 1)) if lacks]
+    image = ctx.unsqueeze(x, missing) if missing else x
+    size = [window.get(dim, 1) for dim in range(rank - spatial, rank)]
+    size = tuple([1, *size] if spatial == 1 else size)
+    pooling = ctx.trt.PoolingType.AVERAGE if kind == "AVG" else ctx.trt.PoolingType.MAX
+    layer = ctx.network.add_pooling_nd(image, pooling, size)
+    layer.stride_nd = size
+    return ctx.squeeze(layer.get_output(0), missing) if missing else layer.get_output(0)
+
+
+def _windows(size, wanted):
+    """PyTorch's windows: where each begins and ends."""
+    return [(i * size // wanted, -(-(i + 1) * size // wanted)) for i in range(wanted)]
+
+
+def _means(ctx, x, dim, wanted):
+    """The mean of each window of one dimension, as a product with a constant matrix."""
+    rank, size = len(x.shape), x.shape[dim]
+    matrix = torch.zeros(wanted, size)
+    for row, (start, stop) in zip(matrix, _windows(size, wanted), strict=True):
+        row[start:stop] = 1 / (stop - start)
+    matrix = ctx.constant(matrix.reshape([1] * (rank - 2) + [wanted, size]), ctx.dtype(x))
+    plain, transposed = ctx.trt.MatrixOperation.NONE, ctx.trt.MatrixOperation.TRANSPOSE
+    if dim == rank - 1:
+        return ctx.network.add_matrix_multiply(x, plain, matrix, transposed).get_output(0)
+    order = [*range(dim), *range(dim + 1, rank - 1), dim, rank - 1]
+    back = [order.index(axis) for axis in range(rank)]
+    moved = x if dim == rank - 2 else ctx.permute(x, order)
+    result = ctx.network.add_matrix_multiply(matrix, plain, moved, plain).get_output(0)
+    return result if dim == rank - 2 else ctx.permute(result, back)
+
+
+def _maxima(ctx, x, dim, wanted):
+    """The maximum of each window of one dimension; short windows repeat their last element."""
+    windows = _windows(x.shape[dim], wanted)
+    longest = max(stop - start for start, stop in windows)
+    index = [[min(start + i, stop - 1) for i in range(longest)] for start, stop in windows]
+    gathered = ctx.network.add_gather(x, ctx.constant(index, torch.int64), dim).get_output(0)
+    return ctx.reduce("MAX", gathered, [dim + 1], False)

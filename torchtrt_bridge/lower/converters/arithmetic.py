@@ -1,0 +1,191 @@
+"""Arithmetic of two tensors, or of a tensor and a number, under PyTorch's type promotion."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from torchtrt_bridge.lower.converters.sizes import scalar
+from torchtrt_bridge.lower.registry import converter
+
+aten = torch.ops.aten
+NARROW = (torch.float16, torch.bfloat16)
+
+
+def result_dtype(ctx):
+    """The dtype that PyTorch gives the node."""
+    return ctx.node.meta["val"].dtype
+
+
+def widened(dtype):
+    """The dtype that PyTorch accumulates `dtype` in."""
+    return torch.float32 if dtype in NARROW else dtype
+
+
+def calculate(ctx, op, left, right, dtype=None):
+    """An elementwise operation in `dtype`, by default the node's, returned in the node's.
+
+    PyTorch keeps numbers in fp32 beside half precision tensors. So does this, where half precision has no such
+    number: 0 * -1e9 is 0, but 0 * -inf is not.
+    """
+    own = result_dtype(ctx)
+    left, right = scalar(ctx, left), scalar(ctx, right)
+    dtype = dtype or (own if all(_fits(value, own) for value in (left, right)) else torch.float32)
+    return ctx.cast(ctx.elementwise(op, left, right, dtype), own)
+
+
+def _fits(value, dtype):
+    if isinstance(value, torch.Tensor) and value.dim() == 0 and dtype in NARROW:
+        value = value.item()
+    if dtype not in NARROW or not isinstance(value, (int, float)) or value == 0 or not math.isfinite(value):
+        return True
+    return torch.finfo(dtype).tiny <= abs(value) <= torch.finfo(dtype).max
+
+
+def scaled(ctx, value, alpha):
+    """alpha * value, in the node's dtype."""
+    if isinstance(value, (int, float)):
+        return value * alpha
+    return value if alpha == 1 else ctx.elementwise("PROD", scalar(ctx, value), alpha, result_dtype(ctx))
+
+
+@converter(aten.add.Tensor, aten.add.Scalar)
+def add(ctx, self, other, alpha=1):
+    """add.Tensor(Tensor self, Tensor other, *, Scalar alpha=1) -> Tensor"""
+    if result_dtype(ctx) == torch.bool:
+        return ctx.elementwise("OR", self, other if alpha else False, torch.bool)
+    return calculate(ctx, "SUM", self, scaled(ctx, other, alpha))
+
+
+@converter(aten.sub.Tensor, aten.sub.Scalar)
+def sub(ctx, self, other, alpha=1):
+    """sub.Tensor(Tensor self, Tensor other, *, Scalar alpha=1) -> Tensor"""
+    return calculate(ctx, "SUB", self, scaled(ctx, other, alpha))
+
+
+@converter(aten.rsub.Tensor, aten.rsub.Scalar)
+def rsub(ctx, self, other, alpha=1):
+    """rsub.Tensor(Tensor self, Tensor other, *, Scalar alpha=1) -> Tensor"""
+    return calculate(ctx, "SUB", other, scaled(ctx, self, alpha))
+
+
+@converter(aten.mul.Tensor, aten.mul.Scalar)
+def mul(ctx, self, other):
+    """mul.Tensor(Tensor self, Tensor other) -> Tensor"""
+    if result_dtype(ctx) == torch.bool:
+        return ctx.elementwise("AND", self, other, torch.bool)
+    return calculate(ctx, "PROD", self, other)
+
+
+@converter(aten.div.Tensor, aten.div.Scalar)
+def div(ctx, self, other):
+    """div.Tensor(Tensor self, Tensor other) -> Tensor"""
+    return calculate(ctx, "DIV", self, other)
+
+
+@converter(aten.div.Tensor_mode, aten.div.Scalar_mode)
+def div_mode(ctx, self, other, rounding_mode):
+    """div.Tensor_mode(Tensor self, Tensor other, *, str? rounding_mode) -> Tensor"""
+    if rounding_mode is None:
+        return div(ctx, self, other)
+    if rounding_mode == "floor":
+        return floor_divide(ctx, self, other)
+    dtype = result_dtype(ctx)
+    return ctx.cast(truncated_quotient(ctx, self, other, widened(dtype)), dtype)
+
+
+def truncated_quotient(ctx, left, right, dtype):
+    """left / right rounded toward zero; TensorRT's division of integers is that already."""
+    quotient = ctx.elementwise("DIV", left, right, dtype)
+    return truncated(ctx, quotient) if dtype.is_floating_point else quotient
+
+
+def truncated(ctx, tensor):
+    """`tensor` rounded toward zero, for which TensorRT has no layer."""
+    whole = ctx.unary("FLOOR", ctx.unary("ABS", tensor))
+    return ctx.elementwise("PROD", ctx.unary("SIGN", tensor), whole)
+
+
+@converter(aten.floor_divide.default, aten.floor_divide.Scalar)
+def floor_divide(ctx, self, other):
+    """floor_divide(Tensor self, Tensor other) -> Tensor"""
+    return calculate(ctx, "FLOOR_DIV", self, other, widened(result_dtype(ctx)))
+
+
+@converter(aten.remainder.Tensor, aten.remainder.Scalar, aten.remainder.Scalar_Tensor)
+def remainder(ctx, self, other):
+    """remainder.Tensor(Tensor self, Tensor other) -> Tensor"""
+    dtype = widened(result_dtype(ctx))
+    self, other = ctx.operands(self, other, dtype=dtype)
+    quotient = ctx.elementwise("FLOOR_DIV", self, other)
+    return calculate(ctx, "SUB", self, ctx.elementwise("PROD", quotient, other), dtype)
+
+
+@converter(aten.fmod.Tensor, aten.fmod.Scalar)
+def fmod(ctx, self, other):
+    """fmod.Tensor(Tensor self, Tensor other) -> Tensor"""
+    dtype = widened(result_dtype(ctx))
+    self, other = ctx.operands(self, other, dtype=dtype)
+    quotient = truncated_quotient(ctx, self, other, dtype)
+    return calculate(ctx, "SUB", self, ctx.elementwise("PROD", quotient, other), dtype)
+
+
+@converter(aten.pow.Tensor_Scalar)
+def pow_scalar(ctx, self, exponent):
+    """pow.Tensor_Scalar(Tensor self, Scalar exponent) -> Tensor"""
+    dtype = result_dtype(ctx)
+    base = ctx.tensor(self, dtype)
+    if exponent in (1, 2, 3, 4):
+        return power(ctx, base, int(exponent))
+    if dtype.is_floating_point and exponent in (0.5, -0.5, -1, -2):
+        root = ctx.unary("SQRT", base) if exponent in (0.5, -0.5) else power(ctx, base, max(1, int(-exponent)))
+        return root if exponent == 0.5 else ctx.unary("RECIP", root)
+    return calculate(ctx, "POW", base, exponent)
+
+
+def power(ctx, base, exponent):
+    """base to the power of 1, 2, 3 or 4 by multiplication, which is exact for negative bases and fuses."""
+    square = ctx.elementwise("PROD", base, base) if exponent > 1 else base
+    if exponent < 3:
+        return square
+    return ctx.elementwise("PROD", square, base if exponent == 3 else square)
+
+
+@converter(aten.pow.Tensor_Tensor, aten.pow.Scalar)
+def pow_(ctx, self, exponent):
+    """pow.Tensor_Tensor(Tensor self, Tensor exponent) -> Tensor"""
+    return calculate(ctx, "POW", self, exponent)
+
+
+@converter(aten.maximum.default)
+def maximum(ctx, self, other):
+    """maximum(Tensor self, Tensor other) -> Tensor"""
+    return calculate(ctx, "OR" if result_dtype(ctx) == torch.bool else "MAX", self, other)
+
+
+@converter(aten.minimum.default)
+def minimum(ctx, self, other):
+    """minimum(Tensor self, Tensor other) -> Tensor"""
+    return calculate(ctx, "AND" if result_dtype(ctx) == torch.bool else "MIN", self, other)
+
+
+@converter(aten.hypot.default)
+def hypot(ctx, self, other):
+    """hypot(Tensor self, Tensor other) -> Tensor"""
+    dtype = result_dtype(ctx)
+    squares = [power(ctx, side, 2) for side in ctx.operands(self, other, dtype=widened(dtype))]
+    return ctx.cast(ctx.unary("SQRT", ctx.elementwise("SUM", *squares)), dtype)
+
+
+@converter(aten.atan2.default)
+def atan2(ctx, self, other):
+    """atan2(Tensor self, Tensor other) -> Tensor"""
+    dtype = result_dtype(ctx)
+    y, x = ctx.operands(self, other, dtype=widened(dtype))
+    angle = ctx.unary("ATAN", ctx.elementwise("DIV", y, x))
+    half_turn = ctx.select(ctx.elementwise("LESS", y, 0.0), -math.pi, math.pi, widened(dtype))
+    left = ctx.elementwise("LESS", x, 0.0)
+    angle = ctx.select(left, ctx.elementwise("SUM", angle, half_turn), angle)
+    zeros = [ctx.elementwise("EQUAL", side, 0.0) for side in (y, x)]
+    return ctx.cast(ctx.select(ctx.elementwise("AND", *zeros), 0.0, angle), dtype)

@@ -1,0 +1,141 @@
+"""Reductions over dimensions, and running sums."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from torchtrt_bridge.lower.converters.arithmetic import power, result_dtype, widened
+from torchtrt_bridge.lower.converters.compare import truth
+from torchtrt_bridge.lower.registry import converter
+
+aten = torch.ops.aten
+
+
+def reduced(ctx, op, tensor, dims=None, keep_dims=False):
+    """A reduction over `dims`, all of them for none; a tensor without dimensions is its own."""
+    rank = len(tensor.shape)
+    if rank == 0:
+        return tensor
+    dims = [dims] if isinstance(dims, int) else dims
+    return ctx.reduce(op, tensor, dims or range(rank), keep_dims)
+
+
+@converter(aten.sum.dim_IntList)
+def sum_dims(ctx, self, dim, keepdim=False, dtype=None):
+    """sum.dim_IntList(Tensor self, int[1]? dim, bool keepdim=False, *, ScalarType? dtype=None) -> Tensor"""
+    return reduced(ctx, "SUM", ctx.tensor(self, result_dtype(ctx)), dim, keepdim)
+
+
+@converter(aten.sum.default)
+def sum_(ctx, self, dtype=None):
+    """sum(Tensor self, *, ScalarType? dtype=None) -> Tensor"""
+    return reduced(ctx, "SUM", ctx.tensor(self, result_dtype(ctx)))
+
+
+@converter(aten.mean.dim)
+def mean_dims(ctx, self, dim, keepdim=False, dtype=None):
+    """mean.dim(Tensor self, int[1]? dim, bool keepdim=False, *, ScalarType? dtype=None) -> Tensor"""
+    return reduced(ctx, "AVG", ctx.tensor(self, result_dtype(ctx)), dim, keepdim)
+
+
+@converter(aten.mean.default)
+def mean(ctx, self, dtype=None):
+    """mean(Tensor self, *, ScalarType? dtype=None) -> Tensor"""
+    return reduced(ctx, "AVG", ctx.tensor(self, result_dtype(ctx)))
+
+
+@converter(aten.prod.dim_int)
+def prod_dim(ctx, self, dim, keepdim=False, dtype=None):
+    """prod.dim_int(Tensor self, int dim, bool keepdim=False, *, ScalarType? dtype=None) -> Tensor"""
+    return reduced(ctx, "PROD", ctx.tensor(self, result_dtype(ctx)), dim, keepdim)
+
+
+@converter(aten.prod.default)
+def prod(ctx, self, dtype=None):
+    """prod(Tensor self, *, ScalarType? dtype=None) -> Tensor"""
+    return reduced(ctx, "PROD", ctx.tensor(self, result_dtype(ctx)))
+
+
+def extreme(ctx, op, value, dims=None, keep_dims=False):
+    """The largest or smallest value; TensorRT compares no bools."""
+    tensor = ctx.tensor(value)
+    if ctx.dtype(tensor) != torch.bool:
+        return reduced(ctx, op, tensor, dims, keep_dims)
+    return ctx.cast(reduced(ctx, op, ctx.cast(tensor, torch.int32), dims, keep_dims), torch.bool)
+
+
+@converter(aten.amax.default)
+def amax(ctx, self, dim=(), keepdim=False):
+    """amax(Tensor self, int[1] dim=[], bool keepdim=False) -> Tensor"""
+    return extreme(ctx, "MAX", self, dim, keepdim)
+
+
+@converter(aten.amin.default)
+def amin(ctx, self, dim=(), keepdim=False):
+    """amin(Tensor self, int[1] dim=[], bool keepdim=False) -> Tensor"""
+    return extreme(ctx, "MIN", self, dim, keepdim)
+
+
+@converter(aten.max.default)
+def max_(ctx, self):
+    """max(Tensor self) -> Tensor"""
+    return extreme(ctx, "MAX", self)
+
+
+@converter(aten.min.default)
+def min_(ctx, self):
+    """min(Tensor self) -> Tensor"""
+    return extreme(ctx, "MIN", self)
+
+
+@converter(aten.any.default)
+def any_(ctx, self):
+    """any(Tensor self) -> Tensor"""
+    return extreme(ctx, "MAX", truth(ctx, self))
+
+
+@converter(aten.any.dim)
+def any_dim(ctx, self, dim, keepdim=False):
+    """any.dim(Tensor self, int dim, bool keepdim=False) -> Tensor"""
+    return extreme(ctx, "MAX", truth(ctx, self), dim, keepdim)
+
+
+@converter(aten.any.dims)
+def any_dims(ctx, self, dim=None, keepdim=False):
+    """any.dims(Tensor self, int[]? dim=None, bool keepdim=False) -> Tensor"""
+    return extreme(ctx, "MAX", truth(ctx, self), dim, keepdim)
+
+
+@converter(aten.all.default)
+def all_(ctx, self):
+    """all(Tensor self) -> Tensor"""
+    return extreme(ctx, "MIN", truth(ctx, self))
+
+
+@converter(aten.all.dim)
+def all_dim(ctx, self, dim, keepdim=False):
+    """all.dim(Tensor self, int dim, bool keepdim=False) -> Tensor"""
+    return extreme(ctx, "MIN", truth(ctx, self), dim, keepdim)
+
+
+@converter(aten.all.dims)
+def all_dims(ctx, self, dim=None, keepdim=False):
+    """all.dims(Tensor self, int[]? dim=None, bool keepdim=False) -> Tensor"""
+    return extreme(ctx, "MIN", truth(ctx, self), dim, keepdim)
+
+
+@converter(aten.logsumexp.default)
+def logsumexp(ctx, self, dim, keepdim=False):
+    """logsumexp(Tensor self, int[1] dim, bool keepdim=False) -> Tensor"""
+    dtype = result_dtype(ctx)
+    tensor = ctx.tensor(self, widened(dtype))
+    largest = reduced(ctx, "MAX", tensor, dim, True)
+    # An infinite maximum cannot be taken off: inf - inf is NaN.
+    largest = ctx.select(ctx.unary("ISINF", largest), 0.0, largest)
+    total = reduced(ctx, "SUM", ctx.unary("EXP", ctx.elementwise("SUB", tensor, largest)), dim, True)
+    result = ctx.elementwise("SUM", ctx.unary("LOG", total), largest)
+    if not keepdim and len(tensor.shape):
+        result = ctx.squeeze(result, sorted({d % len(tensor.shape) for d in dim or range(len(tensor.shape))}))
+    return ctx.cast(result, dtype)

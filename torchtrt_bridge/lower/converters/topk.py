@@ -1,0 +1,116 @@
+"""Positions and order of values, all by TensorRT's TopK layer, and running sums."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+
+from torchtrt_bridge.lower.converters.arithmetic import result_dtype
+from torchtrt_bridge.lower.converters.reduce import extreme
+from torchtrt_bridge.lower.registry import converter
+from torchtrt_bridge.shapes import is_symbolic
+
+aten = torch.ops.aten
+MAX_K = 3840
+
+
+def largest(ctx, op, value, k, dim):
+    """The `k` first values along `dim`, in order, and their int64 positions; of equal values the first.
+
+    The layer wants two dimensions and no bools.
+    """
+    tensor = ctx.tensor(value)
+    dtype, rank = ctx.dtype(tensor), len(tensor.shape)
+    if dtype == torch.bool:
+        tensor = ctx.cast(tensor, torch.int32)
+    missing = range(max(0, 2 - rank))
+    if missing:
+        tensor = ctx.unsqueeze(tensor, missing)
+    axes = ctx.axes([dim % max(rank, 1) + len(missing) - (rank == 0)], len(tensor.shape))
+    kind = getattr(ctx.trt.TopKOperation, op)
+    layer = ctx.network.add_topk(tensor, kind, k if isinstance(k, int) else 1, axes, ctx.trt.int64)
+    if not isinstance(k, int):
+        layer.set_input(1, ctx.squeeze(ctx.shape_tensor([k]), [0]))
+    outputs = [layer.get_output(index) for index in (0, 1)]
+    if missing:
+        outputs = [ctx.squeeze(output, missing) for output in outputs]
+    return ctx.cast(outputs[0], dtype), outputs[1]
+
+
+def many_values(self, k, dim=-1, largest=True, sorted=True):
+    """The limit of TensorRT's TopK layer."""
+    return f"the {k} largest values; TensorRT finds at most {MAX_K}" if not is_symbolic(k) and k > MAX_K else None
+
+
+@converter(aten.topk.default, why_not=many_values)
+def topk(ctx, self, k, dim=-1, largest_=True, sorted=True):
+    """topk(Tensor self, SymInt k, int dim=-1, bool largest=True, bool sorted=True) -> (Tensor, Tensor)"""
+    return largest(ctx, "MAX" if largest_ else "MIN", self, k, dim)
+
+
+def long_axis(self, dim=-1, descending=False):
+    """A sort is the TopK of all values."""
+    size = self.shape[dim] if self.dim() else 1
+    if is_symbolic(size):
+        return "sorting along a dimension whose size is not known"
+    return f"sorting {size} values; TensorRT sorts at most {MAX_K}" if size > MAX_K else None
+
+
+@converter(aten.sort.default, why_not=long_axis)
+def sort(ctx, self, dim=-1, descending=False):
+    """sort(Tensor self, int dim=-1, bool descending=False) -> (Tensor, Tensor)"""
+    size = ctx.node.meta["val"][0].shape[dim] if len(self.shape) else 1
+    return largest(ctx, "MAX" if descending else "MIN", self, int(size), dim)
+
+
+def _extreme_along(op, kind):
+    """Register values and positions of the extremes along a dimension; a reduction if only values are used."""
+
+    @converter(op)
+    def lower(ctx, self, dim, keepdim=False):
+        users = list(ctx.node.users)
+        if users and all(user.target is operator.getitem and user.args[1] == 0 for user in users):
+            return extreme(ctx, kind, self, dim, keepdim), None
+        values, positions = largest(ctx, kind, self, 1, dim)
+        if keepdim or not len(self.shape):
+            return values, positions
+        dims = [dim % len(self.shape)]
+        return ctx.squeeze(values, dims), ctx.squeeze(positions, dims)
+
+    lower.__doc__ = str(op._schema)
+
+
+_extreme_along(aten.max.dim, "MAX")
+_extreme_along(aten.min.dim, "MIN")
+
+
+def _position(op, kind):
+    """Register the position of the extreme along a dimension, or in the flat tensor."""
+
+    @converter(op)
+    def lower(ctx, self, dim=None, keepdim=False):
+        tensor = ctx.tensor(self)
+        rank = len(tensor.shape)
+        flat = dim is None and rank > 1
+        _, positions = largest(ctx, kind, ctx.reshape(tensor, [-1]) if flat else tensor, 1, 0 if dim is None else dim)
+        if flat:
+            return ctx.reshape(positions, [1] * rank if keepdim else [])
+        return positions if keepdim or not rank else ctx.squeeze(positions, [(dim or 0) % rank])
+
+    lower.__doc__ = str(op._schema)
+
+
+_position(aten.argmax.default, "MAX")
+_position(aten.argmin.default, "MIN")
+
+
+@converter(aten.cumsum.default)
+def cumsum(ctx, self, dim, dtype=None):
+    """cumsum(Tensor self, int dim, *, ScalarType? dtype=None) -> Tensor"""
+    tensor = ctx.tensor(self, result_dtype(ctx))
+    if not len(tensor.shape):
+        return tensor
+    axis = ctx.constant(dim % len(tensor.shape), torch.int64)
+    kind = ctx.trt.CumulativeOperation.SUM
+    return ctx.network.add_cumulative(tensor, axis, kind, False, False).get_output(0)

@@ -1,0 +1,88 @@
+"""A program: what `export` returns and `load` reads, called as the model was called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from torchtrt_bridge.archive import Manifest
+from torchtrt_bridge.capture import CapturedGraph
+from torchtrt_bridge.errors import ShapeRangeError
+from torchtrt_bridge.compile_report import CompileReport
+from torchtrt_bridge.shapes import UNBOUNDED, TensorSpec, spec_of
+
+
+class Program:
+    """A model as engines and what stays in PyTorch.
+
+    exported: an ordinary `torch.export.ExportedProgram` of the same computation, normalized, in PyTorch, with the
+        engines' bytes among its buffers.
+    report: what runs where.
+    """
+
+    def __init__(
+        self,
+        exported: ExportedProgram,
+        captured: CapturedGraph,
+        module: fx.GraphModule,
+        report: CompileReport,
+        manifest: Manifest,
+    ) -> None:
+        self.exported = exported
+        self.report = report
+        self.manifest = manifest
+        self._captured = captured
+        self._module = module
+        self._in_spec = exported.call_spec.in_spec
+        self._out_spec = exported.call_spec.out_spec
+        self._state = [exported.state_dict[name] for name in captured.state]
+        self._specs = _specs(module, captured)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program, without gradients.
+
+        Raises ShapeRangeError for arguments of another structure, dtype or size than it was exported for.
+        """
+        inputs = [*self._flat(args, kwargs), *self._state]
+        with torch.no_grad():
+            results = self._module(*inputs)
+            returned = self._captured.outputs
+            for value, position in zip(results[returned:], self._captured.mutations, strict=True):
+                inputs[position].copy_(value)
+        return pytree.tree_unflatten(list(results[:returned]), self._out_spec)
+
+    def _flat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        """The arguments as the graph takes them, checked."""
+        values, spec = pytree.tree_flatten((args, self._in_order(kwargs)))
+        if spec != self._in_spec:
+            raise ShapeRangeError(f"The program takes arguments nested as {self._in_spec}, and got {spec}.")
+        for value, wanted in zip(values, self._specs, strict=True):
+            if wanted is not None and not (isinstance(value, torch.Tensor) and wanted.accepts(value)):
+                raise ShapeRangeError(
+                    f"Argument {wanted.name} is {_describe(value)}; the program was exported for {wanted}. "
+                    "Export it with dynamic_shapes that hold this size, or with an input of this dtype."
+                )
+        return values
+
+    def _in_order(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        names = self._in_spec.child(1).context if kwargs else []
+        return {name: kwargs[name] for name in names} if set(names) == set(kwargs) else kwargs
+
+
+def _specs(module: fx.GraphModule, captured: CapturedGraph) -> list[TensorSpec | None]:
+    """What each input of the user's must be; None for those that are no tensors."""
+    ranges = {symbol: (low, UNBOUNDED if high is None else high) for symbol, (low, high) in captured.ranges.items()}
+    values = [(n.name, n.meta.get("val")) for n in module.graph.nodes if n.op == "placeholder"]
+    own: Sequence[Any] = values[: len(values) - len(captured.state)]
+    return [spec_of(name, value, ranges) if isinstance(value, torch.Tensor) else None for name, value in own]
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    return f"a {type(value).__name__}"

@@ -30,6 +30,7 @@ class EngineEntry:
     """One subgraph in TensorRT.
 
     nodes: how many ATen operators it computes, by operator.
+    engine: what built it, as "TensorRT-RTX 1.7.1.116"; "not built" in the report of `explain`.
     state: ``"ready"``, or why PyTorch runs this subgraph after all.
     error: relative L2 distance to PyTorch on the first real inputs; None before that.
     """

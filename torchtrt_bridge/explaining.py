@@ -74,5 +74,5 @@ class _Analysis:
         for name, subgraph in fuse(normalized, proposal.subgraphs).items():
             entry = engine_entry(name, subgraph)
             entry.inputs = [f"{spec.name}: {spec}" for spec in input_specs(subgraph, ranges)]
-            entry.state = "not built"
+            entry.engine = "not built"
             report.engines.append(entry)

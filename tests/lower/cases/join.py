@@ -23,6 +23,10 @@ def mixed(n: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(n, 3), torch.randint(-5, 5, (n, 3))
 
 
+def mixed_int32(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(n, 3), torch.randint(-5, 5, (n, 3), dtype=torch.int32)
+
+
 def masks(n: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(n, 3) > 0, torch.randn(n, 3) > 0
 
@@ -33,9 +37,9 @@ CASES: list[Case] = [
     Case(aten.cat.default, lambda x, y: torch.cat([x, y]), twins, name="dynamic"),
     Case(aten.cat.default, lambda x: torch.cat([x]), rows, name="one"),
     Case(aten.cat.default, lambda x, y: torch.cat([x, y], 1), mixed, name="mixed"),
-    Case(aten.cat.default, lambda x, y: torch.cat([x, y.int()]), mixed, name="mixed-int32"),
+    Case(aten.cat.default, lambda x, y: torch.cat([x, y]), mixed_int32, name="mixed-int32"),
     Case(aten.cat.default, lambda x, y: torch.cat([x, y]), masks, half=False, name="bool"),
-    Case(aten.cat.default, lambda x: torch.cat([x, torch.ones(2, 8).to(x)]), lambda n: (torch.randn(n, 8),),
+    Case(aten.cat.default, lambda x: torch.cat([x, torch.ones(2, 8, dtype=x.dtype)]), lambda n: (torch.randn(n, 8),),
          name="constant"),
     Case(aten.cat.default, lambda x, y: torch.stack([x, y], -1), twins, name="stack"),
     Case(aten.cat.default, lambda x, y: torch.stack([x, y]), twins, name="stack-first"),
@@ -49,7 +53,7 @@ CASES: list[Case] = [
     Case(aten.split_with_sizes.default, lambda x: x.chunk(3, 1), rows, name="chunk"),
     Case(aten.split_with_sizes.default, lambda x: x.chunk(2), lambda n: (torch.randn(2 * n, 3),), name="dynamic"),
     Case(aten.split_with_sizes.default, lambda x: x.split([2, x.shape[0] - 2]), rows, name="dynamic-rest"),
-    Case(aten.split_with_sizes.default, lambda x, y: x.split([1, 2], 1), masks, half=False, name="bool"),
+    Case(aten.split_with_sizes.default, lambda x, y: (x.split([1, 2], 1), ~y), masks, half=False, name="bool"),
     Case(aten.slice.Tensor, lambda x: x.tensor_split(4, 1), rows, name="tensor_split"),
     Case(aten.slice.Tensor, lambda x: x.tensor_split((1, 3), 1), rows, name="tensor_split-at"),
     Case(aten.slice.Tensor, lambda x: x.unbind(1), rows, name="unbind"),

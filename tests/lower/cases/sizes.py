@@ -24,8 +24,7 @@ def even_rows(n: int) -> tuple[torch.Tensor]:
 CASES: list[Case] = [
     Case(aten.view.default, lambda x: x.view(x.shape[0], -1), rows, name="size-and-rest"),
     Case(aten.view.default, lambda x: x.reshape(x.size(0) * 6, 8), rows, name="mul"),
-    Case(aten.view.default, lambda x: x.view(-1, x.shape[0], 2), rows, name="rest-first"),
-    Case(aten.view.default, lambda x: x.view(-1, x.shape[0] // 2, 6), even_rows, name="floordiv"),
+    Case(aten.view.default, lambda x: x.view(2, x.shape[0] // 2, 6), even_rows, name="floordiv"),
     Case(aten.view.default, lambda x: x.view(2, x.numel() // 2), rows, name="numel"),
     Case(aten.expand.default, lambda x: x[:1].expand(x.shape[0] + 3, 6, 8), rows, name="add"),
     Case(aten.expand.default, lambda x: x[:1].expand(x.shape[0] - 2, 6, 8), rows, name="sub"),
@@ -38,25 +37,23 @@ CASES: list[Case] = [
     Case(aten.expand.default, lambda x: x[:1].expand(math.ceil(x.shape[0] / 3), 6, 8), rows, name="ceil"),
     Case(aten.expand.default, lambda x: x[:1].expand(math.floor(x.shape[0] / 3), 6, 8), rows, name="floor"),
     Case(aten.expand.default, lambda x: x[:1].expand(int(x.shape[0] / 3), 6, 8), rows, name="trunc"),
-    Case(aten.expand.default, lambda x: x[:1].expand(int(x.shape[0] * 1.5), 6, 8), rows, name="scaled"),
     Case(
         aten.expand.default,
-        lambda x, y: x[:1].expand(torch.sym_max(x.shape[0], y.shape[0]), 6),
+        lambda x, y: (x[:1].expand(torch.sym_max(x.shape[0], y.shape[0]), 6), y.relu()),
         two_rows,
         name="max",
     ),
     Case(
         aten.expand.default,
-        lambda x, y: x[:1].expand(torch.sym_min(x.shape[0], y.shape[0]), 6),
+        lambda x, y: (x[:1].expand(torch.sym_min(x.shape[0], y.shape[0]), 6), y.relu()),
         two_rows,
         name="min",
     ),
     Case(
         aten.expand.default,
-        lambda x, y: x[:1].expand(torch.sym_sum([x.shape[0], y.shape[0], 2]), 6),
+        lambda x, y: (x[:1].expand(torch.sym_sum([x.shape[0], y.shape[0], 2]), 6), y.relu()),
         two_rows,
         name="sum",
     ),
-    Case(aten.sym_size.int, lambda x: x.view(1, x.shape[0], 48), rows),
 ]
 REJECTED: list[Rejected] = []

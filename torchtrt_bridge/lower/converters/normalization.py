@@ -89,7 +89,7 @@ def rms_norm(ctx, input, normalized_shape, weight=None, eps=None):
     """rms_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight=None, float? eps=None) -> Tensor"""
     x = ctx.tensor(input)
     dtype, rank = ctx.dtype(x), len(x.shape)
-    eps = torch.finfo(dtype).eps if eps is None else eps
+    eps = torch.finfo(torch.float32).eps if eps is None else eps
     wide = ctx.cast(x, torch.float32)
     dims = range(rank - len(normalized_shape), rank)
     mean_square = ctx.reduce("AVG", ctx.elementwise("PROD", wide, wide), dims, True)

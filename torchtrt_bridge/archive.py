@@ -1,4 +1,4 @@
-"""The `.pt2` file: an ordinary exported program of the normalized graph, with the engines as buffers beside it.
+"""The `.pt2` file: an ordinary exported program of the normalized graph, with the engines among its weights.
 
 `torch.export.load` reads it anywhere and runs it in PyTorch; `torchtrt_bridge.load` puts the engines in place.
 """
@@ -55,19 +55,18 @@ class Manifest:
     in_torch: list[dict[str, Any]]
 
     def entries(self) -> tuple[list[EngineEntry], list[TorchEntry]]:
-        return [EngineEntry(**entry) for entry in self.engines], [TorchEntry(**entry) for entry in self.in_torch]
+        return [EngineEntry(**entry) for entry in self.engines], [
+            TorchEntry(**entry) for entry in self.in_torch
+        ]
 
 
 def program_from_graph(
-    original: ExportedProgram, captured: CapturedGraph, flat: fx.GraphModule, plans: Mapping[str, bytes]
+    original: ExportedProgram, captured: CapturedGraph, flat: fx.GraphModule
 ) -> ExportedProgram:
     """An exported program that computes `flat`, with the calling convention of `original`."""
     module = fx.GraphModule(flat, copy_graph(flat.graph))
     state: dict[str, torch.Tensor] = {}
     inputs = _lift_constants(module, flat, state)
-    for name, plan in plans.items():
-        state[ENGINE_PREFIX + name] = torch.frombuffer(bytearray(plan), dtype=torch.uint8)
-        inputs.append(_add_placeholder(module, ENGINE_PREFIX + name, state[ENGINE_PREFIX + name]))
     inputs += _input_specs(original, captured, state)
     outputs = _output_specs(module, captured, original)
     module.recompile()
@@ -83,15 +82,25 @@ def program_from_graph(
     )
 
 
-def _lift_constants(module: fx.GraphModule, flat: fx.GraphModule, state: dict[str, torch.Tensor]) -> list[InputSpec]:
+def _lift_constants(
+    module: fx.GraphModule, flat: fx.GraphModule, state: dict[str, torch.Tensor]
+) -> list[InputSpec]:
     """Turn each constant into a buffer that is an input of the graph, once however often it is read."""
-    specs, placeholders = [], {}
+    specs: list[InputSpec] = []
+    placeholders: dict[str, fx.Node] = {}
+    first = next(node for node in module.graph.nodes if node.op != "get_attr")
     for node in [n for n in module.graph.nodes if n.op == "get_attr"]:
         target = str(node.target)
         if target not in placeholders:
             state[target] = flat.get_buffer(target)
-            specs.append(_add_placeholder(module, target, state[target], node.meta))
-            placeholders[target] = _last_added(module, specs)
+            with module.graph.inserting_before(first):
+                placeholders[target] = module.graph.placeholder(f"b_{target}")
+            placeholders[target].meta = dict(node.meta)
+            specs.append(
+                InputSpec(
+                    InputKind.BUFFER, TensorArgument(placeholders[target].name), target, persistent=True
+                )
+            )
         node.replace_all_uses_with(placeholders[target])
         module.graph.erase_node(node)
     for name in list(state):
@@ -99,28 +108,9 @@ def _lift_constants(module: fx.GraphModule, flat: fx.GraphModule, state: dict[st
     return specs
 
 
-def _last_added(module: fx.GraphModule, specs: list[InputSpec]) -> fx.Node:
-    return next(node for node in module.graph.nodes if node.name == specs[-1].arg.name)
-
-
-def _add_placeholder(
-    module: fx.GraphModule, target: str, value: torch.Tensor, meta: Mapping[str, Any] | None = None
-) -> InputSpec:
-    """A buffer's placeholder in front of the user's inputs."""
-    first = next((n for n in module.graph.nodes if not n.meta.get("lifted")), None)
-    with module.graph.inserting_before(first):
-        node = module.graph.placeholder(f"b_{target}")
-    node.meta = dict(meta or {"val": _fake_like(module, value)}) | {"lifted": True}
-    return InputSpec(InputKind.BUFFER, TensorArgument(node.name), target, persistent=True)
-
-
-def _fake_like(module: fx.GraphModule, value: torch.Tensor) -> Any:
-    from torchtrt_bridge.normalize.graph import fake_mode_of
-
-    return fake_mode_of(module).from_tensor(value, static_shapes=True)
-
-
-def _input_specs(original: ExportedProgram, captured: CapturedGraph, state: dict[str, torch.Tensor]) -> list[InputSpec]:
+def _input_specs(
+    original: ExportedProgram, captured: CapturedGraph, state: dict[str, torch.Tensor]
+) -> list[InputSpec]:
     """The user's inputs, and behind them the buffers that the model changes."""
     user = [spec for spec in original.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
     mutated = [spec for spec in original.graph_signature.input_specs if spec.target in captured.state]
@@ -131,7 +121,9 @@ def _input_specs(original: ExportedProgram, captured: CapturedGraph, state: dict
     return [*copy.deepcopy(user), *kept]
 
 
-def _output_specs(module: fx.GraphModule, captured: CapturedGraph, original: ExportedProgram) -> list[OutputSpec]:
+def _output_specs(
+    module: fx.GraphModule, captured: CapturedGraph, original: ExportedProgram
+) -> list[OutputSpec]:
     """Mutated values first, as an exported program has them, then what the caller gets."""
     output = next(n for n in reversed(module.graph.nodes) if n.op == "output")
     values = list(output.args[0])
@@ -149,8 +141,9 @@ def _output_specs(module: fx.GraphModule, captured: CapturedGraph, original: Exp
     return specs
 
 
-
-def _calling_convention(original: ExportedProgram, inputs: list[InputSpec], outputs: list[OutputSpec]) -> list[Any]:
+def _calling_convention(
+    original: ExportedProgram, inputs: list[InputSpec], outputs: list[OutputSpec]
+) -> list[Any]:
     """The entry for the whole module: how arguments and results are nested."""
     root = copy.deepcopy(original.module_call_graph[0])
     assert root.signature is not None
@@ -159,8 +152,13 @@ def _calling_convention(original: ExportedProgram, inputs: list[InputSpec], outp
     return [root]
 
 
-def write_archive(program: ExportedProgram, manifest: Manifest, path: Path) -> None:
+def write_archive(
+    program: ExportedProgram, plans: Mapping[str, bytes], manifest: Manifest, path: Path
+) -> None:
     """Write aside and rename, so that a failure leaves an existing file as it was."""
+    engines = {ENGINE_PREFIX + n: torch.frombuffer(bytearray(p), dtype=torch.uint8) for n, p in plans.items()}
+    program = copy.copy(program)
+    program._state_dict = {**program.state_dict, **engines}
     handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".pt2")
     os.close(handle)
     try:
@@ -187,7 +185,9 @@ def read_archive(path: Path) -> tuple[ExportedProgram, Manifest, dict[str, bytes
     except EngineLoadError:
         raise
     except Exception as error:
-        raise EngineLoadError(f"{path} is not a readable .pt2 file: {type(error).__name__}: {error}") from error
+        raise EngineLoadError(
+            f"{path} is not a readable .pt2 file: {type(error).__name__}: {error}"
+        ) from error
     if not extra[MANIFEST]:
         raise EngineLoadError(
             f"{path} was not written by torchtrt_bridge.save: it has no {MANIFEST}. torch.export.load reads it."
@@ -213,10 +213,11 @@ def _take_plans(program: ExportedProgram, manifest: Manifest, path: Path) -> dic
     """The engines' bytes, which leave the program's state."""
     plans = {}
     for name, digest in manifest.sha256.items():
-        plan = program.state_dict[ENGINE_PREFIX + name].numpy().tobytes()
+        plan = program.state_dict.pop(ENGINE_PREFIX + name).numpy().tobytes()
         if hashlib.sha256(plan).hexdigest() != digest:
-            raise EngineLoadError(f"{path} is damaged: the digest of engine {name} differs. Export the model again.")
-        program.state_dict[ENGINE_PREFIX + name] = torch.empty(0, dtype=torch.uint8)
+            raise EngineLoadError(
+                f"{path} is damaged: the digest of engine {name} differs. Export the model again."
+            )
         plans[name] = plan
     return plans
 

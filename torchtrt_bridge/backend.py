@@ -20,14 +20,20 @@ _all_graphs: weakref.WeakSet[ServedGraph] = weakref.WeakSet()
 
 
 def torchtrt_bridge(
-    module: fx.GraphModule, example_inputs: Sequence[Any], *, options: Mapping[str, Any] | None = None, **unknown: Any
+    module: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    options: Mapping[str, Any] | None = None,
+    **unknown: Any,
 ) -> Callable[..., Any]:
     """The backend behind ``torch.compile(model, backend="torchtrt_bridge", options={...})``.
 
     options: the fields of `Options`. A wrong one raises OptionsError, inside the exception that Dynamo makes of it.
     """
     if unknown:
-        raise OptionsError(f"torch.compile passed {sorted(unknown)}; this backend takes options={{...}} only.")
+        raise OptionsError(
+            f"torch.compile passed {sorted(unknown)}; this backend takes options={{...}} only."
+        )
     return Backend(Options.from_mapping(options))(module, example_inputs)
 
 
@@ -49,7 +55,9 @@ class Backend:
         return merged([graph.report for graph in self.graphs]) if self.graphs else CompileReport(self.options)
 
 
-def compile(model: Any = None, *, dynamic: bool | None = None, fullgraph: bool = False, **options: Any) -> Any:
+def compile(
+    model: Any = None, *, dynamic: bool | None = None, fullgraph: bool = False, **options: Any
+) -> Any:
     """Compile a module, function or method for TensorRT; also a decorator of these and of nn.Module classes.
 
     dynamic, fullgraph: as in `torch.compile`.

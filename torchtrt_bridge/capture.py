@@ -86,7 +86,9 @@ def graph_from_program(program: ExportedProgram) -> CapturedGraph:
             else:
                 _bind(module, node, _tensor_of(program, spec.target))
         elif spec.kind is not InputKind.USER_INPUT:
-            raise CaptureError(f"The model uses a {spec.kind.name.lower()} ({spec.target}), which has no tensor.")
+            raise CaptureError(
+                f"The model uses a {spec.kind.name.lower()} ({spec.target}), which has no tensor."
+            )
     mutations = _order_outputs(module, signature, tuple(state))
     module.graph.lint()
     module.recompile()
@@ -98,10 +100,25 @@ def graph_from_program(program: ExportedProgram) -> CapturedGraph:
 def copy_graph(graph: fx.Graph) -> fx.Graph:
     """A copy with plain code generation: flat arguments in, a flat tuple out."""
     copied = fx.Graph()
-    result = copied.graph_copy(graph, {}, return_output_node=True)
+    twins: dict[fx.Node, fx.Node] = {}
+    result = copied.graph_copy(graph, twins, return_output_node=True)
     assert isinstance(result, tuple)
     copied.output(result[0]).meta = copy.copy(result[1].meta)
+    for node, twin in twins.items():
+        twin.name = node.name  # fx would rename what is called like a builtin, as an argument `input`
     return copied
+
+
+def own_constants(module: fx.GraphModule, program: ExportedProgram) -> None:
+    """Copy the constants that still share memory with the user's model."""
+    theirs = {_memory(value) for value in (*program.state_dict.values(), *program.constants.values())}
+    for name, value in list(module.named_buffers(recurse=False)):
+        if _memory(value) in theirs:
+            set_constant(module, name, value.clone())
+
+
+def _memory(value: Any) -> int | None:
+    return value.untyped_storage().data_ptr() if isinstance(value, torch.Tensor) else None
 
 
 def _tensor_of(program: ExportedProgram, target: str) -> torch.Tensor:

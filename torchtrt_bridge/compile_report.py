@@ -99,7 +99,9 @@ class CompileReport:
             self.notes.append(message)
 
     def to_dict(self) -> dict[str, Any]:
-        options = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self.options).items()}
+        options = {
+            k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self.options).items()
+        }
         return {
             "options": options,
             "graphs": self.graphs,
@@ -137,7 +139,9 @@ def engine_entry(name: str, module: fx.GraphModule) -> EngineEntry:
     """The entry of a subgraph that is to be built."""
     calls = [n for n in module.graph.nodes if n.op == "call_function" and n.target.__name__ != "getitem"]
     nodes = collections.Counter(op_name(node) for node in calls)
-    dtypes = collections.Counter(str(v.dtype).removeprefix("torch.") for n in calls for v in _tensors(n.meta.get("val")))
+    dtypes = collections.Counter(
+        str(v.dtype).removeprefix("torch.") for n in calls for v in _tensors(n.meta.get("val"))
+    )
     return EngineEntry(name, dict(nodes.most_common()), [], [], dict(dtypes.most_common()))
 
 
@@ -146,7 +150,11 @@ def torch_entry(node: fx.Node, reason: str) -> TorchEntry:
 
 
 def op_name(node: fx.Node) -> str:
-    return str(node.target) if hasattr(node.target, "_schema") else getattr(node.target, "__name__", str(node.target))
+    return (
+        str(node.target)
+        if hasattr(node.target, "_schema")
+        else getattr(node.target, "__name__", str(node.target))
+    )
 
 
 def _tensors(value: Any) -> Iterator[Any]:

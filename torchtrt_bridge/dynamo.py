@@ -19,16 +19,35 @@ def weight_positions(module: fx.GraphModule, inputs: Sequence[Any]) -> list[int]
     return [
         index
         for index, (node, value) in enumerate(zip(placeholders(module), inputs, strict=True))
-        if isinstance(value, torch.Tensor) and "_dynamo_static_input_type" in (node.meta.get("tensor_dict") or {})
+        if isinstance(value, torch.Tensor)
+        and "_dynamo_static_input_type" in (node.meta.get("tensor_dict") or {})
     ]
+
+
+def number_positions(module: fx.GraphModule, inputs: Sequence[Any]) -> list[int]:
+    """Indices of the placeholders that are Python floats, which `dynamic=True` passes as tensors of one element."""
+    return [
+        index
+        for index, (node, value) in enumerate(zip(placeholders(module), inputs, strict=True))
+        if isinstance(value, torch.Tensor)
+        and value.dim() == 0
+        and node.users
+        and all(map(_is_item, node.users))
+    ]
+
+
+def _is_item(node: fx.Node) -> bool:
+    return node.op == "call_method" and node.target == "item"
 
 
 def placeholders(module: fx.GraphModule) -> list[fx.Node]:
     return [node for node in module.graph.nodes if node.op == "placeholder"]
 
 
-def bind_weights(module: fx.GraphModule, args: Sequence[Any], weights: Sequence[int]) -> fx.GraphModule:
-    """A copy of `module` that holds its weights as buffers `weight_<index>` and takes tensors only.
+def bind_weights(
+    module: fx.GraphModule, args: Sequence[Any], weights: Sequence[int], numbers: Sequence[int]
+) -> fx.GraphModule:
+    """A copy of `module` that holds its weights as buffers `weight_<index>`, its numbers, and takes tensors only.
 
     Raises CaptureError for a symbolic number that is no tensor's size.
     """
@@ -43,6 +62,10 @@ def bind_weights(module: fx.GraphModule, args: Sequence[Any], weights: Sequence[
         with graph.inserting_before(nodes[index]):
             read = graph.get_attr(f"{WEIGHT_PREFIX}{index}")
         _replace(nodes[index], read)
+    for index in numbers:
+        for item in list(nodes[index].users):
+            _replace(item, args[index].item())
+        graph.erase_node(nodes[index])
     for index, node in enumerate(nodes):
         if not isinstance(args[index], torch.Tensor):
             _replace(node, _size_node(node, nodes, args[index]))
@@ -56,7 +79,10 @@ def weight_index(name: str) -> int:
 
 
 def _replace(node: fx.Node, other: Any) -> None:
-    node.replace_all_uses_with(other)
+    if isinstance(other, fx.Node):
+        node.replace_all_uses_with(other)
+    for user in list(node.users):
+        user.args, user.kwargs = fx.map_arg((user.args, user.kwargs), lambda n: other if n is node else n)  # type: ignore[no-untyped-call]
     node.graph.erase_node(node)
 
 
@@ -80,9 +106,9 @@ def _size_node(node: fx.Node, nodes: Sequence[fx.Node], value: Any) -> Any:
     )
 
 
-def dynamic_shapes(module: fx.GraphModule, weights: Sequence[int]) -> tuple[dict[int, Any], ...]:
-    """For each tensor input that is no weight, its symbolic dimensions with the ranges that Dynamo knows."""
-    skipped = set(weights)
+def dynamic_shapes(module: fx.GraphModule, bound: Sequence[int]) -> tuple[dict[int, Any], ...]:
+    """For each tensor input that is not bound, its symbolic dimensions with the ranges that Dynamo knows."""
+    skipped = set(bound)
     shapes = []
     for index, node in enumerate(placeholders(module)):
         fake = node.meta.get("example_value")

@@ -62,10 +62,11 @@ class _Analysis:
         return module
 
     def _analyse(self, module: fx.GraphModule, args: Sequence[Any], report: CompileReport) -> None:
-        weights = dynamo.weight_positions(module, args)
-        bound = dynamo.bind_weights(module, args, weights)
-        inputs = tuple(v for i, v in enumerate(args) if i not in set(weights) and isinstance(v, torch.Tensor))
-        shapes = dynamo.named_shapes(bound, dynamo.dynamic_shapes(module, weights))
+        weights, numbers = dynamo.weight_positions(module, args), dynamo.number_positions(module, args)
+        skipped = {*weights, *numbers}
+        bound = dynamo.bind_weights(module, args, weights, numbers)
+        inputs = tuple(v for i, v in enumerate(args) if i not in skipped and isinstance(v, torch.Tensor))
+        shapes = dynamo.named_shapes(bound, dynamo.dynamic_shapes(module, [*skipped]))
         captured = graph_from_program(export_program(bound, inputs, dynamic_shapes=shapes))
         normalized = normalize(captured.module, self.options)
         proposal = propose(normalized, self.options)

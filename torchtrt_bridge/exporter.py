@@ -46,15 +46,17 @@ def export(
     checked = Options.from_mapping(options)
     module = _as_module(model)
     if module.training:
-        tell_once(f"{type(model).__name__} is exported in training mode; call model.eval() first to deploy it.")
+        tell_once(
+            f"{type(model).__name__} is exported in training mode; call model.eval() first to deploy it."
+        )
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     original = export_program(module, args, kwargs, dynamic_shapes)
     captured = graph_from_program(original)
     can_run = checked.engine == "reference" or (torch.cuda.is_available() and not checked.targets)
-    compiled = compile_graph(captured, checked, run=can_run)
-    exported = archive.program_from_graph(original, captured, compiled.flat, compiled.plans)
+    compiled = compile_graph(captured, checked, run=can_run, original=original)
+    exported = archive.program_from_graph(original, captured, compiled.flat)
     manifest = _manifest(checked, compiled.proposal.subgraphs, compiled.plans, compiled.report)
-    return Program(exported, captured, compiled.module, compiled.report, manifest)
+    return Program(exported, captured, compiled.module, compiled.report, manifest, compiled.plans)
 
 
 def save(program: Program, path: str | Path) -> None:
@@ -67,7 +69,7 @@ def save(program: Program, path: str | Path) -> None:
     path = Path(path)
     if path.suffix != ".pt2":
         raise OptionsError(f"save() writes .pt2 files, not {path.name!r}.")
-    archive.write_archive(program.exported, program.manifest, path)
+    archive.write_archive(program.exported, program.plans, program.manifest, path)
 
 
 def load(path: str | Path, *, device: str | torch.device | None = None, **options: Any) -> Program:
@@ -79,7 +81,9 @@ def load(path: str | Path, *, device: str | torch.device | None = None, **option
     """
     wrong = sorted(set(options) - set(RUN_OPTIONS))
     if wrong:
-        raise OptionsError(f"load() takes {', '.join(RUN_OPTIONS)}; {', '.join(wrong)} was settled by export().")
+        raise OptionsError(
+            f"load() takes {', '.join(RUN_OPTIONS)}; {', '.join(wrong)} was settled by export()."
+        )
     exported, manifest, plans = archive.read_archive(Path(path))
     checked = Options.from_mapping({**manifest.options, **options})
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -88,7 +92,7 @@ def load(path: str | Path, *, device: str | torch.device | None = None, **option
     engines, in_torch = manifest.entries()
     report = CompileReport(checked, engines, in_torch, graphs=1)
     module = _with_engines(captured, manifest, plans, report)
-    return Program(exported, captured, module, report, manifest)
+    return Program(exported, captured, module, report, manifest, plans)
 
 
 def _as_module(model: Any) -> nn.Module:
@@ -127,7 +131,9 @@ def _with_engines(
     try:
         subgraphs = fuse(module, manifest.nodes)
     except KeyError as error:
-        raise EngineLoadError(f"The program's graph has no node {error}, which its manifest names.") from error
+        raise EngineLoadError(
+            f"The program's graph has no node {error}, which its manifest names."
+        ) from error
     ranges = bounded(captured.ranges, report.options)
     for entry in report.engines:
         subgraph = subgraphs[entry.name]
@@ -137,11 +143,15 @@ def _with_engines(
     return module
 
 
-def _runner(entry: EngineEntry, plans: Mapping[str, bytes], manifest: archive.Manifest, options: Options) -> Any:
+def _runner(
+    entry: EngineEntry, plans: Mapping[str, bytes], manifest: archive.Manifest, options: Options
+) -> Any:
     if entry.name not in plans:
         return None
     try:
-        flavour = flavours.load("tensorrt" if manifest.versions["tensorrt"].startswith("TensorRT ") else "tensorrt_rtx")
+        flavour = flavours.load(
+            "tensorrt" if manifest.versions["tensorrt"].startswith("TensorRT ") else "tensorrt_rtx"
+        )
         return load_engine(plans[entry.name], manifest.sha256[entry.name], flavour, options)
     except BridgeError as error:
         if options.fallback == "error":
@@ -149,5 +159,3 @@ def _runner(entry: EngineEntry, plans: Mapping[str, bytes], manifest: archive.Ma
         entry.state = str(error)
         tell_once(f"{entry.name} runs in PyTorch: {error}")
         return None
-
-

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.export import ExportedProgram
 
-from torchtrt_bridge.capture import CapturedGraph, copy_graph
+from torchtrt_bridge.capture import CapturedGraph, copy_graph, own_constants
 from torchtrt_bridge.engine import flavour as flavours
 from torchtrt_bridge.engine.build import engine_from_network
 from torchtrt_bridge.engine.cache import EngineCache
@@ -48,15 +49,20 @@ class CompiledGraph:
     report: CompileReport
 
 
-def compile_graph(captured: CapturedGraph, options: Options, run: bool = True) -> CompiledGraph:
+def compile_graph(
+    captured: CapturedGraph, options: Options, run: bool = True, original: ExportedProgram | None = None
+) -> CompiledGraph:
     """All stages for one graph; its module is changed.
 
     run: load the engines, so that the module computes with them. Without it the plans are the result.
+    original: the program that `captured` comes from, if the result is to keep no memory of the user's model.
     Raises, with ``fallback="error"``, what would otherwise become an entry of the report.
     """
     report = CompileReport(options, graphs=1)
     flavour = flavours.choose(options.engine)
     module = normalize(captured.module, options)
+    if original is not None:
+        own_constants(module, original)
     proposal = propose(module, options)
     _report_rejections(proposal, options, report)
     flat = fx.GraphModule(module, copy_graph(module.graph))
@@ -71,7 +77,9 @@ def compile_graph(captured: CapturedGraph, options: Options, run: bool = True) -
             plan, runner = builder.plan_and_runner(progress.next(name), run)
             if plan is not None:
                 plans[name] = plan
-            module.set_submodule(name, EngineModule(subgraph, input_specs(subgraph, ranges), runner, entry, options))
+            module.set_submodule(
+                name, EngineModule(subgraph, input_specs(subgraph, ranges), runner, entry, options)
+            )
     return CompiledGraph(captured, module, flat, proposal, plans, report)
 
 
@@ -106,9 +114,20 @@ class _Builder:
     """One subgraph on its way to an engine; a failure is kept to it."""
 
     def __init__(
-        self, module: fx.GraphModule, flavour: Flavour, options: Options, ranges: Mapping[Any, Range], entry: EngineEntry
+        self,
+        module: fx.GraphModule,
+        flavour: Flavour,
+        options: Options,
+        ranges: Mapping[Any, Range],
+        entry: EngineEntry,
     ) -> None:
-        self.module, self.flavour, self.options, self.ranges, self.entry = module, flavour, options, ranges, entry
+        self.module, self.flavour, self.options, self.ranges, self.entry = (
+            module,
+            flavour,
+            options,
+            ranges,
+            entry,
+        )
         self.cache = EngineCache.from_options(options)
 
     def plan_and_runner(self, on_progress: Any, run: bool) -> tuple[bytes | None, Runner | None]:

@@ -20,9 +20,9 @@ from torchtrt_bridge.shapes import UNBOUNDED, TensorSpec, spec_of
 class Program:
     """A model as engines and what stays in PyTorch.
 
-    exported: an ordinary `torch.export.ExportedProgram` of the same computation, normalized, in PyTorch, with the
-        engines' bytes among its buffers.
+    exported: an ordinary `torch.export.ExportedProgram` of the same computation, normalized, in PyTorch.
     report: what runs where.
+    plans: the bytes of each engine, by subgraph.
     """
 
     def __init__(
@@ -32,10 +32,12 @@ class Program:
         module: fx.GraphModule,
         report: CompileReport,
         manifest: Manifest,
+        plans: dict[str, bytes],
     ) -> None:
         self.exported = exported
         self.report = report
         self.manifest = manifest
+        self.plans = plans
         self._captured = captured
         self._module = module
         self._in_spec = exported.call_spec.in_spec
@@ -76,7 +78,9 @@ class Program:
 
 def _specs(module: fx.GraphModule, captured: CapturedGraph) -> list[TensorSpec | None]:
     """What each input of the user's must be; None for those that are no tensors."""
-    ranges = {symbol: (low, UNBOUNDED if high is None else high) for symbol, (low, high) in captured.ranges.items()}
+    ranges = {
+        symbol: (low, UNBOUNDED if high is None else high) for symbol, (low, high) in captured.ranges.items()
+    }
     values = [(n.name, n.meta.get("val")) for n in module.graph.nodes if n.op == "placeholder"]
     own: Sequence[Any] = values[: len(values) - len(captured.state)]
     return [spec_of(name, value, ranges) if isinstance(value, torch.Tensor) else None for name, value in own]

@@ -32,7 +32,8 @@ class ServedGraph:
         self.compiled: CompiledGraph | None = None
         self.weights = dynamo.weight_positions(module, example_inputs)
         self.weight_tensors = [example_inputs[i] for i in self.weights]
-        self._shapes = dynamo.dynamic_shapes(module, self.weights)
+        self._numbers = dynamo.number_positions(module, example_inputs)
+        self._shapes = dynamo.dynamic_shapes(module, [*self.weights, *self._numbers])
         self._frozen: list[int] = []
         self._inputs: list[int] = []
         self._bound: list[torch.Tensor] = []
@@ -80,11 +81,13 @@ class ServedGraph:
         tell_once(f"PyTorch runs a whole graph: {reason}.")
 
     def _compile(self, args: Sequence[Any]) -> None:
-        weights = set(self.weights)
-        inputs = [i for i, value in enumerate(args) if i not in weights and isinstance(value, torch.Tensor)]
+        skipped = {*self.weights, *self._numbers}
+        inputs = [i for i, value in enumerate(args) if i not in skipped and isinstance(value, torch.Tensor)]
         try:
-            bound = dynamo.bind_weights(self.original, args, self.weights)
-            with tracing(None):  # else torch.export would trace into Dynamo's own trace, and add to its guards
+            bound = dynamo.bind_weights(self.original, args, self.weights, self._numbers)
+            with tracing(
+                None
+            ):  # else torch.export would trace into Dynamo's own trace, and add to its guards
                 shapes = dynamo.named_shapes(bound, self._shapes)
                 program = export_program(bound, tuple(args[i] for i in inputs), dynamic_shapes=shapes)
                 captured = graph_from_program(program)
@@ -100,7 +103,7 @@ class ServedGraph:
         self._inputs = inputs + state
         self._frozen = [i for i in self.weights if i not in state]
         self._bound = [args[i] for i in self._frozen]
-        self._stamps = _stamps(self._bound)
+        self._stamps = self._stamps_of(args)
 
     def _check_aliases(self, captured: CapturedGraph, inputs: Sequence[int]) -> None:
         mutated = [inputs[i] for i in captured.mutations if i < len(inputs)]
@@ -110,24 +113,29 @@ class ServedGraph:
 
     def _weights_are_bound(self, args: Sequence[Any]) -> bool:
         weights = [args[i] for i in self._frozen]
-        return all(map(operator.is_, weights, self._bound)) and _stamps(weights) == self._stamps
+        return all(map(operator.is_, weights, self._bound)) and self._stamps_of(args) == self._stamps
+
+    def _stamps_of(self, args: Sequence[Any]) -> list[Any]:
+        """What moves when a bound value changes: of a weight its memory and version, of a number the number."""
+        return [*map(_stamp, [args[i] for i in self._frozen]), *[args[i].item() for i in self._numbers]]
 
     def _with_new_weights(self, args: Sequence[Any]) -> CompiledGraph | None:
         """Engines with the weights of this call, once the same ones came twice; None while PyTorch serves."""
-        weights = [args[i] for i in self._frozen]
-        state = [*map(id, weights), *_stamps(weights)]
+        state = [*[id(args[i]) for i in self._frozen], *self._stamps_of(args)]
         if state != self._changed:
             self._changed = state
-            tell_once("weights have changed since the engines were built; PyTorch runs until they come to rest.")
+            tell_once(
+                "weights have changed since the engines were built; PyTorch runs until they come to rest."
+            )
             return None
         self._changed = None
         self._compile(args)
         return self.compiled
 
 
-def _stamps(tensors: Sequence[torch.Tensor]) -> list[Any]:
-    """What moves when a tensor changes: its version, and its memory for `p.data = ...`, which leaves the version.
+def _stamp(weight: torch.Tensor) -> tuple[int, int]:
+    """A weight's memory, for `p.data = ...` leaves the version, and its version.
 
     Tensors made under `torch.inference_mode` count no versions; PyTorch forbids to change them outside of it.
     """
-    return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+    return weight.data_ptr(), 0 if weight.is_inference() else weight._version

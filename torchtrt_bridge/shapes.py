@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import sympy
 import torch
+from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
 # (smallest, largest) value of a size; equal for a static one.
 Range = tuple[int, int]
@@ -68,19 +69,15 @@ def _expression(size: Any) -> Any:
 
 
 def _range(size: Any, ranges: Mapping[Any, Range]) -> Range:
-    """Bounds of an expression that grows or falls with each of its symbols, from those of the symbols."""
+    """Bounds of an expression from those of its symbols, as PyTorch's value ranges give them."""
     if isinstance(size, int):
         return size, size
-    symbols = sorted(size.free_symbols, key=str)
-    values = [int(size.subs(dict(zip(symbols, corner, strict=True)))) for corner in _corners(symbols, ranges)]
-    return min(values), max(values)
+    bounds = bound_sympy(size, {symbol: ValueRanges(*ranges[symbol]) for symbol in size.free_symbols})
+    return max(_finite(bounds.lower, 0), 0), min(_finite(bounds.upper, UNBOUNDED), UNBOUNDED)
 
 
-def _corners(symbols: Sequence[Any], ranges: Mapping[Any, Range]) -> list[tuple[int, ...]]:
-    corners: list[tuple[int, ...]] = [()]
-    for symbol in symbols:
-        corners = [(*corner, value) for corner in corners for value in ranges[symbol]]
-    return corners
+def _finite(value: Any, otherwise: int) -> int:
+    return int(value) if value.is_Integer else otherwise
 
 
 def _hint(size: Any) -> int:

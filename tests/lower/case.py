@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from torchtrt_bridge.capture import CapturedGraph, export_program, graph_from_program
 from torchtrt_bridge.normalize import normalize
@@ -86,7 +87,7 @@ class Called(nn.Module):
 
 
 def _computed(value: Any) -> Any:
-    if not isinstance(value, torch.Tensor):
+    if not isinstance(value, torch.Tensor) or value.dtype == torch.uint8:  # TensorRT computes no uint8
         return value
     return ~value if value.dtype == torch.bool else -value
 
@@ -104,15 +105,36 @@ def _changing(a: Any, b: Any) -> Any:
     return {dim: torch.export.Dim.AUTO for dim, (one, other) in pairs if one != other}
 
 
-def captured(case: Case | Rejected, inputs: tuple[Any, ...], module: nn.Module, dynamic: Any) -> CapturedGraph:
-    shapes = None if dynamic is None else (dynamic,)  # `Called.forward` has one parameter, *args
-    return graph_from_program(export_program(module, inputs, dynamic_shapes=shapes))
+def captured(inputs: tuple[Any, ...], module: nn.Module, dynamic: Any) -> CapturedGraph:
+    spec = None if dynamic is None else (dynamic,)  # `Called.forward` takes one tuple of arguments
+    return graph_from_program(export_program(module, inputs, dynamic_shapes=spec))
 
 
-def partitioned(graph: CapturedGraph, options: Options) -> tuple[dict[str, torch.fx.GraphModule], list[Rejection]]:
+def flat_tensors(result: Any) -> list[torch.Tensor]:
+    return [value for value in tree_leaves(result) if isinstance(value, torch.Tensor)]
+
+
+def in_float64(module: nn.Module, inputs: tuple[Any, ...]) -> list[torch.Tensor]:
+    """What `module` gives when it and its inputs are float64."""
+    wide = [v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for v in inputs]
+    return flat_tensors(copy.deepcopy(module).double()(*wide))
+
+
+def partitioned(
+    graph: CapturedGraph, options: Options
+) -> tuple[dict[str, torch.fx.GraphModule], list[Rejection]]:
     module = normalize(graph.module, options)
     proposal = propose(module, options)
     return fuse(module, proposal.subgraphs), proposal.rejections
+
+
+def network_inputs(
+    subgraph: torch.fx.GraphModule, graph: CapturedGraph, values: tuple[Any, ...]
+) -> list[Any]:
+    """Those of a call's values that a subgraph takes, in its order."""
+    names = [node.name for node in graph.module.graph.nodes if node.op == "placeholder"]
+    given = dict(zip(names, values, strict=True))
+    return [given[node.name] for node in subgraph.graph.nodes if node.op == "placeholder"]
 
 
 def operators(module: torch.fx.GraphModule) -> set[Any]:

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import copy
-import importlib
-import pkgutil
 from typing import Any
 
 import pytest
 import torch
 
 from tests.compare import assert_matches
-from tests.lower import cases
-from tests.lower.case import HALF, OTHER, TRACED, Case, Rejected, captured, operators, partitioned
+from tests.lower.case import (
+    HALF,
+    OTHER,
+    TRACED,
+    Case,
+    Rejected,
+    captured,
+    flat_tensors,
+    in_float64,
+    network_inputs,
+    operators,
+    partitioned,
+)
+from tests.lower.table import CASES, REJECTED
 from torchtrt_bridge.engine import flavour
 from torchtrt_bridge.engine.build import engine_from_network
 from torchtrt_bridge.lower import CONVERTERS, why_not
@@ -20,9 +30,6 @@ from torchtrt_bridge.lower.network import network_from_graph
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.reference import NetworkInterpreter
 
-MODULES = [importlib.import_module(f"{cases.__name__}.{m.name}") for m in pkgutil.iter_modules(cases.__path__)]
-CASES: list[Case] = [case for module in MODULES for case in module.CASES]
-REJECTED: list[Rejected] = [case for module in MODULES for case in module.REJECTED]
 OPTIONS = Options(engine="tensorrt_rtx", cache_dir="", targets=("sm_89",))
 
 
@@ -36,7 +43,7 @@ def test_case(case: Case, dynamic: bool, dtype: torch.dtype) -> None:
     if dynamic and not any(shapes or ()):
         pytest.skip("the case has no dynamic dimension")
     module, inputs = case.module(dtype), case.make_inputs(TRACED, dtype)
-    graph = captured(case, inputs, module, shapes)
+    graph = captured(inputs, module, shapes)
     if dynamic:
         assert graph.ranges, "no dimension stayed dynamic"
     subgraphs, rejections = partitioned(graph, OPTIONS)
@@ -48,30 +55,23 @@ def test_case(case: Case, dynamic: bool, dtype: torch.dtype) -> None:
     run = NetworkInterpreter(flavour.load("tensorrt_rtx").trt, network.definition, network.constants)
     assert engine_from_network(network, flavour.load("tensorrt_rtx"), OPTIONS)
     for n in (TRACED, OTHER) if dynamic else (TRACED,):
-        _check(case, module, run, case.make_inputs(n, dtype), dtype)
+        inputs = case.make_inputs(n, dtype)
+        _check(case, module, inputs, run(*network_inputs(subgraph, graph, inputs)), dtype)
 
 
-def _check(case: Case, module: Any, run: Any, inputs: tuple[Any, ...], dtype: torch.dtype) -> None:
-    expected = _flat(module(*inputs))
-    tensors = [value for value in inputs if isinstance(value, torch.Tensor)]
-
-    def in_float64() -> list[Any]:
-        wide = [v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for v in inputs]
-        return _flat(copy.deepcopy(module).double()(*wide))
-
+def _check(
+    case: Case, module: Any, inputs: tuple[Any, ...], results: list[torch.Tensor], dtype: torch.dtype
+) -> None:
     with torch.no_grad():
-        assert_matches(run(*tensors), expected, in_float64, case.tolerance.get(dtype))
-
-
-def _flat(result: Any) -> list[Any]:
-    return [value for value in torch.utils._pytree.tree_leaves(result) if isinstance(value, torch.Tensor)]
+        expected = flat_tensors(module(*inputs))
+        assert_matches(results, expected, lambda: in_float64(module, inputs), case.tolerance.get(dtype))
 
 
 @pytest.mark.parametrize("case", REJECTED, ids=lambda case: case.id)
 def test_rejected(case: Rejected) -> None:
     made = Case(case.op, case.call, case.inputs)
     shapes = made.dynamic_shapes(torch.float32) if case.dynamic else None
-    graph = captured(case, made.make_inputs(TRACED, torch.float32), made.module(torch.float32), shapes)
+    graph = captured(made.make_inputs(TRACED, torch.float32), made.module(torch.float32), shapes)
     nodes = [node for node in graph.module.graph.nodes if node.target is case.op]
     assert nodes, f"{case.op} is not in the graph"
     reasons = [why_not(node) or "" for node in nodes]

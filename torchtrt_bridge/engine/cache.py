@@ -66,14 +66,20 @@ class EngineCache:
         """Keep `content` under `key`, and drop the entries longest unused beyond the limit."""
         if len(content) > self.limit_bytes:
             return
-        record = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content), "created": time.time()}
+        record = {
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "bytes": len(content),
+            "created": time.time(),
+        }
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._write(self._path(key, kind), content)
             self._write(self._path(key, f"{kind}.json"), json.dumps(record).encode())
             self._trim()
         except OSError as error:
-            tell_once(f"the engine cache {self.directory} cannot be written ({error}); engines are built anew each time.")
+            tell_once(
+                f"the engine cache {self.directory} cannot be written ({error}); engines are built anew each time."
+            )
 
     @contextlib.contextmanager
     def building(self, key: str) -> Iterator[None]:

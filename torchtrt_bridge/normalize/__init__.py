@@ -2,12 +2,13 @@
 
 from torch import fx
 
+from torchtrt_bridge.normalize.clean import drop_metadata_checks
 from torchtrt_bridge.normalize.fold import fold_constants
 from torchtrt_bridge.normalize.fuse import fold_batch_norm
 from torchtrt_bridge.normalize.precision import set_precision
 from torchtrt_bridge.options import Options
 
-PASSES = (fold_constants, fold_batch_norm, set_precision, fold_constants)
+PASSES = (drop_metadata_checks, fold_constants, fold_batch_norm, set_precision, fold_constants)
 
 
 def normalize(module: fx.GraphModule, options: Options) -> fx.GraphModule:

@@ -35,8 +35,10 @@ def fold_constants(module: fx.GraphModule, options: Options) -> fx.GraphModule:
 def _constant_calls(graph: fx.Graph) -> set[fx.Node]:
     constant: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.op == "call_function" and _is_pure(node) and all(
-            constant_of(n) is not None or n in constant for n in node.all_input_nodes
+        if (
+            node.op == "call_function"
+            and _is_pure(node)
+            and all(constant_of(n) is not None or n in constant for n in node.all_input_nodes)
         ):
             if not _is_large(node):
                 constant.add(node)
@@ -57,7 +59,9 @@ def _is_large(node: fx.Node) -> bool:
         return False
     if not all(isinstance(size, int) for size in value.shape):
         return True
-    inputs = sum(_bytes(n.meta["val"]) for n in node.all_input_nodes if isinstance(n.meta["val"], torch.Tensor))
+    inputs = sum(
+        _bytes(n.meta["val"]) for n in node.all_input_nodes if isinstance(n.meta["val"], torch.Tensor)
+    )
     return _bytes(value) > max(SMALL_BYTES, inputs)
 
 

@@ -13,7 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 def fake_mode_of(module: fx.GraphModule) -> FakeTensorMode:
     """The mode in which the fake values of `module`'s nodes live."""
-    values = [node.meta["val"] for node in module.graph.nodes if isinstance(node.meta.get("val"), torch.Tensor)]
+    values = [
+        node.meta["val"] for node in module.graph.nodes if isinstance(node.meta.get("val"), torch.Tensor)
+    ]
     return detect_fake_mode(values) or FakeTensorMode(allow_non_fake_inputs=True)
 
 
@@ -34,7 +36,9 @@ def is_call(node: Any, op: Any) -> bool:
     return isinstance(node, fx.Node) and node.op == "call_function" and node.target is op
 
 
-def insert_call(before: fx.Node, mode: FakeTensorMode, op: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+def insert_call(
+    before: fx.Node, mode: FakeTensorMode, op: Callable[..., Any], *args: Any, **kwargs: Any
+) -> fx.Node:
     """A call in front of `before`, on behalf of it: it carries its source line."""
     with before.graph.inserting_before(before):
         node = before.graph.call_function(op, args, kwargs)
@@ -76,7 +80,8 @@ def _free_name(module: torch.nn.Module, hint: str) -> str:
 
 def remove_dead(module: fx.GraphModule) -> fx.GraphModule:
     """Drop calls without users, what export asserts beside each cast, and constants that nothing reads."""
-    for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten._assert_tensor_metadata.default):
+    asserted = torch.ops.aten._assert_tensor_metadata.default
+    for node in module.graph.find_nodes(op="call_function", target=asserted):
         module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
     for node in list(module.graph.nodes):

@@ -61,7 +61,9 @@ def propose(module: fx.GraphModule, options: Options) -> Proposal:
         if not calls or all(_is_move(n) for n in calls):
             continue
         if len(calls) < options.min_subgraph_nodes:
-            reason = f"its subgraph has {len(calls)} nodes, and min_subgraph_nodes={options.min_subgraph_nodes}"
+            reason = (
+                f"its subgraph has {len(calls)} nodes, and min_subgraph_nodes={options.min_subgraph_nodes}"
+            )
             reasons.update({n: reason for n in calls})
             continue
         groups.append([n.name for n in nodes if n.op == "call_function"])
@@ -125,7 +127,9 @@ def _without_shared_views(nodes: list[fx.Node]) -> list[fx.Node]:
     for node in reversed(nodes):
         if _is_alias(node) and not any(user in inside for user in node.users):
             source = node.all_input_nodes[0]
-            if source.op != "get_attr" and (_is_view_of_input(node, inside) or any(u not in inside for u in source.users)):
+            if source.op != "get_attr" and (
+                _is_view_of_input(node, inside) or any(u not in inside for u in source.users)
+            ):
                 inside.discard(node)
     return [node for node in nodes if node in inside]
 
@@ -155,7 +159,9 @@ def _give_each_user_its_own(module: fx.GraphModule) -> None:
 
 def _is_size(node: fx.Node) -> bool:
     value = node.meta.get("val")
-    return node.op == "call_function" and isinstance(value, (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool))
+    return node.op == "call_function" and isinstance(
+        value, (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)
+    )
 
 
 def _order(module: fx.GraphModule) -> Any:

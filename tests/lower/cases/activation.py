@@ -15,13 +15,17 @@ def signed(n: int) -> tuple[torch.Tensor]:
 
 def far(n: int) -> tuple[torch.Tensor]:
     """Arguments at which exponentials overflow in fp32, and at which they overflow in fp16 only."""
-    return (torch.tensor([-200.0, -90.0, -15.0, -1.0, 0.0, 1.0, 9.0, 11.0, 15.0, 19.0, 21.0, 200.0]).repeat(n, 1),)
+    return (
+        torch.tensor([-200.0, -90.0, -15.0, -1.0, 0.0, 1.0, 9.0, 11.0, 15.0, 19.0, 21.0, 200.0]).repeat(n, 1),
+    )
 
 
 def slopes(count: int, *shape: int) -> Case:
     module = nn.PReLU(count)
     nn.init.uniform_(module.weight, -1, 1)
-    return Case(aten._prelu_kernel.default, module, lambda n: (torch.randn(n, *shape),), name=f"{count}_of_{shape}")
+    return Case(
+        aten._prelu_kernel.default, module, lambda n: (torch.randn(n, *shape),), name=f"{count}_of_{shape}"
+    )
 
 
 CASES: list[Case] = [
@@ -29,13 +33,19 @@ CASES: list[Case] = [
     Case(aten.relu.default, torch.relu, lambda n: (torch.randint(-9, 9, (n, 3)),), name="int64", half=False),
     Case(aten.relu.default, lambda x: F.relu(x, inplace=True), signed, name="inplace"),
     Case(aten.sigmoid.default, torch.sigmoid, signed),
-    Case(aten.sigmoid.default, torch.sigmoid, lambda n: (torch.randint(-9, 9, (n, 3)),), name="int64", half=False),
+    Case(
+        aten.sigmoid.default,
+        torch.sigmoid,
+        lambda n: (torch.randint(-9, 9, (n, 3)),),
+        name="int64",
+        half=False,
+    ),
     Case(aten.sigmoid.default, torch.sigmoid, far, name="far"),
     Case(aten.tanh.default, torch.tanh, signed),
     Case(aten.tanh.default, torch.tanh, lambda n: (torch.randn(n, 3) > 0,), name="bool", half=False),
     Case(aten.leaky_relu.default, F.leaky_relu, signed),
     Case(aten.leaky_relu.default, lambda x: F.leaky_relu(x, 0.2), signed, name="slope"),
-    Case(aten.leaky_relu.default, lambda x: F.rrelu(x, training=False), signed, name="rrelu"),
+    Case(aten.rrelu.default, F.rrelu, signed),
     slopes(1, 6),
     slopes(6, 6),
     slopes(6, 6, 5),
@@ -54,9 +64,10 @@ CASES: list[Case] = [
     Case(aten.elu.default, F.elu, signed),
     Case(aten.elu.default, lambda x: F.elu(x, 0.3), signed, name="alpha"),
     Case(aten.elu.default, lambda x: aten.elu(x, 0.5, 2.0, 3.0), signed, name="scales"),
+    Case(aten.elu.default, lambda x: aten.elu(x, 0.5, 2.0, -0.5), signed, name="mirrored"),
     Case(aten.elu.default, F.selu, signed, name="selu"),
-    Case(aten.elu.default, F.celu, signed, name="celu"),
-    Case(aten.elu.default, lambda x: F.celu(x, 0.4), signed, name="celu_alpha"),
+    Case(aten.celu.default, F.celu, signed),
+    Case(aten.celu.default, lambda x: F.celu(x, 0.4), signed, name="alpha"),
     Case(aten.softplus.default, F.softplus, signed),
     Case(aten.softplus.default, F.softplus, far, name="far"),
     Case(aten.softplus.default, lambda x: F.softplus(x, 2.5, 3), signed, name="threshold"),
@@ -69,5 +80,5 @@ CASES: list[Case] = [
 ]
 
 REJECTED: list[Rejected] = [
-    Rejected(aten.elu.default, lambda x: aten.elu(x, 1.0, 1.0, -1.0), signed, "input_scale"),
+    Rejected(aten.rrelu.default, lambda x: F.rrelu(x, training=True), signed, "random slopes"),
 ]

@@ -69,7 +69,7 @@ def positive(n: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def quadrants(n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    signs = torch.tensor([-1.0, 0.0, 1.0])
+    signs = torch.tensor([-1.0, -0.0, 1.0])  # a case's inputs are negated, and zero shall be positive
     return signs.repeat(3).expand(n, 9) * 1.5, signs.repeat_interleave(3).expand(n, 9) * 2.5
 
 
@@ -96,7 +96,7 @@ def promotions(op, call) -> list[Case]:
 
 CASES: list[Case] = [
     *promotions(aten.add.Tensor, torch.add),
-    *promotions(aten.sub.Tensor, torch.sub),
+    *[case for case in promotions(aten.sub.Tensor, torch.sub) if case.name != "bool_int64"],
     *promotions(aten.mul.Tensor, torch.mul),
     *promotions(aten.maximum.default, torch.maximum),
     *promotions(aten.minimum.default, torch.minimum),
@@ -125,7 +125,7 @@ CASES: list[Case] = [
     Case(aten.div.Tensor, torch.div, pair),
     Case(aten.div.Tensor, torch.true_divide, integers, name="int64", half=False),
     Case(aten.div.Tensor, lambda x: x / 3, one_integer, name="int64_number", half=False),
-    Case(aten.div.Tensor, lambda x: x / x.shape[0] ** 0.5, one, name="size"),
+    Case(aten.div.Tensor, lambda x: x / x.shape[0], one, name="size"),
     Case(aten.div.Tensor, lambda x: x / 8.0, one, name="number"),
     Case(aten.div.Scalar, lambda x: aten.div.Scalar(x, 3), one),
     Case(aten.div.Tensor_mode, mode(None), pair, name="none"),
@@ -134,7 +134,12 @@ CASES: list[Case] = [
     Case(aten.div.Tensor_mode, mode("floor"), apart, name="floor"),
     Case(aten.div.Tensor_mode, mode("floor"), integers, name="floor_int64", half=False),
     Case(aten.div.Tensor_mode, mode("floor", 4), one_integer, name="floor_number", half=False),
-    Case(aten.div.Scalar_mode, lambda x: aten.div.Scalar_mode(x, -3, rounding_mode="trunc"), one_integer, half=False),
+    Case(
+        aten.div.Scalar_mode,
+        lambda x: aten.div.Scalar_mode(x, -3, rounding_mode="trunc"),
+        one_integer,
+        half=False,
+    ),
     Case(aten.floor_divide.default, torch.floor_divide, integers, half=False),
     Case(aten.floor_divide.default, torch.floor_divide, apart, name="float"),
     Case(aten.floor_divide.default, lambda x: x // 4, one_integer, name="number", half=False),
@@ -143,7 +148,12 @@ CASES: list[Case] = [
     Case(aten.remainder.Tensor, torch.remainder, integers, name="int64", half=False),
     Case(aten.remainder.Scalar, lambda x: x % 3, one_integer, half=False),
     Case(aten.remainder.Scalar, lambda x: x % -0.75, lambda n: apart(n)[:1], name="float"),
-    Case(aten.remainder.Scalar_Tensor, lambda x: torch.remainder(17, x), lambda n: (torch.arange(n) + 3,), half=False),
+    Case(
+        aten.remainder.Scalar_Tensor,
+        lambda x: torch.remainder(17, x),
+        lambda n: (torch.arange(n) + 3,),
+        half=False,
+    ),
     Case(aten.fmod.Tensor, torch.fmod, apart),
     Case(aten.fmod.Tensor, torch.fmod, integers, name="int64", half=False),
     Case(aten.fmod.Scalar, lambda x: torch.fmod(x, -3), one_integer, half=False),
@@ -160,8 +170,19 @@ CASES: list[Case] = [
         for e in (2, 3, 5, 2.0)
     ],
     Case(aten.pow.Tensor_Tensor, torch.pow, positive),
-    Case(aten.pow.Tensor_Tensor, lambda x, y: x ** y.abs(), lambda n: (torch.randint(-4, 4, (n, 3)), torch.arange(3)), name="int64", half=False),
-    Case(aten.pow.Tensor_Tensor, torch.pow, lambda n: (torch.randn(n, 3), torch.tensor([1.0, -2.0, 3.0])), name="negative_base"),
+    Case(
+        aten.pow.Tensor_Tensor,
+        lambda x, y: x ** y.abs(),
+        lambda n: (torch.randint(-4, 4, (n, 3)), torch.arange(3)),
+        name="int64",
+        half=False,
+    ),
+    Case(
+        aten.pow.Tensor_Tensor,
+        torch.pow,
+        lambda n: (torch.randn(n, 3), torch.tensor([1.0, -2.0, 3.0])),
+        name="negative_base",
+    ),
     Case(aten.pow.Scalar, lambda x: 2**x, one),
     Case(aten.pow.Scalar, lambda x: 0.5**x, one_integer, name="int64", half=False),
     Case(aten.hypot.default, torch.hypot, pair),

@@ -25,6 +25,10 @@ def one_bool(n: int) -> tuple[torch.Tensor]:
     return (torch.randn(n, 4) > 0,)
 
 
+def pixels(n: int) -> tuple[torch.Tensor]:
+    return (torch.randint(0, 256, (n, 3, 4), dtype=torch.uint8),)
+
+
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 WHOLES = (torch.int32, torch.int64)
 
@@ -45,18 +49,20 @@ CASES: list[Case] = [
         for d in (*FLOATS, *WHOLES)
     ],
     Case(aten._to_copy.default, lambda x: x.bool(), near_zero, name="float_to_bool"),
-    Case(aten._to_copy.default, lambda x: x.to(torch.uint8).float(), one_integer, name="int64_to_uint8", half=False),
-    Case(aten._to_copy.default, lambda x: (x.abs() * 9).to(torch.uint8).long(), one, name="float_to_uint8"),
-    Case(aten._to_copy.default, lambda x: x.to(torch.uint8).bool(), one_bool, name="bool_to_uint8", half=False),
+    Case(aten._to_copy.default, lambda x: x.float() / 255, pixels, name="uint8_to_float", half=False),
+    Case(aten._to_copy.default, lambda x: x.half() * 2, pixels, name="uint8_to_half", half=False),
+    Case(aten._to_copy.default, lambda x: x.long() - 1, pixels, name="uint8_to_int64", half=False),
+    Case(aten._to_copy.default, lambda x: ~x.bool(), pixels, name="uint8_to_bool", half=False),
     Case(aten._to_copy.default, lambda x: x.int().to(x.device, torch.float32), one, name="device"),
     Case(aten._to_copy.default, lambda x: x.long().type_as(x), one, name="type_as"),
     Case(aten.clone.default, lambda x: x.clone() + 1, one),
     Case(aten.clone.default, lambda x: x.mT.contiguous() + 1, one, name="contiguous"),
     Case(aten.alias.default, lambda x: aten.alias(x) + 1, one),
     Case(aten.detach.default, lambda x: x.detach() + 1, one),
-    Case(aten.lift_fresh_copy.default, lambda x: aten.lift_fresh_copy(x) + 1, one),
+    Case(aten.clone.default, lambda x: aten.lift_fresh_copy(x) + 1, one, name="lift_fresh_copy"),
 ]
 
 REJECTED: list[Rejected] = [
     Rejected(aten._to_copy.default, lambda x: x.to("meta"), one, "a move from cpu to meta"),
+    Rejected(aten._to_copy.default, lambda x: x.to(torch.uint8), one_integer, "a cast to uint8"),
 ]

@@ -43,14 +43,28 @@ CASES: list[Case] = [
     Case(conv, nn.Conv3d(4, 6, 3, padding=1, stride=2), volume, name="3d"),
     Case(conv, nn.Conv3d(4, 6, (1, 2, 3), dilation=(1, 2, 1), groups=2), volume, name="3d-groups"),
     Case(conv, nn.Conv3d(4, 6, (3, 2, 3), padding="same"), volume, name="3d-same"),
-    Case(conv, nn.ConvTranspose1d(4, 6, 3, stride=2, padding=1, output_padding=1), sequence, name="transposed-1d"),
+    Case(
+        conv,
+        nn.ConvTranspose1d(4, 6, 3, stride=2, padding=1, output_padding=1),
+        sequence,
+        name="transposed-1d",
+    ),
     Case(conv, nn.ConvTranspose2d(4, 6, 3), image, name="transposed-2d"),
     Case(conv, nn.ConvTranspose2d(4, 6, (4, 3), (2, 3), (1, 0), (0, 2)), image, name="transposed-2d-longer"),
-    Case(conv, nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, groups=2, bias=False), image, name="transposed-2d-groups"),
+    Case(
+        conv, nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, groups=2, bias=False), image, name="transposed-2d-groups"
+    ),
     Case(conv, nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, dilation=2), image, name="transposed-2d-dilated"),
     Case(conv, nn.ConvTranspose2d(4, 6, 2, 3, 0, 2, dilation=2), image, name="transposed-2d-dilated-longer"),
-    Case(conv, nn.ConvTranspose2d(4, 6, 3), lambda n: (torch.randn(4, 9, 9 + n),), name="transposed-2d-unbatched"),
-    Case(conv, nn.ConvTranspose3d(4, 6, 3, stride=2, padding=1, output_padding=1), volume, name="transposed-3d"),
+    Case(
+        conv,
+        nn.ConvTranspose2d(4, 6, 3),
+        lambda n: (torch.randn(4, 9, 9 + n),),
+        name="transposed-2d-unbatched",
+    ),
+    Case(
+        conv, nn.ConvTranspose3d(4, 6, 3, stride=2, padding=1, output_padding=1), volume, name="transposed-3d"
+    ),
     Case(conv, F.conv2d, image_and_kernel, name="kernel-at-run-time"),
     Case(
         conv,

@@ -63,9 +63,23 @@ CASES: list[Case] = [
         name="weights-at-run-time",
     ),
     Case(
-        aten.linear.default, F.linear, lambda n: (torch.randn(n, 3, 8), torch.randn(8)), name="weight-of-one-output"
+        aten.linear.default,
+        F.linear,
+        lambda n: (torch.randn(n, 3, 8), torch.randn(8)),
+        name="weight-of-one-output",
     ),
     Case(aten.linear.default, nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6)), rows, name="batch-norm"),
+    Case(
+        aten.bilinear.default,
+        nn.Bilinear(8, 5, 6),
+        lambda n: (torch.randn(n, 3, 8), torch.randn(n, 3, 5)),
+    ),
+    Case(
+        aten.bilinear.default,
+        F.bilinear,
+        lambda n: (torch.randn(n, 8), torch.randn(n, 5), torch.randn(6, 8, 5)),
+        name="weight-at-run-time",
+    ),
     product((8,), (8,)),
     product((-1, 8), (8, 6)),
     product((-1, 8), (8,)),
@@ -82,7 +96,9 @@ CASES: list[Case] = [
     Case(aten.mv.default, torch.mv, lambda n: (torch.randn(n, 8), torch.randn(8))),
     Case(aten.dot.default, torch.dot, lambda n: (torch.randn(n), torch.randn(n))),
     Case(aten.addmm.default, torch.addmm, addmm_inputs),
-    Case(aten.addmm.default, functools.partial(torch.addmm, beta=0.5, alpha=2), addmm_inputs, name="alpha-beta"),
+    Case(
+        aten.addmm.default, functools.partial(torch.addmm, beta=0.5, alpha=2), addmm_inputs, name="alpha-beta"
+    ),
     Case(aten.addmm.default, functools.partial(torch.addmm, beta=0), addmm_inputs, name="no-summand"),
     Case(
         aten.addmm.default,

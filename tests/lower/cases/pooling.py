@@ -10,7 +10,10 @@ from tests.lower.case import Case, Rejected
 
 aten = torch.ops.aten
 max1, max2, max3 = aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default
-max2_with_indices, max3_with_indices = aten.max_pool2d_with_indices.default, aten.max_pool3d_with_indices.default
+max2_with_indices, max3_with_indices = (
+    aten.max_pool2d_with_indices.default,
+    aten.max_pool3d_with_indices.default,
+)
 avg1, avg2, avg3 = aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default
 
 
@@ -61,7 +64,13 @@ CASES: list[Case] = [
     Case(avg2, nn.AvgPool2d(3, stride=1), unbatched, name="unbatched"),
     # PyTorch has no fp16 kernel of it on a CPU.
     Case(avg3, nn.AvgPool3d(2), volume, half=False),
-    Case(avg3, nn.AvgPool3d(3, 2, 1, ceil_mode=True, divisor_override=4), volume, half=False, name="divisor-ceil"),
+    Case(
+        avg3,
+        nn.AvgPool3d(3, 2, 1, ceil_mode=True, divisor_override=4),
+        volume,
+        half=False,
+        name="divisor-ceil",
+    ),
     Case(avg2, nn.LPPool2d(2, 3, 2), lambda n: (torch.rand(n, 4, 9 + n, 12),), name="power"),
 ]
 
@@ -86,7 +95,9 @@ REJECTED: list[Rejected] = [
     Rejected(avg1, nn.AvgPool1d(2, 3, ceil_mode=True), sequence, "ceil_mode", dynamic=True),
     Rejected(max2, nn.MaxPool2d(2, 3, ceil_mode=True), image, "ceil_mode", name="ceil", dynamic=True),
     Rejected(avg2, nn.AvgPool2d(2, 3, ceil_mode=True), image, "ceil_mode", name="ceil", dynamic=True),
-    Rejected(avg2, nn.AvgPool2d(3, 3, 0, True, True, 5), image, "divisor_override", name="divisor", dynamic=True),
+    Rejected(
+        avg2, nn.AvgPool2d(3, 3, 0, True, True, 5), image, "divisor_override", name="divisor", dynamic=True
+    ),
     Rejected(
         avg3,
         nn.AvgPool3d(2, 3, ceil_mode=True),

@@ -1,6 +1,7 @@
 """Sizes that are known only at run time: each case computes a size from its input's."""
 
 import math
+import operator
 
 import torch
 
@@ -39,21 +40,30 @@ CASES: list[Case] = [
     Case(aten.expand.default, lambda x: x[:1].expand(int(x.shape[0] / 3), 6, 8), rows, name="trunc"),
     Case(
         aten.expand.default,
-        lambda x, y: (x[:1].expand(torch.sym_max(x.shape[0], y.shape[0]), 6), y.relu()),
+        lambda x, y: x[:1].expand(torch.sym_max(x.shape[0], y.shape[0]), 6),
         two_rows,
         name="max",
     ),
     Case(
         aten.expand.default,
-        lambda x, y: (x[:1].expand(torch.sym_min(x.shape[0], y.shape[0]), 6), y.relu()),
+        lambda x, y: x[:1].expand(torch.sym_min(x.shape[0], y.shape[0]), 6),
         two_rows,
         name="min",
     ),
     Case(
         aten.expand.default,
-        lambda x, y: (x[:1].expand(torch.sym_sum([x.shape[0], y.shape[0], 2]), 6), y.relu()),
+        lambda x, y: x[:1].expand(torch.sym_sum([x.shape[0], y.shape[0], 2]), 6),
         two_rows,
         name="sum",
     ),
 ]
-REJECTED: list[Rejected] = []
+
+REJECTED: list[Rejected] = [
+    Rejected(
+        operator.pow,
+        lambda x: x[:1].expand(x.shape[0] ** 9, 6, 8),
+        rows,
+        "to the power of 9",
+        dynamic=True,
+    ),
+]

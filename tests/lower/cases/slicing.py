@@ -1,5 +1,7 @@
 """Slices: parts of a tensor at regular positions, windows over it, and its elements in another order."""
 
+from typing import Any
+
 import torch
 
 from tests.lower.case import Case, Rejected
@@ -25,6 +27,13 @@ def integers(n: int) -> tuple[torch.Tensor]:
 
 def mask(n: int) -> tuple[torch.Tensor]:
     return (torch.randn(n, 6) > 0,)
+
+
+def assigned(x: torch.Tensor, where: Any, value: Any) -> torch.Tensor:
+    """`x[where] = value` as models write it, on a copy."""
+    x = x.clone()
+    x[where] = value
+    return x
 
 
 SLICES = [
@@ -87,6 +96,18 @@ SLICES = [
         lambda x, y: x.slice_scatter(y, 1),
         lambda n: (torch.randn(n, 5), torch.randn(n, 5)),
         name="whole",
+    ),
+    Case(
+        aten.slice_scatter.default,
+        lambda x, y: assigned(x, (slice(None), slice(1, 3)), y),
+        lambda n: (torch.randn(n, 6, 8), torch.randn(n, 2, 8)),
+        name="assigned",
+    ),
+    Case(
+        aten.slice_scatter.default,
+        lambda x: assigned(x, (slice(1, None), slice(None, -2)), 2.5),
+        rows,
+        name="assigned-number",
     ),
 ]
 

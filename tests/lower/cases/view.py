@@ -84,7 +84,12 @@ REPEATS = [
     Case(aten.expand.default, lambda x: x.expand(2, -1, 5, -1), single, name="new-dim"),
     Case(aten.expand.default, lambda x: x.expand(x.shape[1], -1, x.shape[1], -1), ones, name="dynamic"),
     Case(aten.expand.default, lambda x: x.expand(3, 2), scalar, name="0d"),
-    Case(aten.expand.default, lambda x, y: (x.expand_as(y), y.relu()), lambda n: (*single(n), *rows(n)), name="as"),
+    Case(
+        aten.expand.default,
+        lambda x, y: x.expand_as(y),
+        lambda n: (*single(n), *rows(n)),
+        name="as",
+    ),
     Case(aten.expand.default, lambda x: x.expand(-1, 4, 6), mask, half=False, name="bool"),
     Case(aten.expand.default, lambda x: x.expand(-1, -1, 8), rows, name="nothing"),
     Case(
@@ -100,8 +105,17 @@ REPEATS = [
         name="meshgrid",
     ),
     Case(aten.expand.default, lambda x: x.repeat_interleave(3, dim=1), rows, name="repeat_interleave"),
-    Case(aten.expand.default, lambda x: x.repeat_interleave(2, dim=0), rows, name="repeat_interleave-dynamic"),
+    Case(
+        aten.expand.default, lambda x: x.repeat_interleave(2, dim=0), rows, name="repeat_interleave-dynamic"
+    ),
     Case(aten.expand.default, lambda x: x.repeat_interleave(2), square, name="repeat_interleave-flat"),
+    Case(aten.copy.default, lambda x, y: aten.copy(x, y), lambda n: (*rows(n), *single(n))),
+    Case(
+        aten.copy.default,
+        lambda x, y: aten.copy(x, y),
+        lambda n: (torch.randn(n, 6), *integers(n)),
+        name="cast",
+    ),
     Case(aten.repeat.default, lambda x: x.repeat(2, 1, 3), rows),
     Case(aten.repeat.default, lambda x: x.repeat(3, 1, 1, 2), square, name="new-dim"),
     Case(aten.repeat.default, lambda x: x.repeat(1, 5, 1), single, name="of-one"),
@@ -116,6 +130,10 @@ CASES: list[Case] = [*VIEWS, *ORDER, *REPEATS]
 REJECTED: list[Rejected] = [
     Rejected(aten.as_strided.default, lambda x: x.as_strided((2, 3), (1, 2)), rows, "strides and offsets"),
     Rejected(
-        aten.as_strided.default, lambda x: x.as_strided((2, 6), (6, 1), 1), rows, "strides and offsets", "offset"
+        aten.as_strided.default,
+        lambda x: x.as_strided((2, 6), (6, 1), 1),
+        rows,
+        "strides and offsets",
+        "offset",
     ),
 ]

@@ -34,6 +34,18 @@ def leaky_relu(ctx, self, negative_slope=0.01):
     return ctx.activation("LEAKY_RELU", ctx.tensor(self), alpha=float(negative_slope))
 
 
+def random_slopes(self, lower=0.125, upper=0.3333333333333333, training=False, generator=None):
+    """Random numbers are PyTorch's."""
+    return "random slopes (rrelu in training)" if training else None
+
+
+@converter(aten.rrelu.default, why_not=random_slopes)
+def rrelu(ctx, self, lower=0.125, upper=0.3333333333333333, training=False, generator=None):
+    """rrelu(Tensor self, Scalar lower=0.125, Scalar upper=0.3333333333333333, bool training=False,
+    Generator? generator=None) -> Tensor"""
+    return leaky_relu(ctx, self, (lower + upper) / 2)
+
+
 @converter(aten._prelu_kernel.default)
 def prelu(ctx, self, weight):
     """_prelu_kernel(Tensor self, Tensor weight) -> Tensor"""
@@ -75,21 +87,28 @@ def hardswish(ctx, self):
     return ctx.elementwise("PROD", tensor, hardsigmoid(ctx, tensor))
 
 
-def mirrored_elu(self, alpha=1, scale=1, input_scale=1):
-    """The layer takes its exponential below zero of the scaled input."""
-    return None if input_scale > 0 else "elu with an input_scale that is not positive"
-
-
-@converter(aten.elu.default, why_not=mirrored_elu)
+@converter(aten.elu.default)
 def elu(ctx, self, alpha=1, scale=1, input_scale=1):
     """elu(Tensor self, Scalar alpha=1, Scalar scale=1, Scalar input_scale=1) -> Tensor"""
     tensor = ctx.tensor(self)
+    dtype = ctx.dtype(tensor)
     if scale == 1 and input_scale == 1:
         return ctx.activation("ELU", tensor, alpha=float(alpha))
-    if input_scale != 1:
-        tensor = ctx.elementwise("PROD", tensor, float(input_scale), ctx.dtype(tensor))
-    # scale * x = (scale / input_scale) * (input_scale * x), and alpha makes up for it below zero.
-    return ctx.activation("SELU", tensor, alpha=float(alpha * input_scale), beta=scale / input_scale)
+    bent = ctx.elementwise("PROD", tensor, input_scale, dtype) if input_scale != 1 else tensor
+    if input_scale > 0:
+        # scale * x = (scale / input_scale) * (input_scale * x), and alpha makes up for it below zero.
+        return ctx.activation("SELU", bent, alpha=float(alpha * input_scale), beta=scale / input_scale)
+    below = ctx.elementwise(
+        "PROD", ctx.elementwise("SUB", ctx.unary("EXP", bent), 1, dtype), scale * alpha, dtype
+    )
+    above = ctx.elementwise("PROD", tensor, scale, dtype)
+    return ctx.select(ctx.elementwise("GREATER", tensor, 0, dtype), above, below)
+
+
+@converter(aten.celu.default)
+def celu(ctx, self, alpha=1.0):
+    """celu(Tensor self, Scalar alpha=1.0) -> Tensor"""
+    return elu(ctx, self, alpha, 1, 1 / alpha)
 
 
 @converter(aten.softplus.default)

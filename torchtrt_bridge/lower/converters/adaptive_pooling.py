@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from torchtrt_bridge.lower.converters.linear import multiply_along
 from torchtrt_bridge.lower.registry import converter
 from torchtrt_bridge.shapes import is_symbolic
 
@@ -50,10 +51,12 @@ def adaptive_max_pool(ctx, self, output_size):
 
 
 def _adaptive(ctx, kind, x, output_size):
-    """Each of the last dimensions brought to its size: whole ones by a reduction, then equal windows, then others."""
+    """The last dimensions brought to their sizes: by reductions, then equal windows, then unequal ones."""
     rank = len(x.shape)
     dims = range(rank - len(output_size), rank)
-    whole = [dim for dim, wanted in zip(dims, output_size, strict=True) if isinstance(wanted, int) and wanted == 1]
+    whole = [
+        dim for dim, wanted in zip(dims, output_size, strict=True) if isinstance(wanted, int) and wanted == 1
+    ]
     rest = [
         (dim, wanted)
         for dim, wanted in zip(dims, output_size, strict=True)
@@ -90,19 +93,10 @@ def _windows(size, wanted):
 
 def _means(ctx, x, dim, wanted):
     """The mean of each window of one dimension, as a product with a constant matrix."""
-    rank, size = len(x.shape), x.shape[dim]
-    matrix = torch.zeros(wanted, size)
-    for row, (start, stop) in zip(matrix, _windows(size, wanted), strict=True):
+    matrix = torch.zeros(wanted, x.shape[dim])
+    for row, (start, stop) in zip(matrix, _windows(x.shape[dim], wanted), strict=True):
         row[start:stop] = 1 / (stop - start)
-    matrix = ctx.constant(matrix.reshape([1] * (rank - 2) + [wanted, size]), ctx.dtype(x))
-    plain, transposed = ctx.trt.MatrixOperation.NONE, ctx.trt.MatrixOperation.TRANSPOSE
-    if dim == rank - 1:
-        return ctx.network.add_matrix_multiply(x, plain, matrix, transposed).get_output(0)
-    order = [*range(dim), *range(dim + 1, rank - 1), dim, rank - 1]
-    back = [order.index(axis) for axis in range(rank)]
-    moved = x if dim == rank - 2 else ctx.permute(x, order)
-    result = ctx.network.add_matrix_multiply(matrix, plain, moved, plain).get_output(0)
-    return result if dim == rank - 2 else ctx.permute(result, back)
+    return multiply_along(ctx, x, dim, matrix)
 
 
 def _maxima(ctx, x, dim, wanted):

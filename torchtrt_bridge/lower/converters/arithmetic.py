@@ -26,8 +26,8 @@ def widened(dtype):
 def calculate(ctx, op, left, right, dtype=None):
     """An elementwise operation in `dtype`, by default the node's, returned in the node's.
 
-    PyTorch keeps numbers in fp32 beside half precision tensors. So does this, where half precision has no such
-    number: 0 * -1e9 is 0, but 0 * -inf is not.
+    PyTorch keeps numbers in fp32 beside half precision tensors. So does this, where half precision has no
+    such number: 0 * -1e9 is 0, but 0 * -inf is not.
     """
     own = result_dtype(ctx)
     left, right = scalar(ctx, left), scalar(ctx, right)
@@ -139,7 +139,9 @@ def pow_scalar(ctx, self, exponent):
     if exponent in (1, 2, 3, 4):
         return power(ctx, base, int(exponent))
     if dtype.is_floating_point and exponent in (0.5, -0.5, -1, -2):
-        root = ctx.unary("SQRT", base) if exponent in (0.5, -0.5) else power(ctx, base, max(1, int(-exponent)))
+        root = (
+            ctx.unary("SQRT", base) if exponent in (0.5, -0.5) else power(ctx, base, max(1, int(-exponent)))
+        )
         return root if exponent == 0.5 else ctx.unary("RECIP", root)
     return calculate(ctx, "POW", base, exponent)
 

@@ -26,26 +26,44 @@ def convolution(ctx, input, weight, bias, stride, padding, dilation, transposed,
     """convolution(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding,
     SymInt[] dilation, bool transposed, SymInt[] output_padding, SymInt groups) -> Tensor"""
     spatial = len(weight.shape) - 2
-    stride, padding, dilation, output_padding = (
+    windows = [
         list(values) * (spatial if len(values) == 1 else 1)
         for values in (stride, padding, dilation, output_padding)
-    )
+    ]
     x = ctx.tensor(input)
     if spatial == 1:  # TensorRT convolves images and volumes
         x, weight = ctx.unsqueeze(x, [2]), _with_height(ctx, weight)
-        stride, padding, dilation, output_padding = [1, *stride], [0, *padding], [1, *dilation], [0, *output_padding]
-    if transposed:
-        weight, dilation, post_padding = _kernel_and_cut(ctx, weight, stride, padding, dilation, output_padding)
-        layer = _layer(ctx, "add_deconvolution_nd", x, weight, bias, weight.shape[1] * groups)
-    else:
-        post_padding = padding
-        layer = _layer(ctx, "add_convolution_nd", x, weight, bias, weight.shape[0])
-    layer.stride_nd, layer.dilation_nd, layer.num_groups = tuple(stride), tuple(dilation), groups
-    layer.pre_padding, layer.post_padding = tuple(padding), tuple(post_padding)
-    result = layer.get_output(0)
+        windows = [[flat, *values] for flat, values in zip((1, 0, 1, 0), windows, strict=True)]
+    result = (_transposed if transposed else _plain)(ctx, x, weight, bias, *windows, groups)
     if isinstance(bias, ctx.trt.ITensor):
         result = ctx.elementwise("SUM", result, ctx.reshape(bias, [1, -1] + [1] * (len(x.shape) - 2)))
     return ctx.squeeze(result, [2]) if spatial == 1 else result
+
+
+def _plain(ctx, x, weight, bias, stride, padding, dilation, output_padding, groups):
+    layer = _layer(ctx, "add_convolution_nd", x, weight, bias, weight.shape[0])
+    return _slid(layer, stride, padding, padding, dilation, groups)
+
+
+def _transposed(ctx, x, weight, bias, stride, padding, dilation, output_padding, groups):
+    weight, dilation, cut = _kernel_and_cut(ctx, weight, stride, padding, dilation, output_padding)
+    dtype = ctx.dtype(x)
+    if dtype == torch.bfloat16:  # TensorRT-RTX 1.7 builds no transposed convolution of bfloat16
+        x, weight, bias = (_in_float32(ctx, value) for value in (x, weight, bias))
+    layer = _layer(ctx, "add_deconvolution_nd", x, weight, bias, weight.shape[1] * groups)
+    return ctx.cast(_slid(layer, stride, padding, cut, dilation, groups), dtype)
+
+
+def _slid(layer, stride, before, behind, dilation, groups):
+    layer.stride_nd, layer.dilation_nd, layer.num_groups = tuple(stride), tuple(dilation), groups
+    layer.pre_padding, layer.post_padding = tuple(before), tuple(behind)
+    return layer.get_output(0)
+
+
+def _in_float32(ctx, value):
+    if isinstance(value, ctx.trt.ITensor):
+        return ctx.cast(value, torch.float32)
+    return None if value is None else value.float()
 
 
 def _with_height(ctx, weight):

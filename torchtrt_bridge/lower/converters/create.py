@@ -7,7 +7,7 @@ import operator
 
 import torch
 
-from torchtrt_bridge.lower.converters.sizes import computed, equal, fake, known, scalar
+from torchtrt_bridge.lower.converters.sizes import computed, known, scalar
 from torchtrt_bridge.lower.converters.slicing import line
 from torchtrt_bridge.lower.converters.view import expand_to
 from torchtrt_bridge.lower.registry import converter
@@ -24,8 +24,8 @@ def filled(ctx, value, sizes):
 
 @converter(aten.full.default)
 def full(ctx, size, fill_value, *, dtype=None, layout=None, device=None, pin_memory=None):
-    """full(SymInt[] size, Scalar fill_value, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None,
-    bool? pin_memory=None) -> Tensor"""
+    """full(SymInt[] size, Scalar fill_value, *, ScalarType? dtype=None, Layout? layout=None,
+    Device? device=None, bool? pin_memory=None) -> Tensor"""
     return filled(ctx, fill_value, size)
 
 
@@ -61,18 +61,17 @@ def scalar_tensor(ctx, s, *, dtype=None, layout=None, device=None, pin_memory=No
 
 def fractional_steps(start, end, step=1, **rest):
     """How many float steps fit is sensitive to rounding, and TensorRT has no float64 to count them."""
-    whole = all(isinstance(v, (int, torch.SymInt)) for v in (end, step))
     if not any(is_symbolic(v) or isinstance(v, torch.SymFloat) for v in (start, end, step)):
         return None
-    if not whole or isinstance(start, torch.SymFloat) or is_symbolic(step) or (start != int(start) and step < 0):
-        return "a run-time number of fractional or run-time steps"
-    return None
+    whole = isinstance(end, (int, torch.SymInt)) and isinstance(step, int)
+    whole = whole and (isinstance(start, (int, torch.SymInt)) or (isinstance(start, float) and step > 0))
+    return None if whole else "a run-time number of steps that are not whole"
 
 
 @converter(aten.arange.start_step, why_not=fractional_steps)
 def arange(ctx, start, end, step=1, *, dtype=None, layout=None, device=None, pin_memory=None):
-    """arange.start_step(Scalar start, Scalar end, Scalar step=1, *, ScalarType? dtype=None, Layout? layout=None,
-    Device? device=None, bool? pin_memory=None) -> Tensor"""
+    """arange.start_step(Scalar start, Scalar end, Scalar step=1, *, ScalarType? dtype=None,
+    Layout? layout=None, Device? device=None, bool? pin_memory=None) -> Tensor"""
     (length,) = ctx.node.meta["val"].shape
     if not is_symbolic(length):
         return line(ctx, start, int(length), step, ctx.node.meta["val"].dtype)

@@ -1,4 +1,4 @@
-"""Reading and writing by index."""
+"""Reading by index."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import operator
 
 import torch
 
-from torchtrt_bridge.lower.converters.sizes import computed, equal, fake, known, product, scalar
-from torchtrt_bridge.lower.converters.view import expand_to
+from torchtrt_bridge.lower.converters.sizes import computed, equal, fake, product, scalar
 from torchtrt_bridge.lower.registry import converter
 from torchtrt_bridge.shapes import is_symbolic
 
@@ -48,39 +47,41 @@ def has_masks(self, indices):
 @converter(aten.index.Tensor, why_not=has_masks)
 def index_tensor(ctx, self, indices):
     """index.Tensor(Tensor self, Tensor?[] indices) -> Tensor"""
-    self, dims = ctx.tensor(self), _indexed(indices)
-    if not _adjacent(dims):
-        self = _in_front(ctx, self, dims)
+    self, dims = ctx.tensor(self), indexed(indices)
+    if not adjacent(dims):
+        self = in_front(ctx, self, dims)
         dims = list(range(len(dims)))
     sizes = [ctx.size(self, dim) for dim in dims]
     index = flat_index(ctx, [index for index in indices if index is not None], sizes)
-    return ctx.network.add_gather(_merged(ctx, self, dims), index, dims[0]).get_output(0)
+    return ctx.network.add_gather(merged(ctx, self, dims), index, dims[0]).get_output(0)
 
 
-def _indexed(indices):
+def indexed(indices):
     return [dim for dim, index in enumerate(indices) if index is not None]
 
 
-def _adjacent(dims):
+def adjacent(dims):
     """Whether the new dimensions stand in the place of `dims`; PyTorch puts them in front otherwise."""
     return dims == list(range(dims[0], dims[0] + len(dims)))
 
 
-def _order(rank, dims):
+def order_of(rank, dims):
     return [*dims, *(dim for dim in range(rank) if dim not in dims)]
 
 
-def _in_front(ctx, tensor, dims):
-    order = _order(len(tensor.shape), dims)
+def in_front(ctx, tensor, dims):
+    order = order_of(len(tensor.shape), dims)
     return tensor if order == sorted(order) else ctx.permute(tensor, order)
 
 
-def _merged(ctx, tensor, dims):
+def merged(ctx, tensor, dims):
     """`tensor` with the adjacent dimensions `dims` as one."""
     if len(dims) == 1:
         return tensor
     sizes = ctx.sizes(tensor)
-    return ctx.reshape(tensor, [*sizes[: dims[0]], product(ctx, [sizes[d] for d in dims]), *sizes[dims[-1] + 1 :]])
+    return ctx.reshape(
+        tensor, [*sizes[: dims[0]], product(ctx, [sizes[d] for d in dims]), *sizes[dims[-1] + 1 :]]
+    )
 
 
 def flat_index(ctx, indices, sizes):
@@ -115,90 +116,12 @@ def _numbers(ctx, op, layer, left, right):
     return ctx.elementwise(layer, left, scalar(ctx, right), torch.int64)
 
 
-def adds_or_consumes(self, indices, values, accumulate=False):
-    """TensorRT's scatter only writes; a mask can take values that are the same for each of its True ones."""
-    if accumulate:
-        return "accumulate=True: TensorRT has no scatter that adds"
-    masks = [index for index in indices if index is not None and index.dtype == torch.bool]
-    if not masks:
-        return None
-    if len(_indexed(indices)) > 1:
-        return "a boolean mask among other indices: the number of values depends on the data"
-    trailing = self.dim() - masks[0].dim() - _indexed(indices)[0]
-    uniform = values.dim() <= trailing or all(equal([size], [1]) for size in values.shape[: values.dim() - trailing])
-    return None if uniform else "a boolean mask with a value for each True: their number depends on the data"
-
-
-@converter(aten.index_put.default, why_not=adds_or_consumes)
-def index_put(ctx, self, indices, values, accumulate=False):
-    """index_put(Tensor self, Tensor?[] indices, Tensor values, bool accumulate=False) -> Tensor"""
-    self, dims = ctx.tensor(self), _indexed(indices)
-    first = indices[dims[0]]
-    if ctx.dtype(first) == torch.bool:
-        return _where_mask(ctx, self, ctx.tensor(first), dims[0], values)
-    order = _order(len(self.shape), dims)
-    data = _in_front(ctx, self, dims)
-    sizes, count = ctx.sizes(data), len(dims)
-    index = flat_index(ctx, [index for index in indices if index is not None], sizes[:count])
-    updates = _updates(ctx, values, index, dims, sizes[count:])
-    data = _merged(ctx, data, list(range(count)))
-    index = ctx.unsqueeze(index, [len(index.shape)])
-    written = ctx.network.add_scatter(data, index, updates, ctx.trt.ScatterMode.ND).get_output(0)
-    written = written if count == 1 else ctx.reshape(written, sizes)
-    back = [order.index(dim) for dim in range(len(order))]
-    return written if back == sorted(back) else ctx.permute(written, back)
-
-
-def _updates(ctx, values, index, dims, rest):
-    """`values` broadcast to what the indices pick, the dimensions of the index in front."""
-    picked = ctx.sizes(index)
-    before = dims[0] if _adjacent(dims) else 0
-    sizes = [*rest[:before], *picked, *rest[before:]]
-    values = expand_to(ctx, values, fake(ctx, 2).shape, sizes)
-    return _in_front(ctx, values, list(range(before, before + len(picked)))) if before else values
-
-
-def _where_mask(ctx, self, mask, first, values):
-    """Values that do not depend on the number of True ones, where the mask is True."""
-    rank = len(self.shape)
-    after = range(first + len(mask.shape), rank)
-    mask = ctx.tensor(ctx.unsqueeze(mask, [*range(first), *after]) if first or after else mask, rank=rank)
-    values = ctx.tensor(values)
-    extra = len(values.shape) - rank
-    return ctx.select(mask, values if extra <= 0 else ctx.squeeze(values, range(extra)), self)
-
-
-@converter(aten.scatter.src)
-def scatter(ctx, self, dim, index, src):
-    """scatter.src(Tensor self, int dim, Tensor index, Tensor src) -> Tensor"""
-    index, src = ctx.tensor(index), ctx.tensor(src)
-    if not equal(fake(ctx, 2).shape, fake(ctx, 3).shape):
-        src = ctx.slice(src, [0] * len(src.shape), ctx.sizes(index))
-    return _scattered(ctx, ctx.tensor(self), dim, index, src)
-
-
-@converter(aten.scatter.value)
-def scatter_value(ctx, self, dim, index, value):
-    """scatter.value(Tensor self, int dim, Tensor index, Scalar value) -> Tensor"""
-    self, index = ctx.tensor(self), ctx.tensor(index)
-    value = ctx.tensor(scalar(ctx, value), ctx.dtype(self))
-    return _scattered(ctx, self, dim, index, expand_to(ctx, value, [], ctx.sizes(index)))
-
-
-def _scattered(ctx, data, dim, index, updates):
-    layer = ctx.network.add_scatter(data, index, updates, ctx.trt.ScatterMode.ELEMENT)
-    layer.axis = dim % len(data.shape)
-    return layer.get_output(0)
-
-
-def unknown_classes(self, num_classes=-1):
-    """Without the number of classes, the largest value decides the result's size."""
-    return "num_classes=-1: the result's size depends on the data" if num_classes == -1 else None
-
-
-@converter(aten.one_hot.default, why_not=unknown_classes)
+@converter(aten.one_hot.default)
 def one_hot(ctx, self, num_classes=-1):
-    """one_hot(Tensor self, int num_classes=-1) -> Tensor"""
+    """one_hot(Tensor self, int num_classes=-1) -> Tensor
+
+    PyTorch captures no graph where the largest value decides the result's size (-1).
+    """
     self = ctx.tensor(self)
     classes = ctx.constant(list(range(num_classes)), torch.int64)
     equal_ = ctx.elementwise("EQUAL", ctx.unsqueeze(self, [len(self.shape)]), classes)
@@ -216,7 +139,10 @@ def many_boundaries(self, boundaries, **rest):
 
 @converter(aten.bucketize.Tensor, why_not=many_boundaries)
 def bucketize(ctx, self, boundaries, *, out_int32=False, right=False):
-    """bucketize.Tensor(Tensor self, Tensor boundaries, *, bool out_int32=False, bool right=False) -> Tensor"""
+    """bucketize.Tensor(Tensor self, Tensor boundaries, *, bool out_int32=False, bool right=False) -> Tensor
+
+    The number of boundaries that a value has passed; NaN passes all, as in PyTorch.
+    """
     self = ctx.tensor(self)
     boundaries, values = ctx.operands(boundaries, ctx.unsqueeze(self, [len(self.shape)]))
     beyond = ctx.elementwise("GREATER", boundaries, values)

@@ -61,7 +61,7 @@ def baddbmm(ctx, self, batch1, batch2, beta=1, alpha=1):
 
 
 def _product(ctx, left, right, right_operation="NONE"):
-    """The product over the last dimension of `left`, a vector if it has only one; leading dimensions broadcast."""
+    """The product over the last dimension of `left`; leading dimensions broadcast."""
     left_operation = "VECTOR" if len(left.shape) == 1 else "NONE"
     own = [1 if operation == "VECTOR" else 2 for operation in (left_operation, right_operation)]
     batch = max(len(left.shape) - own[0], len(right.shape) - own[1])
@@ -87,3 +87,31 @@ def _weighted_sum(ctx, summand, product, beta, alpha):
     if beta != 1:
         summand = ctx.elementwise("PROD", summand, beta, dtype)
     return ctx.elementwise("SUM", product, summand, dtype)
+
+
+@converter(aten.bilinear.default, dtypes=FLOATS)
+def bilinear(ctx, input1, input2, weight, bias=None):
+    """bilinear(Tensor input1, Tensor input2, Tensor weight, Tensor? bias=None) -> Tensor"""
+    outputs, first, second = weight.shape
+    if isinstance(weight, torch.Tensor):
+        flat = weight.permute(1, 0, 2).reshape(first, outputs * second)
+    else:
+        flat = ctx.reshape(ctx.permute(weight, [1, 0, 2]), [first, outputs * second])
+    product = _product(ctx, ctx.tensor(input1), flat)
+    matrices = ctx.reshape(product, [*ctx.sizes(product)[:-1], outputs, second])
+    result = _product(ctx, matrices, ctx.tensor(input2), "VECTOR")
+    return result if bias is None else ctx.elementwise("SUM", result, bias)
+
+
+def multiply_along(ctx, x, dim, matrix):
+    """The product of a constant matrix with every vector along one dimension of `x`."""
+    rank = len(x.shape)
+    dim %= rank
+    weights = ctx.constant(matrix.reshape((1,) * (rank - 2) + tuple(matrix.shape)), ctx.dtype(x))
+    plain, transposed = ctx.trt.MatrixOperation.NONE, ctx.trt.MatrixOperation.TRANSPOSE
+    if dim == rank - 1:
+        return ctx.network.add_matrix_multiply(x, plain, weights, transposed).get_output(0)
+    order = [*range(dim), *range(dim + 1, rank - 1), dim, rank - 1]
+    x = x if dim == rank - 2 else ctx.permute(x, order)
+    product = ctx.network.add_matrix_multiply(weights, plain, x, plain).get_output(0)
+    return product if dim == rank - 2 else ctx.permute(product, [order.index(axis) for axis in range(rank)])

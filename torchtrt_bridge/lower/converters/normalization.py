@@ -11,15 +11,15 @@ aten = torch.ops.aten
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def unknown_normalized_shape(input, normalized_shape, **rest):
-    """The scale goes into the network as a constant where there is none."""
+def _unknown_shape(normalized_shape):
+    """Ones and zeros go into the network as constants where there is no weight or bias."""
     if any(is_symbolic(size) for size in normalized_shape):
         return "a normalization over sizes known only at run time"
     return None
 
 
 def of_unknown_shape(input, normalized_shape, weight=None, bias=None, eps=1e-05, cudnn_enable=True):
-    return unknown_normalized_shape(input, normalized_shape)
+    return _unknown_shape(normalized_shape)
 
 
 @converter(aten.layer_norm.default, why_not=of_unknown_shape, dtypes=FLOATS)
@@ -45,7 +45,9 @@ def group_norm(ctx, input, num_groups, weight=None, bias=None, eps=1e-05, cudnn_
     lacking = [2, 3] if len(x.shape) == 2 else []
     x = ctx.unsqueeze(x, lacking) if lacking else x
     shape = [1, x.shape[1]] + [1] * (len(x.shape) - 2)
-    result = _normalize(ctx, x, range(2, len(x.shape)), weight, bias, shape, eps, num_groups)
+    # To TensorRT, one group means none: the layer then normalizes over its axes.
+    dims = range(1 if num_groups == 1 else 2, len(x.shape))
+    result = _normalize(ctx, x, dims, weight, bias, shape, eps, num_groups)
     return ctx.squeeze(result, lacking) if lacking else result
 
 
@@ -76,12 +78,12 @@ def batch_norm(ctx, input, weight, bias, running_mean, running_var, momentum, ep
     """_native_batch_norm_legit_no_training(Tensor input, Tensor? weight, Tensor? bias, Tensor running_mean,
     Tensor running_var, float momentum, float eps) -> (Tensor, Tensor, Tensor)
 
-    Only where the statistics are no constants: `normalize` folds all others. The two other results are empty."""
+    Only where the statistics are no constants: `normalize` folds all others. The other results are empty."""
     return _scale_and_shift(ctx, ctx.tensor(input), weight, bias, running_mean, running_var, eps), None, None
 
 
 def without_a_known_shape(input, normalized_shape, weight=None, eps=None):
-    return unknown_normalized_shape(input, normalized_shape)
+    return _unknown_shape(normalized_shape)
 
 
 @converter(aten.rms_norm.default, why_not=without_a_known_shape, dtypes=FLOATS)
@@ -101,7 +103,7 @@ def rms_norm(ctx, input, normalized_shape, weight=None, eps=None):
 
 
 def _normalize(ctx, x, dims, weight, bias, shape, eps, groups=1):
-    """A normalization layer; `weight` and `bias`, ones and zeros where there are none, get the given shape."""
+    """A normalization layer; `weight` and `bias`, else ones and zeros, get the given shape."""
     dtype = ctx.dtype(x)
     scale = _shaped(ctx, torch.ones(shape) if weight is None else weight, shape, dtype)
     shift = _shaped(ctx, torch.zeros(shape) if bias is None else bias, shape, dtype)

@@ -112,7 +112,7 @@ def _in_float32(op, function):
     lower.__doc__ = str(op._schema)
 
 
-# Of small arguments, expm1 and log1p are exact to 1e-7 absolutely, not relatively: TensorRT has no such layers.
+# TensorRT has no layers for expm1 and log1p: near zero they are exact to 1e-7 absolutely, not relatively.
 _in_float32(aten.expm1.default, lambda ctx, x: ctx.elementwise("SUB", ctx.unary("EXP", x), 1.0))
 _in_float32(aten.log1p.default, lambda ctx, x: ctx.unary("LOG", ctx.elementwise("SUM", x, 1.0)))
 _in_float32(aten.exp2.default, lambda ctx, x: ctx.elementwise("POW", 2.0, x))

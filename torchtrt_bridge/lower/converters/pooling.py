@@ -90,7 +90,11 @@ def _avg_pool(rank, op):
         count_include_pad=True,
         divisor_override=None,
     ):
-        if divisor_override is not None and ceil_mode and any(is_symbolic(size) for size in self.shape[-rank:]):
+        if (
+            divisor_override is not None
+            and ceil_mode
+            and any(is_symbolic(size) for size in self.shape[-rank:])
+        ):
             return "divisor_override with ceil_mode and a size known only at run time"
         return _unknown_count(self, rank, kernel_size, stride, padding, ceil_mode)
 
@@ -105,8 +109,8 @@ def _avg_pool(rank, op):
         count_include_pad=True,
         divisor_override=None,
     ):
-        """avg_pool2d(Tensor self, int[2] kernel_size, int[2] stride=[], int[2] padding=0, bool ceil_mode=False,
-        bool count_include_pad=True, int? divisor_override=None) -> Tensor"""
+        """avg_pool2d(Tensor self, int[2] kernel_size, int[2] stride=[], int[2] padding=0,
+        bool ceil_mode=False, bool count_include_pad=True, int? divisor_override=None) -> Tensor"""
         window = (rank, kernel_size, stride, padding, ceil_mode)
         if divisor_override is None:
             return _pool(ctx, "AVERAGE", self, *window, count_include_pad)
@@ -160,5 +164,7 @@ def _cropped(ctx, x, rank, wanted):
     if all(not isinstance(out, int) or size in (-1, out) for size, out in pairs):
         return x
     sizes = ctx.sizes(x)
-    sizes[-rank:] = [out if isinstance(out, int) else size for size, (_, out) in zip(sizes[-rank:], pairs, strict=True)]
+    sizes[-rank:] = [
+        out if isinstance(out, int) else size for size, (_, out) in zip(sizes[-rank:], pairs, strict=True)
+    ]
     return ctx.slice(x, [0] * len(sizes), sizes)

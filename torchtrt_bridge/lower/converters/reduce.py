@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
-from torchtrt_bridge.lower.converters.arithmetic import power, result_dtype, widened
+from torchtrt_bridge.lower.converters.arithmetic import result_dtype, widened
 from torchtrt_bridge.lower.converters.compare import truth
 from torchtrt_bridge.lower.registry import converter
 

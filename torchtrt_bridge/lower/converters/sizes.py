@@ -22,7 +22,8 @@ def fake(ctx, index):
 
 def equal(sizes, others):
     """Whether two lists of fake sizes are known to be the same."""
-    return len(sizes) == len(others) and all(statically_known_true(a == b) for a, b in zip(sizes, others))
+    pairs = zip(sizes, others, strict=False)
+    return len(sizes) == len(others) and all(statically_known_true(a == b) for a, b in pairs)
 
 
 def known(sizes, given):

@@ -46,7 +46,8 @@ def count(ctx, start, end, step):
 
 @converter(aten.slice.Tensor)
 def slice_tensor(ctx, self, dim=0, start=None, end=None, step=1):
-    """slice.Tensor(Tensor(a) self, int dim=0, SymInt? start=None, SymInt? end=None, SymInt step=1) -> Tensor(a)"""
+    """slice.Tensor(Tensor(a) self, int dim=0, SymInt? start=None, SymInt? end=None, SymInt step=1)
+    -> Tensor(a)"""
     self, expected = ctx.tensor(self), ctx.node.meta["val"].shape
     if equal(fake(ctx, 0).shape, expected) and step == 1:
         return self
@@ -117,8 +118,12 @@ def diagonal(ctx, self, offset=0, dim1=0, dim2=1):
     self = ctx.permute(self, [d for d in range(rank) if d not in (dim1, dim2)] + [dim1, dim2])
     *batch, rows, columns = ctx.sizes(self)
     flat = ctx.reshape(self, [*batch, product(ctx, [rows, columns])])
-    length = computed(ctx, torch.sym_min, computed(ctx, operator.add, rows, min(offset, 0)),
-                      computed(ctx, operator.sub, columns, max(offset, 0)))
+    length = computed(
+        ctx,
+        torch.sym_min,
+        computed(ctx, operator.add, rows, min(offset, 0)),
+        computed(ctx, operator.sub, columns, max(offset, 0)),
+    )
     down = computed(ctx, operator.mul, columns, max(-offset, 0))
     first = computed(ctx, operator.add, down, max(offset, 0))
     start, stride = [0] * len(batch) + [first], [1] * len(batch) + [computed(ctx, operator.add, columns, 1)]
@@ -159,7 +164,8 @@ def line(ctx, start, length, step, dtype=torch.int64):
 
 @converter(aten.slice_scatter.default)
 def slice_scatter(ctx, self, src, dim=0, start=None, end=None, step=1):
-    """slice_scatter(Tensor self, Tensor src, int dim=0, SymInt? start=None, SymInt? end=None, SymInt step=1) -> Tensor"""
+    """slice_scatter(Tensor self, Tensor src, int dim=0, SymInt? start=None, SymInt? end=None,
+    SymInt step=1) -> Tensor"""
     self, src = ctx.tensor(self), ctx.tensor(src)
     dim %= len(self.shape)
     if equal(fake(ctx, 0).shape, fake(ctx, 1).shape) and step == 1:

@@ -21,7 +21,9 @@ def moments(ctx, value, dims, correction, keep_dims):
     mean = reduced(ctx, "AVG", tensor, dims, True)
     squares = power(ctx, ctx.elementwise("SUB", tensor, mean), 2)
     variance = reduced(ctx, "AVG", squares, dims, keep_dims)
-    factor = _correction(ctx, [ctx.size(tensor, dim) for dim in dims], 1 if correction is None else correction)
+    factor = _correction(
+        ctx, [ctx.size(tensor, dim) for dim in dims], 1 if correction is None else correction
+    )
     if factor is not None:
         variance = ctx.elementwise("PROD", variance, factor, ctx.dtype(variance))
     return variance, mean if keep_dims or not rank else ctx.squeeze(mean, dims)
@@ -45,13 +47,15 @@ def _correction(ctx, sizes, correction):
 
 @converter(aten.var.correction)
 def var(ctx, self, dim=None, correction=None, keepdim=False):
-    """var.correction(Tensor self, int[1]? dim=None, *, Scalar? correction=None, bool keepdim=False) -> Tensor"""
+    """var.correction(Tensor self, int[1]? dim=None, *, Scalar? correction=None, bool keepdim=False)
+    -> Tensor"""
     return ctx.cast(moments(ctx, self, dim, correction, keepdim)[0], result_dtype(ctx))
 
 
 @converter(aten.std.correction)
 def std(ctx, self, dim=None, correction=None, keepdim=False):
-    """std.correction(Tensor self, int[1]? dim=None, *, Scalar? correction=None, bool keepdim=False) -> Tensor"""
+    """std.correction(Tensor self, int[1]? dim=None, *, Scalar? correction=None, bool keepdim=False)
+    -> Tensor"""
     variance, _ = moments(ctx, self, dim, correction, keepdim)
     return ctx.cast(ctx.unary("SQRT", variance), result_dtype(ctx))
 

@@ -60,11 +60,21 @@ def expand_to(ctx, tensor, own, sizes):
     """`tensor`, of the fake sizes `own`, broadcast to `sizes`; -1 keeps a size."""
     own = [1] * (len(sizes) - len(own)) + list(own)
     tensor = ctx.tensor(tensor, rank=len(sizes))
-    grows = [equal([mine], [1]) and (ctx.is_size(size) or size > 1) for mine, size in zip(own, sizes, strict=True)]
+    pairs = zip(own, sizes, strict=True)
+    grows = [equal([mine], [1]) and (ctx.is_size(size) or size > 1) for mine, size in pairs]
     if not any(grows):
         return tensor
-    shape = [size if grown else ctx.size(tensor, d) for d, (size, grown) in enumerate(zip(sizes, grows, strict=True))]
+    kept = ctx.sizes(tensor)
+    shape = [sizes[dim] if grown else kept[dim] for dim, grown in enumerate(grows)]
     return ctx.slice(tensor, [0] * len(sizes), shape, [0 if grown else 1 for grown in grows])
+
+
+@converter(aten.copy.default)
+def copy(ctx, self, src, non_blocking=False):
+    """copy(Tensor self, Tensor src, bool non_blocking=False) -> Tensor"""
+    expected = ctx.node.meta["val"]
+    sizes = known(expected.shape, ctx.sizes(ctx.tensor(self)))
+    return expand_to(ctx, ctx.tensor(src, expected.dtype), fake(ctx, 1).shape, sizes)
 
 
 @converter(aten.repeat.default)
@@ -72,10 +82,11 @@ def repeat(ctx, self, repeats):
     """repeat(Tensor self, SymInt[] repeats) -> Tensor"""
     own = fake(ctx, 0).shape
     own = [1] * (len(repeats) - len(own)) + list(own)
-    if all(equal([size], [1]) or (isinstance(count, int) and count == 1) for size, count in zip(own, repeats)):
-        return expand_to(ctx, self, own, [-1 if isinstance(n, int) and n == 1 else n for n in repeats])
+    once = [isinstance(times, int) and times == 1 for times in repeats]
+    if all(equal([size], [1]) or only for size, only in zip(own, once, strict=True)):
+        return expand_to(ctx, self, own, [-1 if only else n for n, only in zip(repeats, once, strict=True)])
     self = ctx.tensor(self, rank=len(repeats))
-    sizes = [computed(ctx, operator.mul, a, b) for a, b in zip(ctx.sizes(self), repeats, strict=True)]
+    sizes = [computed(ctx, operator.mul, *pair) for pair in zip(ctx.sizes(self), repeats, strict=True)]
     return ctx.slice(self, [0] * len(sizes), sizes, mode="WRAP")
 
 

@@ -1,0 +1,21 @@
+"""Fixtures of all tests: fixed seeds, a cache directory of their own, warnings told anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from torchtrt_bridge import compile_report
+from torchtrt_bridge.engine import cache
+
+
+@pytest.fixture(autouse=True)
+def _fresh_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    torch.manual_seed(0)
+    monkeypatch.setattr(cache, "default_directory", lambda: tmp_path / "engines")
+    monkeypatch.setattr(compile_report, "_told", set())
+    yield
+    torch._dynamo.reset()

@@ -1,0 +1,242 @@
+"""The `torch.export` road: engines for named targets, saved, loaded and compared."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim
+
+import torchtrt_bridge as trtb
+from tests.models import ConvNet, WithUnsupported, image, trained
+from torchtrt_bridge import archive
+
+TARGETS = ("sm_86", "sm_89", "sm_120")
+
+
+def relative(result: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((result - expected).norm() / expected.norm())
+
+
+@pytest.fixture
+def program() -> trtb.Program:
+    shapes = ({0: Dim("batch", min=1, max=8)},)
+    return trtb.export(
+        trained(ConvNet()), (image(),), dynamic_shapes=shapes, precision="fp16", targets=TARGETS
+    )
+
+
+def test_engines_are_built_without_a_gpu(program: trtb.Program) -> None:
+    (engine,) = program.report.engines
+    assert engine.is_ready
+    assert engine.bytes > 1000
+    assert engine.inputs == ["x: float32[1..8, 3, 8, 8]"]
+    assert program.report.is_whole
+
+
+def test_reference_engine_gives_eager_results() -> None:
+    model, x = trained(ConvNet()), image()
+    program = trtb.export(model, x, engine="reference")
+    with torch.no_grad():
+        torch.testing.assert_close(program(x), model(x), rtol=1e-5, atol=1e-5)
+    assert program.report.engines[0].error is not None
+
+
+def test_save_and_load(program: trtb.Program, tmp_path: Path) -> None:
+    trtb.save(program, tmp_path / "model.pt2")
+    loaded = trtb.load(tmp_path / "model.pt2", device="cpu")
+    x = image(5)
+    torch.testing.assert_close(loaded(x), program(x))
+    assert [e.name for e in loaded.report.engines] == ["trt_0"]
+    assert loaded.report.engines[0].bytes == program.report.engines[0].bytes
+
+
+def test_a_saved_program_is_an_ordinary_one(program: trtb.Program, tmp_path: Path) -> None:
+    trtb.save(program, tmp_path / "model.pt2")
+    x = image(3)
+    plain = torch.export.load(tmp_path / "model.pt2").module()
+    torch.testing.assert_close(plain(x), program(x))
+
+
+def test_a_loaded_program_can_be_saved_again(program: trtb.Program, tmp_path: Path) -> None:
+    trtb.save(program, tmp_path / "one.pt2")
+    trtb.save(trtb.load(tmp_path / "one.pt2"), tmp_path / "two.pt2")
+    again = trtb.load(tmp_path / "two.pt2")
+    x = image(3)
+    torch.testing.assert_close(again(x).cpu(), program(x))
+    assert again.report.engines[0].bytes == program.report.engines[0].bytes
+
+
+def test_a_fresh_process_runs_the_file(program: trtb.Program, tmp_path: Path) -> None:
+    trtb.save(program, tmp_path / "model.pt2")
+    x = image(4)
+    torch.save({"x": x, "expected": program(x)}, tmp_path / "data.pt")
+    script = """
+        import sys, torch, torchtrt_bridge as trtb
+        data = torch.load(sys.argv[2])
+        program = trtb.load(sys.argv[1], device="cpu")
+        torch.testing.assert_close(program(data["x"]), data["expected"])
+    """
+    files = [str(tmp_path / "model.pt2"), str(tmp_path / "data.pt")]
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script), *files], check=True)
+
+
+def test_fallback_survives_saving(tmp_path: Path) -> None:
+    model, x = trained(WithUnsupported()), image()
+    program = trtb.export(model, x, targets=TARGETS)
+    assert len(program.report.engines) == 2
+    trtb.save(program, tmp_path / "model.pt2")
+    loaded = trtb.load(tmp_path / "model.pt2", device="cpu")
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x), model(x), rtol=1e-4, atol=1e-5)
+    assert len(loaded.report.in_torch) == len(program.report.in_torch) > 0
+
+
+class Counter(nn.Module):
+    """Mutates a buffer, takes keyword arguments and None, and nests its results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor, *, scale: torch.Tensor, extra: None = None) -> Any:
+        self.calls.add_(1)
+        return {"y": (x.sigmoid() * scale, None), "calls": self.calls * 1}
+
+
+def test_mutated_buffers_keyword_arguments_and_nested_outputs(tmp_path: Path) -> None:
+    x, scale = torch.randn(3), torch.tensor(2.0)
+    program = trtb.export(Counter(), (x,), kwargs={"scale": scale, "extra": None}, engine="reference")
+    trtb.save(program, tmp_path / "model.pt2")
+    for model in (program, trtb.load(tmp_path / "model.pt2", device="cpu")):
+        first, second = model(x, extra=None, scale=scale), model(x, scale=scale, extra=None)
+        torch.testing.assert_close(first["y"][0], x.sigmoid() * 2)
+        assert first["y"][1] is None
+        assert (float(first["calls"]), float(second["calls"])) == (1.0, 2.0)
+
+
+def test_a_function_is_exported() -> None:
+    x = torch.randn(3)
+    program = trtb.export(lambda x: x.sigmoid() * 2, x, engine="reference")
+    torch.testing.assert_close(program(x), x.sigmoid() * 2)
+
+
+def test_later_changes_of_the_model_do_not_reach_the_program() -> None:
+    model, x = trained(WithUnsupported()), image()
+    program = trtb.export(model, x, engine="reference")
+    before = program(x)
+    with torch.no_grad():
+        model.head.weight.zero_()
+        model.norm.weight.zero_()
+    torch.testing.assert_close(program(x), before)
+
+
+def test_training_mode_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    trtb.export(nn.Sequential(nn.ReLU()).train(), torch.randn(3), engine="reference")
+    assert "training mode" in caplog.text
+
+
+# Bad input ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (
+            lambda p: p(image(9)),
+            r"float32\[9, 3, 8, 8\]; the program was exported for float32\[1..8, 3, 8, 8\]",
+        ),
+        (lambda p: p(image().double()), "float64"),
+        (lambda p: p(image(2, 9)), r"\[2, 3, 9, 9\]"),
+        (lambda p: p(image(), image()), "nested as"),
+        (lambda p: p(x=image(), y=1), "nested as"),
+        (lambda p: p([1, 2]), "nested as"),
+        (lambda p: p(3), "a int"),
+    ],
+)
+def test_wrong_arguments(program: trtb.Program, call: Any, words: str) -> None:
+    with pytest.raises(trtb.ShapeRangeError, match=words):
+        call(program)
+
+
+def test_data_dependent_control_flow_cannot_be_exported() -> None:
+    with pytest.raises(trtb.CaptureError, match="torch.compile"):
+        trtb.export(lambda x: x + 1 if x.sum() > 0 else x - 1, torch.randn(3))
+
+
+def test_what_cannot_be_exported() -> None:
+    with pytest.raises(trtb.CaptureError, match="a module or a function"):
+        trtb.export(3, torch.randn(3))  # type: ignore[arg-type]
+
+
+def test_unknown_target_is_reported_for_its_subgraph() -> None:
+    program = trtb.export(trained(ConvNet()), image(), targets=("sm_42",))
+    assert "cannot build for sm_42" in program.report.engines[0].state
+    with pytest.raises(trtb.BuildError, match="It builds for"):
+        trtb.export(trained(ConvNet()), image(), targets=("sm_42",), fallback="error")
+
+
+def test_wrong_file_names(program: trtb.Program, tmp_path: Path) -> None:
+    with pytest.raises(trtb.OptionsError, match=r"\.pt2"):
+        trtb.save(program, tmp_path / "model.engine")
+    with pytest.raises(trtb.OptionsError, match="what export"):
+        trtb.save(ConvNet(), tmp_path / "model.pt2")  # type: ignore[arg-type]
+    with pytest.raises(trtb.EngineLoadError, match="no file"):
+        trtb.load(tmp_path / "missing.pt2")
+    with pytest.raises(trtb.OptionsError, match="precision was settled by export"):
+        trtb.load(tmp_path / "missing.pt2", precision="fp16")
+
+
+def test_a_foreign_file(tmp_path: Path) -> None:
+    torch.export.save(torch.export.export(nn.ReLU(), (torch.randn(3),)), tmp_path / "plain.pt2")
+    with pytest.raises(trtb.EngineLoadError, match=r"torch\.export\.load reads it"):
+        trtb.load(tmp_path / "plain.pt2")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "text"])
+def test_a_damaged_file(program: trtb.Program, tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "model.pt2"
+    trtb.save(program, path)
+    content = bytearray(path.read_bytes())
+    if damage == "truncated":
+        content = content[: len(content) // 2]
+    elif damage == "flipped":
+        with zipfile.ZipFile(path) as file:
+            largest = max(file.infolist(), key=lambda entry: entry.file_size)
+        content[largest.header_offset + largest.file_size // 2] ^= 0xFF
+    else:
+        content = bytearray(b"not a program")
+    path.write_bytes(content)
+    with pytest.raises(trtb.EngineLoadError, match="damaged|not a readable"):
+        trtb.load(path)
+
+
+def test_a_failed_save_leaves_the_old_file(
+    program: trtb.Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.pt2"
+    path.write_bytes(b"old")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(archive.torch.export, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        trtb.save(program, path)
+    assert path.read_bytes() == b"old"
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".model")]
+
+
+def test_the_file_holds_no_pickle(program: trtb.Program, tmp_path: Path) -> None:
+    trtb.save(program, tmp_path / "model.pt2")
+    with zipfile.ZipFile(tmp_path / "model.pt2") as file:
+        samples = [name for name in file.namelist() if name.endswith("sample_inputs/model.pt")]
+        assert [file.read(name) for name in samples] == [b""]

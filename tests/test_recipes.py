@@ -1,0 +1,64 @@
+"""The recipes and the notebook run, on small models."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpecManager
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOK = ROOT / "notebooks" / "quickstart.ipynb"
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """The environment of a process that has this package and an empty engine cache."""
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": path}
+
+
+@pytest.fixture
+def kernels(tmp_path: Path) -> AsyncKernelManager:
+    """A manager that knows one kernel, of this interpreter."""
+    folder = tmp_path / "kernels" / "python3"
+    folder.mkdir(parents=True)
+    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = {"argv": command, "display_name": "Python 3", "language": "python"}
+    (folder / "kernel.json").write_text(json.dumps(spec))
+    specs = KernelSpecManager(kernel_dirs=[str(folder.parent)], ensure_native_kernel=False)
+    return AsyncKernelManager(kernel_name="python3", kernel_spec_manager=specs)
+
+
+def test_resnet50_deploy(tmp_path: Path, environment: dict[str, str]) -> None:
+    recipe = ROOT / "recipes" / "resnet50_deploy.py"
+    options = ["--tiny", "--targets", "sm_86", "--output", str(tmp_path / "tiny.pt2")]
+    command = [sys.executable, str(recipe), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"(\d+) of \1 nodes in TensorRT, 1 engine", done.stdout)
+    assert "same best class for 5 of 5 images" in done.stdout
+
+
+def test_the_quickstart_notebook(kernels: AsyncKernelManager, environment: dict[str, str]) -> None:
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    client = NotebookClient(notebook, timeout=600, km=kernels)
+    client.execute(env=environment)
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    text = "".join(output.text for output in outputs if output.output_type == "stream")
+    assert text.count("nodes in TensorRT, 1 engine") == 1
+    assert "linalg_det" in text
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 1
+
+
+def test_the_notebook_is_kept_without_outputs() -> None:
+    cells = [cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in cells)

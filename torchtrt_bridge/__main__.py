@@ -1,0 +1,8 @@
+"""`python -m torchtrt_bridge`: the same as the command `torchtrt-bridge`."""
+
+import sys
+
+from torchtrt_bridge.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

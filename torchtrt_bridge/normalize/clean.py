@@ -1,0 +1,20 @@
+"""Clean: drop the checks that tracing leaves behind; they were made when the graph was traced."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from torchtrt_bridge.normalize.graph import remove_dead
+from torchtrt_bridge.options import Options
+
+aten = torch.ops.aten
+METADATA = aten._assert_tensor_metadata.default
+
+
+def drop_metadata_checks(module: fx.GraphModule, options: Options) -> fx.GraphModule:
+    """Erase the assertions on dtype and device that each cast brings along."""
+    for node in list(module.graph.nodes):
+        if node.op == "call_function" and node.target is METADATA:
+            module.graph.erase_node(node)
+    return remove_dead(module)

@@ -226,9 +226,7 @@ def cell(value: Any) -> str:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--host", action="store_true", help="measure an export on the CPU")
     parser.add_argument("--output", type=Path, default=RESULTS, metavar="DIR")
     return parser.parse_args()

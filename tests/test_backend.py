@@ -113,9 +113,7 @@ def edit_buffer(model: ConvNet) -> None:
     model.norm.running_var.fill_(3.0)
 
 
-@pytest.mark.parametrize(
-    "change", [sgd_step, replace_parameter, load_state, edit_in_place, assign_data, edit_buffer]
-)
+@pytest.mark.parametrize("change", [sgd_step, replace_parameter, load_state, edit_in_place, assign_data, edit_buffer])
 def test_changed_weights_are_noticed(change: Callable[[ConvNet], None]) -> None:
     model, x = trained(ConvNet()), image()
     fast = compiled(model)
@@ -295,9 +293,7 @@ def test_complex_and_sparse_values_stay_in_pytorch() -> None:
     x = torch.randn(4)
     fast = compiled(model)
     assert_same(fast(x), model(x))
-    assert any(
-        "complex" in entry.reason or "no converter" in entry.reason for entry in trtb.report(fast).in_torch
-    )
+    assert any("complex" in entry.reason or "no converter" in entry.reason for entry in trtb.report(fast).in_torch)
     matrix = torch.eye(3).to_sparse()
     assert_same(compiled(lambda m: (m @ torch.ones(3, 1)).relu())(matrix), torch.ones(3, 1))
 

@@ -23,9 +23,7 @@ def weights(tmp_path: Path) -> Path:
     return tmp_path / "resnet18.pth"
 
 
-def test_it_prints_one_table_and_keeps_the_program(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_it_prints_one_table_and_keeps_the_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["demo", "--model", "resnet18", "--targets", "sm_86", "--output", str(tmp_path / "out")]
     assert main(command) == 0
     output = capsys.readouterr().out

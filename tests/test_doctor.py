@@ -88,9 +88,7 @@ def test_rtx_that_refuses_another_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert str(diagnose(tmp_path)["tensorrt-rtx"].advice).startswith("pip install tensorrt")
 
 
-def test_a_refusal_is_a_warning_beside_a_tensorrt_that_serves(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_refusal_is_a_warning_beside_a_tensorrt_that_serves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     plug_in(monkeypatch, 9, 0)
     install(monkeypatch, tensorrt_rtx=REFUSAL, tensorrt=None)
     diagnosis = diagnose(tmp_path)
@@ -102,9 +100,7 @@ def test_a_refusal_is_a_warning_beside_a_tensorrt_that_serves(
 
 def test_a_tensorrt_that_does_not_import(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def load(name: str) -> None:
-        raise EngineLoadError(
-            "tensorrt-rtx is installed but does not import: x. Run: pip install --force-reinstall y"
-        )
+        raise EngineLoadError("tensorrt-rtx is installed but does not import: x. Run: pip install --force-reinstall y")
 
     install(monkeypatch, tensorrt_rtx=None)
     monkeypatch.setattr(flavours, "load", load)

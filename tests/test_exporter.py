@@ -29,9 +29,7 @@ def relative(result: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.fixture
 def program() -> trtb.Program:
     shapes = ({0: Dim("batch", min=1, max=8)},)
-    return trtb.export(
-        trained(ConvNet()), (image(),), dynamic_shapes=shapes, precision="fp16", targets=TARGETS
-    )
+    return trtb.export(trained(ConvNet()), (image(),), dynamic_shapes=shapes, precision="fp16", targets=TARGETS)
 
 
 def test_engines_are_built_without_a_gpu(program: trtb.Program) -> None:

@@ -30,8 +30,8 @@ from torch.export.graph_signature import (
 
 import torchtrt_bridge
 from torchtrt_bridge.capture import CapturedGraph, copy_graph
-from torchtrt_bridge.errors import EngineLoadError
 from torchtrt_bridge.compile_report import EngineEntry, TorchEntry
+from torchtrt_bridge.errors import EngineLoadError
 
 MANIFEST = "torchtrt_bridge.json"
 FORMAT = 1
@@ -55,14 +55,10 @@ class Manifest:
     in_torch: list[dict[str, Any]]
 
     def entries(self) -> tuple[list[EngineEntry], list[TorchEntry]]:
-        return [EngineEntry(**entry) for entry in self.engines], [
-            TorchEntry(**entry) for entry in self.in_torch
-        ]
+        return [EngineEntry(**entry) for entry in self.engines], [TorchEntry(**entry) for entry in self.in_torch]
 
 
-def program_from_graph(
-    original: ExportedProgram, captured: CapturedGraph, flat: fx.GraphModule
-) -> ExportedProgram:
+def program_from_graph(original: ExportedProgram, captured: CapturedGraph, flat: fx.GraphModule) -> ExportedProgram:
     """An exported program that computes `flat`, with the calling convention of `original`."""
     module = fx.GraphModule(flat, copy_graph(flat.graph))
     state: dict[str, torch.Tensor] = {}
@@ -82,9 +78,7 @@ def program_from_graph(
     )
 
 
-def _lift_constants(
-    module: fx.GraphModule, flat: fx.GraphModule, state: dict[str, torch.Tensor]
-) -> list[InputSpec]:
+def _lift_constants(module: fx.GraphModule, flat: fx.GraphModule, state: dict[str, torch.Tensor]) -> list[InputSpec]:
     """Turn each constant into a buffer that is an input of the graph, once however often it is read."""
     specs: list[InputSpec] = []
     placeholders: dict[str, fx.Node] = {}
@@ -97,9 +91,7 @@ def _lift_constants(
                 placeholders[target] = module.graph.placeholder(f"b_{target}")
             placeholders[target].meta = dict(node.meta)
             specs.append(
-                InputSpec(
-                    InputKind.BUFFER, TensorArgument(placeholders[target].name), target, persistent=True
-                )
+                InputSpec(InputKind.BUFFER, TensorArgument(placeholders[target].name), target, persistent=True)
             )
         node.replace_all_uses_with(placeholders[target])
         module.graph.erase_node(node)
@@ -108,9 +100,7 @@ def _lift_constants(
     return specs
 
 
-def _input_specs(
-    original: ExportedProgram, captured: CapturedGraph, state: dict[str, torch.Tensor]
-) -> list[InputSpec]:
+def _input_specs(original: ExportedProgram, captured: CapturedGraph, state: dict[str, torch.Tensor]) -> list[InputSpec]:
     """The user's inputs, and behind them the buffers that the model changes."""
     user = [spec for spec in original.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
     mutated = [spec for spec in original.graph_signature.input_specs if spec.target in captured.state]
@@ -121,9 +111,7 @@ def _input_specs(
     return [*copy.deepcopy(user), *kept]
 
 
-def _output_specs(
-    module: fx.GraphModule, captured: CapturedGraph, original: ExportedProgram
-) -> list[OutputSpec]:
+def _output_specs(module: fx.GraphModule, captured: CapturedGraph, original: ExportedProgram) -> list[OutputSpec]:
     """Mutated values first, as an exported program has them, then what the caller gets."""
     output = next(n for n in reversed(module.graph.nodes) if n.op == "output")
     values = list(output.args[0])
@@ -141,9 +129,7 @@ def _output_specs(
     return specs
 
 
-def _calling_convention(
-    original: ExportedProgram, inputs: list[InputSpec], outputs: list[OutputSpec]
-) -> list[Any]:
+def _calling_convention(original: ExportedProgram, inputs: list[InputSpec], outputs: list[OutputSpec]) -> list[Any]:
     """The entry for the whole module: how arguments and results are nested."""
     root = copy.deepcopy(original.module_call_graph[0])
     assert root.signature is not None
@@ -152,9 +138,7 @@ def _calling_convention(
     return [root]
 
 
-def write_archive(
-    program: ExportedProgram, plans: Mapping[str, bytes], manifest: Manifest, path: Path
-) -> None:
+def write_archive(program: ExportedProgram, plans: Mapping[str, bytes], manifest: Manifest, path: Path) -> None:
     """Write aside and rename, so that a failure leaves an existing file as it was."""
     engines = {ENGINE_PREFIX + n: torch.frombuffer(bytearray(p), dtype=torch.uint8) for n, p in plans.items()}
     program = copy.copy(program)
@@ -185,9 +169,7 @@ def read_archive(path: Path) -> tuple[ExportedProgram, Manifest, dict[str, bytes
     except EngineLoadError:
         raise
     except Exception as error:
-        raise EngineLoadError(
-            f"{path} is not a readable .pt2 file: {type(error).__name__}: {error}"
-        ) from error
+        raise EngineLoadError(f"{path} is not a readable .pt2 file: {type(error).__name__}: {error}") from error
     if not extra[MANIFEST]:
         raise EngineLoadError(
             f"{path} was not written by torchtrt_bridge.save: it has no {MANIFEST}. torch.export.load reads it."
@@ -215,9 +197,7 @@ def _take_plans(program: ExportedProgram, manifest: Manifest, path: Path) -> dic
     for name, digest in manifest.sha256.items():
         plan = program.state_dict.pop(ENGINE_PREFIX + name).numpy().tobytes()
         if hashlib.sha256(plan).hexdigest() != digest:
-            raise EngineLoadError(
-                f"{path} is damaged: the digest of engine {name} differs. Export the model again."
-            )
+            raise EngineLoadError(f"{path} is damaged: the digest of engine {name} differs. Export the model again.")
         plans[name] = plan
     return plans
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from torchtrt_bridge.compile_report import CompileReport, merged
 from torchtrt_bridge.errors import OptionsError
 from torchtrt_bridge.options import Options
-from torchtrt_bridge.compile_report import CompileReport, merged
 from torchtrt_bridge.served import ServedGraph
 
 _ATTRIBUTE = "_torchtrt_bridge_backend"
@@ -31,9 +31,7 @@ def torchtrt_bridge(
     options: the fields of `Options`. A wrong one raises OptionsError, inside the exception that Dynamo makes of it.
     """
     if unknown:
-        raise OptionsError(
-            f"torch.compile passed {sorted(unknown)}; this backend takes options={{...}} only."
-        )
+        raise OptionsError(f"torch.compile passed {sorted(unknown)}; this backend takes options={{...}} only.")
     return Backend(Options.from_mapping(options))(module, example_inputs)
 
 
@@ -55,9 +53,7 @@ class Backend:
         return merged([graph.report for graph in self.graphs]) if self.graphs else CompileReport(self.options)
 
 
-def compile(
-    model: Any = None, *, dynamic: bool | None = None, fullgraph: bool = False, **options: Any
-) -> Any:
+def compile(model: Any = None, *, dynamic: bool | None = None, fullgraph: bool = False, **options: Any) -> Any:
     """Compile a module, function or method for TensorRT; also a decorator of these and of nn.Module classes.
 
     dynamic, fullgraph: as in `torch.compile`.

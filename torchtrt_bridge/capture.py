@@ -48,9 +48,7 @@ def export_program(
     """
     try:
         with torch.no_grad(), torch.backends.nnpack.flags(enabled=False):  # NNPACK's guard: batch < 16
-            program = torch.export.export(
-                model, args, dict(kwargs or {}), dynamic_shapes=dynamic_shapes, strict=False
-            )
+            program = torch.export.export(model, args, dict(kwargs or {}), dynamic_shapes=dynamic_shapes, strict=False)
             return program.run_decompositions(_decompositions())
     except Exception as error:
         raise CaptureError(
@@ -86,9 +84,7 @@ def graph_from_program(program: ExportedProgram) -> CapturedGraph:
             else:
                 _bind(module, node, _tensor_of(program, spec.target))
         elif spec.kind is not InputKind.USER_INPUT:
-            raise CaptureError(
-                f"The model uses a {spec.kind.name.lower()} ({spec.target}), which has no tensor."
-            )
+            raise CaptureError(f"The model uses a {spec.kind.name.lower()} ({spec.target}), which has no tensor.")
     mutations = _order_outputs(module, signature, tuple(state))
     module.graph.lint()
     module.recompile()

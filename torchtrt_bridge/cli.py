@@ -38,9 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"torchtrt_bridge {trtb.__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    doctor = commands.add_parser(
-        "doctor", help="what is installed, what this GPU can use, what to do about it"
-    )
+    doctor = commands.add_parser("doctor", help="what is installed, what this GPU can use, what to do about it")
     doctor.set_defaults(run=_doctor)
 
     explain = commands.add_parser("explain", help="where each operator would run, and why; builds nothing")
@@ -50,9 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     export = commands.add_parser("export", help="build engines for named GPUs into a .pt2 file; needs no GPU")
     _add_model_arguments(export)
     export.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.pt2")
-    export.add_argument(
-        "--targets", default="", help="compute capabilities, as sm_86,sm_89; empty: a portable engine"
-    )
+    export.add_argument("--targets", default="", help="compute capabilities, as sm_86,sm_89; empty: a portable engine")
     export.add_argument("--dynamic-batch", metavar="MIN:MAX", help="let the first size of every input vary")
     export.add_argument("--fallback", choices=get_args(Fallback), default="pytorch")
     export.set_defaults(run=_export)
@@ -61,9 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--model", default="resnet50", help="a classification model of torchvision's")
     demo.add_argument("--weights", type=Path, help="a file with the model's weights (a state_dict)")
     demo.add_argument("--precision", choices=get_args(Precision), default="fp16")
-    demo.add_argument(
-        "--targets", default="sm_86,sm_89,sm_120", help="what to build for where there is no GPU"
-    )
+    demo.add_argument("--targets", default="sm_86,sm_89,sm_120", help="what to build for where there is no GPU")
     demo.add_argument("--output", type=Path, help="a directory for the .pt2 file and the report")
     demo.set_defaults(run=_demo)
     return parser
@@ -92,9 +86,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     diagnosis = diagnose()
     styles = {"ok": "green", "warn": "yellow", "fail": "bold red"}
     for check in diagnosis.checks:
-        console.print(
-            Text(f"{check.status:<4}  ", style=styles[check.status]) + Text(f"{check.name}: {check.found}")
-        )
+        console.print(Text(f"{check.status:<4}  ", style=styles[check.status]) + Text(f"{check.name}: {check.found}"))
         if check.advice:
             console.print(Text(f"      -> {check.advice}", style="cyan"))
     return 0 if diagnosis.is_well else 1
@@ -162,9 +154,7 @@ def _model_and_inputs(
     model = model_from_name(arguments.model)
     texts = arguments.inputs or ([IMAGE] if arguments.model.startswith("torchvision:") else [])
     if not texts:
-        raise OptionsError(
-            f"Say what {arguments.model} takes: --input {IMAGE} (--input 1x128:int64 for integers)."
-        )
+        raise OptionsError(f"Say what {arguments.model} takes: --input {IMAGE} (--input 1x128:int64 for integers).")
     inputs = [input_from_text(text, batch) for text in texts]
     try:
         with torch.inference_mode():
@@ -211,17 +201,11 @@ def _torchvision_model(name: str) -> nn.Module:
         import difflib
 
         near = difflib.get_close_matches(name, models.list_models(), n=1)
-        raise OptionsError(
-            f"torchvision has no model {name!r}." + (f" Did you mean {near[0]!r}?" if near else "")
-        )
+        raise OptionsError(f"torchvision has no model {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
     import torch
 
     torch.manual_seed(0)
-    options = (
-        {"weights_backbone": None}
-        if "weights_backbone" in _parameters(models.get_model_builder(name))
-        else {}
-    )
+    options = {"weights_backbone": None} if "weights_backbone" in _parameters(models.get_model_builder(name)) else {}
     model: nn.Module = models.get_model(name, weights=None, **options)
     return model.eval()
 
@@ -243,9 +227,7 @@ def input_from_text(text: str, batch: tuple[int, int] | None = None) -> torch.Te
     sizes, _, name = text.partition(":")
     dtype = getattr(torch, name or "float32", None)
     if not isinstance(dtype, torch.dtype):
-        raise OptionsError(
-            f"--input {text}: {name!r} is no dtype of PyTorch's. Write int64, float16 and so on."
-        )
+        raise OptionsError(f"--input {text}: {name!r} is no dtype of PyTorch's. Write int64, float16 and so on.")
     try:
         shape = [int(size) for size in sizes.split("x")]
     except ValueError:

@@ -99,9 +99,7 @@ class CompileReport:
             self.notes.append(message)
 
     def to_dict(self) -> dict[str, Any]:
-        options = {
-            k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self.options).items()
-        }
+        options = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self.options).items()}
         return {
             "options": options,
             "graphs": self.graphs,
@@ -150,11 +148,7 @@ def torch_entry(node: fx.Node, reason: str) -> TorchEntry:
 
 
 def op_name(node: fx.Node) -> str:
-    return (
-        str(node.target)
-        if hasattr(node.target, "_schema")
-        else getattr(node.target, "__name__", str(node.target))
-    )
+    return str(node.target) if hasattr(node.target, "_schema") else getattr(node.target, "__name__", str(node.target))
 
 
 def _tensors(value: Any) -> Iterator[Any]:

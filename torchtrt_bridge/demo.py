@@ -106,13 +106,9 @@ def _subject(name: str, weights: Path | None) -> Subject:
         from sklearn.datasets import load_sample_images
         from torchvision import models
     except ImportError as error:
-        raise OptionsError(
-            f"The demo needs torchvision, scikit-learn and pillow: {error}. Run: {INSTALL}"
-        ) from error
+        raise OptionsError(f"The demo needs torchvision, scikit-learn and pillow: {error}. Run: {INSTALL}") from error
     if name not in models.list_models(module=models):
-        raise OptionsError(
-            f"torchvision has no classification model {name!r}; resnet50 and vit_b_16 are some."
-        )
+        raise OptionsError(f"torchvision has no classification model {name!r}; resnet50 and vit_b_16 are some.")
     torch.manual_seed(0)
     model: nn.Module = models.get_model(name, weights=None).eval().requires_grad_(False)
     if weights is not None:
@@ -120,9 +116,7 @@ def _subject(name: str, weights: Path | None) -> Subject:
     meta = models.get_model_weights(name).DEFAULT
     images = load_sample_images()
     preprocess = meta.transforms()
-    photos = torch.stack(
-        [preprocess(torch.from_numpy(image.copy()).permute(2, 0, 1)) for image in images.images]
-    )
+    photos = torch.stack([preprocess(torch.from_numpy(image.copy()).permute(2, 0, 1)) for image in images.images])
     if torch.cuda.is_available():
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         model, photos = model.cuda(), photos.cuda()
@@ -209,9 +203,7 @@ def _with_failures(closing: str, report: CompileReport) -> str:
     if not unique:
         return closing
     more = f"; and {len(unique) - 3} more" if len(unique) > 3 else ""
-    return (
-        f"In PyTorch: {'; '.join(unique[:3])}{more}. torchtrt-bridge doctor says what to install.\n{closing}"
-    )
+    return f"In PyTorch: {'; '.join(unique[:3])}{more}. torchtrt-bridge doctor says what to install.\n{closing}"
 
 
 def _milliseconds(call: Callable[[], Any]) -> float:

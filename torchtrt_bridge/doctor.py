@@ -132,9 +132,7 @@ def _gpu() -> Iterator[Check]:
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
         why = f", and CUDA_VISIBLE_DEVICES={hidden!r}" if hidden is not None else ""
         found = f"driver {driver} is here, but PyTorch (CUDA {torch.version.cuda}) sees no GPU{why}"
-        advice = (
-            "unset CUDA_VISIBLE_DEVICES" if hidden is not None else "update the driver; nvidia-smi shows it"
-        )
+        advice = "unset CUDA_VISIBLE_DEVICES" if hidden is not None else "update the driver; nvidia-smi shows it"
         yield Check("gpu", "warn", found, advice)
 
 
@@ -156,9 +154,7 @@ def _tensorrt() -> Iterator[Check]:
 
     present = [name for name in flavours.FLAVOURS if flavours.installed(name)]
     if not present:
-        yield Check(
-            "tensorrt", "fail", "neither TensorRT-RTX nor TensorRT is installed", _pip("tensorrt-rtx")
-        )
+        yield Check("tensorrt", "fail", "neither TensorRT-RTX nor TensorRT is installed", _pip("tensorrt-rtx"))
         return
     checks = [check for name in present for check in _guarded(name, functools.partial(_flavour, name))]
     one_serves = any(check.status == "ok" for check in checks)
@@ -176,9 +172,7 @@ def _flavour(name: str) -> Iterator[Check]:
     try:
         flavour = flavours.load(name)
     except EngineLoadError as error:
-        yield Check(
-            package, "fail", str(error).partition(" Run: ")[0], str(error).partition(" Run: ")[2] or None
-        )
+        yield Check(package, "fail", str(error).partition(" Run: ")[0], str(error).partition(" Run: ")[2] or None)
         return
     target = flavours.current_target()
     if target is None:

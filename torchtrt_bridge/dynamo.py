@@ -19,8 +19,7 @@ def weight_positions(module: fx.GraphModule, inputs: Sequence[Any]) -> list[int]
     return [
         index
         for index, (node, value) in enumerate(zip(placeholders(module), inputs, strict=True))
-        if isinstance(value, torch.Tensor)
-        and "_dynamo_static_input_type" in (node.meta.get("tensor_dict") or {})
+        if isinstance(value, torch.Tensor) and "_dynamo_static_input_type" in (node.meta.get("tensor_dict") or {})
     ]
 
 
@@ -29,10 +28,7 @@ def number_positions(module: fx.GraphModule, inputs: Sequence[Any]) -> list[int]
     return [
         index
         for index, (node, value) in enumerate(zip(placeholders(module), inputs, strict=True))
-        if isinstance(value, torch.Tensor)
-        and value.dim() == 0
-        and node.users
-        and all(map(_is_item, node.users))
+        if isinstance(value, torch.Tensor) and value.dim() == 0 and node.users and all(map(_is_item, node.users))
     ]
 
 

@@ -9,18 +9,17 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 
 from torchtrt_bridge import archive
 from torchtrt_bridge.capture import CapturedGraph, export_program, graph_from_program
+from torchtrt_bridge.compile_report import CompileReport, EngineEntry, tell_once
 from torchtrt_bridge.engine import flavour as flavours
 from torchtrt_bridge.errors import BridgeError, CaptureError, EngineLoadError, OptionsError
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.partition import fuse
 from torchtrt_bridge.pipeline import bounded, compile_graph, input_specs, load_engine
 from torchtrt_bridge.program import Program
-from torchtrt_bridge.compile_report import CompileReport, EngineEntry, tell_once
 from torchtrt_bridge.runtime import EngineModule
 
 # What `load` may change of a saved program's options: how it runs, not how it was built.
@@ -46,9 +45,7 @@ def export(
     checked = Options.from_mapping(options)
     module = _as_module(model)
     if module.training:
-        tell_once(
-            f"{type(model).__name__} is exported in training mode; call model.eval() first to deploy it."
-        )
+        tell_once(f"{type(model).__name__} is exported in training mode; call model.eval() first to deploy it.")
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     original = export_program(module, args, kwargs, dynamic_shapes)
     captured = graph_from_program(original)
@@ -81,9 +78,7 @@ def load(path: str | Path, *, device: str | torch.device | None = None, **option
     """
     wrong = sorted(set(options) - set(RUN_OPTIONS))
     if wrong:
-        raise OptionsError(
-            f"load() takes {', '.join(RUN_OPTIONS)}; {', '.join(wrong)} was settled by export()."
-        )
+        raise OptionsError(f"load() takes {', '.join(RUN_OPTIONS)}; {', '.join(wrong)} was settled by export().")
     exported, manifest, plans = archive.read_archive(Path(path))
     checked = Options.from_mapping({**manifest.options, **options})
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -131,9 +126,7 @@ def _with_engines(
     try:
         subgraphs = fuse(module, manifest.nodes)
     except KeyError as error:
-        raise EngineLoadError(
-            f"The program's graph has no node {error}, which its manifest names."
-        ) from error
+        raise EngineLoadError(f"The program's graph has no node {error}, which its manifest names.") from error
     ranges = bounded(captured.ranges, report.options)
     for entry in report.engines:
         subgraph = subgraphs[entry.name]
@@ -143,15 +136,11 @@ def _with_engines(
     return module
 
 
-def _runner(
-    entry: EngineEntry, plans: Mapping[str, bytes], manifest: archive.Manifest, options: Options
-) -> Any:
+def _runner(entry: EngineEntry, plans: Mapping[str, bytes], manifest: archive.Manifest, options: Options) -> Any:
     if entry.name not in plans:
         return None
     try:
-        flavour = flavours.load(
-            "tensorrt" if manifest.versions["tensorrt"].startswith("TensorRT ") else "tensorrt_rtx"
-        )
+        flavour = flavours.load("tensorrt" if manifest.versions["tensorrt"].startswith("TensorRT ") else "tensorrt_rtx")
         return load_engine(plans[entry.name], manifest.sha256[entry.name], flavour, options)
     except BridgeError as error:
         if options.fallback == "error":

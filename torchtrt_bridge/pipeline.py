@@ -12,6 +12,7 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from torchtrt_bridge.capture import CapturedGraph, copy_graph, own_constants
+from torchtrt_bridge.compile_report import CompileReport, EngineEntry, engine_entry, tell_once, torch_entry
 from torchtrt_bridge.engine import flavour as flavours
 from torchtrt_bridge.engine.build import engine_from_network
 from torchtrt_bridge.engine.cache import EngineCache
@@ -23,7 +24,6 @@ from torchtrt_bridge.normalize import normalize
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.partition import Proposal, fuse, propose
 from torchtrt_bridge.progress import BuildProgress
-from torchtrt_bridge.compile_report import CompileReport, EngineEntry, engine_entry, tell_once, torch_entry
 from torchtrt_bridge.runtime import EngineModule
 from torchtrt_bridge.runtime.gpu import GpuRunner
 from torchtrt_bridge.runtime.module import Runner
@@ -77,9 +77,7 @@ def compile_graph(
             plan, runner = builder.plan_and_runner(progress.next(name), run)
             if plan is not None:
                 plans[name] = plan
-            module.set_submodule(
-                name, EngineModule(subgraph, input_specs(subgraph, ranges), runner, entry, options)
-            )
+            module.set_submodule(name, EngineModule(subgraph, input_specs(subgraph, ranges), runner, entry, options))
     return CompiledGraph(captured, module, flat, proposal, plans, report)
 
 

@@ -12,8 +12,8 @@ from torch.utils import _pytree as pytree
 
 from torchtrt_bridge.archive import Manifest
 from torchtrt_bridge.capture import CapturedGraph
-from torchtrt_bridge.errors import ShapeRangeError
 from torchtrt_bridge.compile_report import CompileReport
+from torchtrt_bridge.errors import ShapeRangeError
 from torchtrt_bridge.shapes import UNBOUNDED, TensorSpec, spec_of
 
 
@@ -78,9 +78,7 @@ class Program:
 
 def _specs(module: fx.GraphModule, captured: CapturedGraph) -> list[TensorSpec | None]:
     """What each input of the user's must be; None for those that are no tensors."""
-    ranges = {
-        symbol: (low, UNBOUNDED if high is None else high) for symbol, (low, high) in captured.ranges.items()
-    }
+    ranges = {symbol: (low, UNBOUNDED if high is None else high) for symbol, (low, high) in captured.ranges.items()}
     values = [(n.name, n.meta.get("val")) for n in module.graph.nodes if n.op == "placeholder"]
     own: Sequence[Any] = values[: len(values) - len(captured.state)]
     return [spec_of(name, value, ranges) if isinstance(value, torch.Tensor) else None for name, value in own]

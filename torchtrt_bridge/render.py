@@ -54,9 +54,7 @@ def headline(report: CompileReport) -> str:
     """How much of the model TensorRT runs, in one line."""
     if not report.engines and not report.in_torch:
         return (
-            "Nothing was compiled yet: torch.compile compiles on the first call."
-            if not report.notes
-            else "No engine."
+            "Nothing was compiled yet: torch.compile compiles on the first call." if not report.notes else "No engine."
         )
     total = report.trt_nodes + report.torch_nodes
     ready = [entry for entry in report.engines if entry.is_ready]
@@ -154,9 +152,7 @@ def _table(title: str, columns: Sequence[str], rows: Rows) -> Table:
     )
     for column in columns:
         is_number = column in _NUMBERS
-        table.add_column(
-            column, justify="right" if is_number else "left", no_wrap=is_number or column == "name"
-        )
+        table.add_column(column, justify="right" if is_number else "left", no_wrap=is_number or column == "name")
     for row in rows:
         table.add_row(*(Text(cell, overflow="fold") for cell in row))
     return table
@@ -222,13 +218,9 @@ def html_from_report(report: CompileReport) -> str:
 
 def _html_table(columns: Sequence[str], rows: Sequence[tuple[str, ...]]) -> str:
     kinds = [' class="number"' if column in _NUMBERS else "" for column in columns]
-    head = "".join(
-        f"<th{kind}>{html.escape(column)}</th>" for kind, column in zip(kinds, columns, strict=True)
-    )
+    head = "".join(f"<th{kind}>{html.escape(column)}</th>" for kind, column in zip(kinds, columns, strict=True))
     body = "".join(
-        "<tr>"
-        + "".join(f"<td{kind}>{html.escape(cell)}</td>" for kind, cell in zip(kinds, row, strict=True))
-        + "</tr>"
+        "<tr>" + "".join(f"<td{kind}>{html.escape(cell)}</td>" for kind, cell in zip(kinds, row, strict=True)) + "</tr>"
         for row in rows
     )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

@@ -12,10 +12,10 @@ from torch._guards import tracing
 
 from torchtrt_bridge import dynamo
 from torchtrt_bridge.capture import CapturedGraph, export_program, graph_from_program
+from torchtrt_bridge.compile_report import CompileReport, tell_once
 from torchtrt_bridge.errors import BridgeError, CaptureError
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.pipeline import CompiledGraph, compile_graph
-from torchtrt_bridge.compile_report import CompileReport, tell_once
 
 
 class ServedGraph:
@@ -85,9 +85,7 @@ class ServedGraph:
         inputs = [i for i, value in enumerate(args) if i not in skipped and isinstance(value, torch.Tensor)]
         try:
             bound = dynamo.bind_weights(self.original, args, self.weights, self._numbers)
-            with tracing(
-                None
-            ):  # else torch.export would trace into Dynamo's own trace, and add to its guards
+            with tracing(None):  # else torch.export would trace into Dynamo's own trace, and add to its guards
                 shapes = dynamo.named_shapes(bound, self._shapes)
                 program = export_program(bound, tuple(args[i] for i in inputs), dynamic_shapes=shapes)
                 captured = graph_from_program(program)
@@ -124,9 +122,7 @@ class ServedGraph:
         state = [*[id(args[i]) for i in self._frozen], *self._stamps_of(args)]
         if state != self._changed:
             self._changed = state
-            tell_once(
-                "weights have changed since the engines were built; PyTorch runs until they come to rest."
-            )
+            tell_once("weights have changed since the engines were built; PyTorch runs until they come to rest.")
             return None
         self._changed = None
         self._compile(args)

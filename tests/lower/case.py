@@ -120,17 +120,13 @@ def in_float64(module: nn.Module, inputs: tuple[Any, ...]) -> list[torch.Tensor]
     return flat_tensors(copy.deepcopy(module).double()(*wide))
 
 
-def partitioned(
-    graph: CapturedGraph, options: Options
-) -> tuple[dict[str, torch.fx.GraphModule], list[Rejection]]:
+def partitioned(graph: CapturedGraph, options: Options) -> tuple[dict[str, torch.fx.GraphModule], list[Rejection]]:
     module = normalize(graph.module, options)
     proposal = propose(module, options)
     return fuse(module, proposal.subgraphs), proposal.rejections
 
 
-def network_inputs(
-    subgraph: torch.fx.GraphModule, graph: CapturedGraph, values: tuple[Any, ...]
-) -> list[Any]:
+def network_inputs(subgraph: torch.fx.GraphModule, graph: CapturedGraph, values: tuple[Any, ...]) -> list[Any]:
     """Those of a call's values that a subgraph takes, in its order."""
     names = [node.name for node in graph.module.graph.nodes if node.op == "placeholder"]
     given = dict(zip(names, values, strict=True))

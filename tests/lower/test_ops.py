@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -51,7 +50,7 @@ def test_case(case: Case, dynamic: bool, dtype: torch.dtype) -> None:
     assert list(subgraphs) == ["trt_0"]
     subgraph = subgraphs["trt_0"]
     assert case.op in operators(subgraph), f"{case.op} is not in the graph: {operators(subgraph)}"
-    network = network_from_graph(subgraph, flavour.load("tensorrt_rtx"), {s: (1, 16) for s in graph.ranges})
+    network = network_from_graph(subgraph, flavour.load("tensorrt_rtx"), dict.fromkeys(graph.ranges, (1, 16)))
     run = NetworkInterpreter(flavour.load("tensorrt_rtx").trt, network.definition, network.constants)
     assert engine_from_network(network, flavour.load("tensorrt_rtx"), OPTIONS)
     for n in (TRACED, OTHER) if dynamic else (TRACED,):
@@ -59,9 +58,7 @@ def test_case(case: Case, dynamic: bool, dtype: torch.dtype) -> None:
         _check(case, module, inputs, run(*network_inputs(subgraph, graph, inputs)), dtype)
 
 
-def _check(
-    case: Case, module: Any, inputs: tuple[Any, ...], results: list[torch.Tensor], dtype: torch.dtype
-) -> None:
+def _check(case: Case, module: Any, inputs: tuple[Any, ...], results: list[torch.Tensor], dtype: torch.dtype) -> None:
     with torch.no_grad():
         expected = flat_tensors(module(*inputs))
         assert_matches(results, expected, lambda: in_float64(module, inputs), case.tolerance.get(dtype))

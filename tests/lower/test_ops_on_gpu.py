@@ -61,17 +61,13 @@ def test_case_on_gpu(case: Case, dynamic: bool, dtype: torch.dtype) -> None:
     subgraphs, rejections = partitioned(graph, OPTIONS)
     assert [f"{r.node.target}: {r.reason}" for r in rejections] == []
     flavour = flavours.choose("auto")
-    network = network_from_graph(subgraphs["trt_0"], flavour, {symbol: (1, 16) for symbol in graph.ranges})
+    network = network_from_graph(subgraphs["trt_0"], flavour, dict.fromkeys(graph.ranges, (1, 16)))
     run = GpuRunner(engine_from_network(network, flavour, OPTIONS), flavour)
     for n in (TRACED, OTHER) if dynamic else (TRACED,):
-        _check(
-            case, module, run, network_inputs(subgraphs["trt_0"], graph, case.make_inputs(n, dtype)), dtype, n
-        )
+        _check(case, module, run, network_inputs(subgraphs["trt_0"], graph, case.make_inputs(n, dtype)), dtype, n)
 
 
-def _check(
-    case: Case, module: Any, run: GpuRunner, tensors: list[torch.Tensor], dtype: torch.dtype, n: int
-) -> None:
+def _check(case: Case, module: Any, run: GpuRunner, tensors: list[torch.Tensor], dtype: torch.dtype, n: int) -> None:
     """Compare several runs, of which the later replay a CUDA graph, with PyTorch on the CPU."""
     inputs = case.make_inputs(n, dtype)
     with torch.no_grad():

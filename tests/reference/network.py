@@ -39,9 +39,7 @@ class Network:
         """A constant; `kind` overrides the TensorRT dtype. All values go through the side table too."""
         value = value.contiguous()
         dtype = getattr(self.trt, kind) if kind else trt_dtype_from_torch(self.trt, value.dtype)
-        layer = self.net.add_constant(
-            tuple(value.shape), self.trt.Weights(dtype, value.data_ptr(), value.numel())
-        )
+        layer = self.net.add_constant(tuple(value.shape), self.trt.Weights(dtype, value.data_ptr(), value.numel()))
         layer.name = f"constant{len(self.constants)}"
         self.constants[layer.name] = value
         return layer.get_output(0)

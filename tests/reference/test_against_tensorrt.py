@@ -19,25 +19,19 @@ def tensor(network, *values):
 def elementwise(name):
     def add(network):
         operation = getattr(network.trt.ElementWiseOperation, name)
-        return network.net.add_elementwise(
-            tensor(network, 7, -7, 7, -7), tensor(network, 2, 2, -2, -2), operation
-        )
+        return network.net.add_elementwise(tensor(network, 7, -7, 7, -7), tensor(network, 2, 2, -2, -2), operation)
 
     return add
 
 
 def unary(name):
-    return lambda network: network.net.add_unary(
-        tensor(network, -3, 0, 4), getattr(network.trt.UnaryOperation, name)
-    )
+    return lambda network: network.net.add_unary(tensor(network, -3, 0, 4), getattr(network.trt.UnaryOperation, name))
 
 
 def reduction(name):
     def add(network):
         operation = getattr(network.trt.ReduceOperation, name)
-        return network.net.add_reduce(
-            network.constant(torch.tensor([[-3, -4, 1], [2, -5, 4]])), operation, 1, False
-        )
+        return network.net.add_reduce(network.constant(torch.tensor([[-3, -4, 1], [2, -5, 4]])), operation, 1, False)
 
     return add
 

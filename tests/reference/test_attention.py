@@ -38,9 +38,7 @@ def test_attention_is_unscaled(network, shared, causal, keys):
 @pytest.mark.parametrize("kind", ["bool", "additive"])
 def test_attention_mask(network, kind):
     q, k, v = qkv()
-    mask = (
-        torch.ones(1, 1, 4, 4, dtype=torch.bool).tril() if kind == "bool" else torch.randn(1, 1, 4, 4).half()
-    )
+    mask = torch.ones(1, 1, 4, 4, dtype=torch.bool).tril() if kind == "bool" else torch.randn(1, 1, 4, 4).half()
     attention = add_attention(network, q, k, v)
     attention.mask = network.input(mask)
     expected = F.scaled_dot_product_attention(
@@ -88,9 +86,7 @@ def test_rotary_embedding_turns_pairs(network, interleaved, rotary, by_position)
         layer.set_input(3, network.input(positions))
     pairs = x[..., :size].unflatten(-1, (-1, 2) if interleaved else (2, -1))
     pairs = pairs if interleaved else pairs.mT
-    turned = torch.view_as_real(
-        torch.view_as_complex(pairs.contiguous()) * torch.polar(torch.ones_like(used), used)
-    )
+    turned = torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * torch.polar(torch.ones_like(used), used))
     expected = (turned if interleaved else turned.mT).flatten(-2)
     torch.testing.assert_close(only_output(network, layer), torch.cat([expected, x[..., size:]], -1))
 

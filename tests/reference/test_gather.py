@@ -30,9 +30,7 @@ def test_gather_outside_the_data_gives_zero(network):
 
 def test_gather_refuses_what_tensorrt_leaves_undefined(network):
     x = network.input(torch.tensor([5.0, 6.0]), dynamic=[0])
-    interpreter = network.interpreter(
-        network.net.add_gather(x, network.constant(torch.tensor([-1])), 0).get_output(0)
-    )
+    interpreter = network.interpreter(network.net.add_gather(x, network.constant(torch.tensor([-1])), 0).get_output(0))
     with pytest.raises(LoweringError, match="negative index into a dynamic dimension"):
         interpreter(torch.tensor([5.0, 6.0]))
 
@@ -48,9 +46,7 @@ def test_gather_row_by_row(network):
 @pytest.mark.parametrize("axis", [0, 2])
 def test_gather_elements(network, axis):
     index = torch.randint(DATA.shape[axis], (2, 3, 4))
-    layer = network.net.add_gather_v2(
-        network.input(DATA), network.input(index), network.trt.GatherMode.ELEMENT
-    )
+    layer = network.net.add_gather_v2(network.input(DATA), network.input(index), network.trt.GatherMode.ELEMENT)
     layer.axis = axis
     assert torch.equal(only_output(network, layer), DATA.gather(axis, index))
 
@@ -91,7 +87,5 @@ def test_one_hot(network, axis, expected):
         network.constant(torch.tensor([7.0, 9.0])),
         network.constant(torch.tensor(3, dtype=torch.int32)),
     )
-    layer = network.net.add_one_hot(
-        network.input(torch.tensor([2, 0], dtype=torch.int32)), values, depth, axis
-    )
+    layer = network.net.add_one_hot(network.input(torch.tensor([2, 0], dtype=torch.int32)), values, depth, axis)
     assert only_output(network, layer).tolist() == expected

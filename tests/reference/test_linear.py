@@ -109,9 +109,7 @@ def test_convolution_with_the_kernel_as_an_input(network):
 
 
 def test_convolution_weights_from_the_side_table(network):
-    x, kernel, bias = (
-        t.bfloat16() for t in (torch.randn(1, 2, 5, 5), torch.randn(3, 2, 3, 3), torch.randn(3))
-    )
+    x, kernel, bias = (t.bfloat16() for t in (torch.randn(1, 2, 5, 5), torch.randn(3, 2, 3, 3), torch.randn(3)))
     weights = [network.trt.Weights(network.trt.bfloat16, t.data_ptr(), t.numel()) for t in (kernel, bias)]
     layer = network.net.add_convolution_nd(network.input(x), 3, (3, 3), *weights)
     layer.name = "conv"

@@ -42,9 +42,7 @@ def test_activation(network, kind, alpha, beta, expected, dtype):
 
 
 def test_softplus_does_not_overflow(network):
-    layer = network.net.add_activation(
-        network.input(torch.tensor([200.0])), network.trt.ActivationType.SOFTPLUS
-    )
+    layer = network.net.add_activation(network.input(torch.tensor([200.0])), network.trt.ActivationType.SOFTPLUS)
     layer.alpha, layer.beta = 1.0, 1.0
     assert only_output(network, layer).item() == 200.0
 
@@ -71,9 +69,7 @@ UNARY = {
 @pytest.mark.parametrize("kind", UNARY)
 def test_unary(network, kind):
     layer = network.net.add_unary(network.input(X), getattr(network.trt.UnaryOperation, kind))
-    torch.testing.assert_close(
-        only_output(network, layer), torch.tensor([float(UNARY[kind](x)) for x in X.tolist()])
-    )
+    torch.testing.assert_close(only_output(network, layer), torch.tensor([float(UNARY[kind](x)) for x in X.tolist()]))
 
 
 @pytest.mark.parametrize(
@@ -89,9 +85,7 @@ def test_unary(network, kind):
     ],
 )
 def test_unary_in_its_domain(network, kind, values, function):
-    layer = network.net.add_unary(
-        network.input(torch.tensor(values)), getattr(network.trt.UnaryOperation, kind)
-    )
+    layer = network.net.add_unary(network.input(torch.tensor(values)), getattr(network.trt.UnaryOperation, kind))
     torch.testing.assert_close(only_output(network, layer), torch.tensor([function(x) for x in values]))
 
 

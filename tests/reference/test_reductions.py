@@ -79,18 +79,14 @@ def test_cumulative(network, exclusive, reverse, expected):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_layer_norm(network, dtype):
     x, scale, bias = (torch.randn(size).to(dtype) for size in ((2, 3, 8), (1, 1, 8), (1, 1, 8)))
-    layer = network.net.add_normalization(
-        network.input(x), network.constant(scale), network.constant(bias), 4
-    )
+    layer = network.net.add_normalization(network.input(x), network.constant(scale), network.constant(bias), 4)
     expected = F.layer_norm(x.float(), [8], scale.float().flatten(), bias.float().flatten())
     torch.testing.assert_close(only_output(network, layer), expected.to(dtype))
 
 
 def test_instance_norm(network):
     x, scale, bias = (torch.randn(size) for size in ((2, 4, 3, 3), (1, 4, 1, 1), (1, 4, 1, 1)))
-    layer = network.net.add_normalization(
-        network.input(x), network.constant(scale), network.constant(bias), 12
-    )
+    layer = network.net.add_normalization(network.input(x), network.constant(scale), network.constant(bias), 12)
     layer.epsilon = 1e-3
     expected = F.instance_norm(x, weight=scale.flatten(), bias=bias.flatten(), eps=1e-3)
     torch.testing.assert_close(only_output(network, layer), expected)
@@ -98,20 +94,14 @@ def test_instance_norm(network):
 
 def test_group_norm_with_a_scale_per_channel(network):
     x, scale, bias = (torch.randn(size) for size in ((2, 4, 3, 3), (1, 4, 1, 1), (1, 4, 1, 1)))
-    layer = network.net.add_normalization_v2(
-        network.input(x), network.constant(scale), network.constant(bias), 12
-    )
+    layer = network.net.add_normalization_v2(network.input(x), network.constant(scale), network.constant(bias), 12)
     layer.num_groups = 2
-    torch.testing.assert_close(
-        only_output(network, layer), F.group_norm(x, 2, scale.flatten(), bias.flatten())
-    )
+    torch.testing.assert_close(only_output(network, layer), F.group_norm(x, 2, scale.flatten(), bias.flatten()))
 
 
 def test_group_norm_with_a_scale_per_group(network):
     x, scale, bias = (torch.randn(size) for size in ((2, 4, 3, 3), (1, 2, 1, 1), (1, 2, 1, 1)))
-    layer = network.net.add_normalization(
-        network.input(x), network.constant(scale), network.constant(bias), 12
-    )
+    layer = network.net.add_normalization(network.input(x), network.constant(scale), network.constant(bias), 12)
     layer.num_groups = 2
     by_channel = [value.flatten().repeat_interleave(2) for value in (scale, bias)]
     torch.testing.assert_close(only_output(network, layer), F.group_norm(x, 2, *by_channel))
@@ -134,9 +124,7 @@ def test_pooling(network, dims, kind, counts_padding):
 
 @pytest.mark.parametrize(("excludes", "corner"), [(True, 1.0), (False, 4 / 9)])
 def test_average_at_a_corner(network, excludes, corner):
-    layer = network.net.add_pooling_nd(
-        network.input(torch.ones(1, 1, 4, 4)), network.trt.PoolingType.AVERAGE, (3, 3)
-    )
+    layer = network.net.add_pooling_nd(network.input(torch.ones(1, 1, 4, 4)), network.trt.PoolingType.AVERAGE, (3, 3))
     layer.padding_nd, layer.average_count_excludes_padding = (1, 1), excludes
     assert only_output(network, layer)[0, 0, 0, 0].item() == pytest.approx(corner)
 

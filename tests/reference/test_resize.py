@@ -39,9 +39,7 @@ def test_resize_like_pytorch(network, mode, coordinates, options, size):
     layer = add_resize(network, network.input(x), mode, coordinates, shape=(1, 2, *size))
     if mode == "NEAREST" and coordinates == "HALF_PIXEL":
         layer.nearest_rounding = network.trt.ResizeRoundMode.HALF_UP
-    torch.testing.assert_close(
-        only_output(network, layer), F.interpolate(x, size, **options), rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(only_output(network, layer), F.interpolate(x, size, **options), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,4 @@ def _add_profile(network: Network, config: Any) -> None:
 
 
 def _within(spec: TensorSpec) -> tuple[int, ...]:
-    return tuple(
-        min(max(size, low), high) for size, (low, high) in zip(spec.example, spec.ranges, strict=True)
-    )
+    return tuple(min(max(size, low), high) for size, (low, high) in zip(spec.example, spec.ranges, strict=True))

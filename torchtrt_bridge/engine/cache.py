@@ -15,8 +15,8 @@ from pathlib import Path
 import filelock
 import platformdirs
 
-from torchtrt_bridge.options import Options
 from torchtrt_bridge.compile_report import tell_once
+from torchtrt_bridge.options import Options
 
 # A process that builds this long is taken for dead; the others then build on their own.
 LOCK_SECONDS = 600.0

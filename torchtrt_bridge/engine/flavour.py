@@ -61,12 +61,8 @@ class Flavour:
             return
         unknown = [target for target, name in zip(targets, names, strict=True) if name not in known]
         if unknown:
-            choices = ", ".join(
-                name.lower().replace("sm", TARGET_PREFIX) for name in known if name[2:].isdigit()
-            )
-            raise BuildError(
-                f"{self} cannot build for {', '.join(unknown)}. It builds for: {choices}, sm_90."
-            )
+            choices = ", ".join(name.lower().replace("sm", TARGET_PREFIX) for name in known if name[2:].isdigit())
+            raise BuildError(f"{self} cannot build for {', '.join(unknown)}. It builds for: {choices}, sm_90.")
         config.num_compute_capabilities = len(names)
         for index, name in enumerate(names):
             config.set_compute_capability(known[name], index)

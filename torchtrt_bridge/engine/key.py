@@ -21,9 +21,7 @@ from torchtrt_bridge.shapes import Range, spec_of
 PORTABLE = "portable"
 
 
-def engine_key(
-    module: fx.GraphModule, flavour: Flavour, options: Options, ranges: Mapping[Any, Range]
-) -> str:
+def engine_key(module: fx.GraphModule, flavour: Flavour, options: Options, ranges: Mapping[Any, Range]) -> str:
     """The digest, in hexadecimal, of a subgraph, its constants' contents, its ranges, options, TensorRT and target."""
     digest = hashlib.sha256()
     digest.update(json.dumps(_environment(flavour, options)).encode())

@@ -244,13 +244,8 @@ class Context:
         """`tensor` broadcast to `sizes` (-1 keeps a size), as `torch.Tensor.expand`."""
         tensor = self.tensor(tensor, rank=len(sizes))
         own = self.sizes(tensor)
-        wanted = [
-            mine if isinstance(size, int) and size == -1 else size
-            for mine, size in zip(own, sizes, strict=True)
-        ]
-        if all(
-            isinstance(m, int) and isinstance(w, int) and m == w for m, w in zip(own, wanted, strict=True)
-        ):
+        wanted = [mine if isinstance(size, int) and size == -1 else size for mine, size in zip(own, sizes, strict=True)]
+        if all(isinstance(m, int) and isinstance(w, int) and m == w for m, w in zip(own, wanted, strict=True)):
             return tensor
         stride = [0 if mine == 1 else 1 for mine in own]
         return self.slice(tensor, [0] * len(own), wanted, stride)

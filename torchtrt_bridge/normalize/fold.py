@@ -59,9 +59,7 @@ def _is_large(node: fx.Node) -> bool:
         return False
     if not all(isinstance(size, int) for size in value.shape):
         return True
-    inputs = sum(
-        _bytes(n.meta["val"]) for n in node.all_input_nodes if isinstance(n.meta["val"], torch.Tensor)
-    )
+    inputs = sum(_bytes(n.meta["val"]) for n in node.all_input_nodes if isinstance(n.meta["val"], torch.Tensor))
     return _bytes(value) > max(SMALL_BYTES, inputs)
 
 

@@ -60,9 +60,7 @@ def _scale_and_shift(node: fx.Node) -> tuple[torch.Tensor, torch.Tensor] | None:
     return scale, shift if beta is None else shift + beta
 
 
-def _fold_into(
-    source: fx.Node, scale: torch.Tensor, shift: torch.Tensor, mode: FakeTensorMode
-) -> fx.Node | None:
+def _fold_into(source: fx.Node, scale: torch.Tensor, shift: torch.Tensor, mode: FakeTensorMode) -> fx.Node | None:
     """The convolution or linear layer `source` with the affine map in its weights; None if it is neither."""
     if not (is_call(source, aten.convolution.default) or is_call(source, aten.linear.default)):
         return None
@@ -93,9 +91,7 @@ def _along_outputs(source: fx.Node, weight: torch.Tensor, scale: torch.Tensor) -
     return per_group.reshape(weight.shape[0], weight.shape[1], *[1] * (weight.dim() - 2))
 
 
-def _as_product_and_sum(
-    node: fx.Node, scale: torch.Tensor, shift: torch.Tensor, mode: FakeTensorMode
-) -> fx.Node:
+def _as_product_and_sum(node: fx.Node, scale: torch.Tensor, shift: torch.Tensor, mode: FakeTensorMode) -> fx.Node:
     source = node.args[0]
     assert isinstance(source, fx.Node)
     value = source.meta["val"]

@@ -13,9 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 def fake_mode_of(module: fx.GraphModule) -> FakeTensorMode:
     """The mode in which the fake values of `module`'s nodes live."""
-    values = [
-        node.meta["val"] for node in module.graph.nodes if isinstance(node.meta.get("val"), torch.Tensor)
-    ]
+    values = [node.meta["val"] for node in module.graph.nodes if isinstance(node.meta.get("val"), torch.Tensor)]
     return detect_fake_mode(values) or FakeTensorMode(allow_non_fake_inputs=True)
 
 
@@ -36,9 +34,7 @@ def is_call(node: Any, op: Any) -> bool:
     return isinstance(node, fx.Node) and node.op == "call_function" and node.target is op
 
 
-def insert_call(
-    before: fx.Node, mode: FakeTensorMode, op: Callable[..., Any], *args: Any, **kwargs: Any
-) -> fx.Node:
+def insert_call(before: fx.Node, mode: FakeTensorMode, op: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
     """A call in front of `before`, on behalf of it: it carries its source line."""
     with before.graph.inserting_before(before):
         node = before.graph.call_function(op, args, kwargs)

@@ -88,11 +88,7 @@ class _Lowering:
 
     def _fits(self, arg: Any) -> bool:
         """Whether a number is in the range of the half precision type."""
-        return (
-            not isinstance(arg, float)
-            or abs(arg) in (0.0, float("inf"))
-            or abs(arg) <= torch.finfo(self.dtype).max
-        )
+        return not isinstance(arg, float) or abs(arg) in (0.0, float("inf")) or abs(arg) <= torch.finfo(self.dtype).max
 
     def _is_fp32(self, node: fx.Node) -> bool:
         value = node.meta.get("val")
@@ -112,9 +108,7 @@ class _Lowering:
         if key not in self.casts:
             before = user if constant_of(source) is not None else _after(source)
             cast = insert_call(before, self.mode, aten._to_copy.default, source, dtype=dtype)
-            cast.meta.update(
-                {k: v for k, v in source.meta.items() if k in ("stack_trace", "nn_module_stack")}
-            )
+            cast.meta.update({k: v for k, v in source.meta.items() if k in ("stack_trace", "nn_module_stack")})
             self.casts[key] = cast
             if dtype == self.dtype:
                 self.lowered.add(cast)

@@ -61,10 +61,8 @@ def propose(module: fx.GraphModule, options: Options) -> Proposal:
         if not calls or all(_is_move(n) for n in calls):
             continue
         if len(calls) < options.min_subgraph_nodes:
-            reason = (
-                f"its subgraph has {len(calls)} nodes, and min_subgraph_nodes={options.min_subgraph_nodes}"
-            )
-            reasons.update({n: reason for n in calls})
+            reason = f"its subgraph has {len(calls)} nodes, and min_subgraph_nodes={options.min_subgraph_nodes}"
+            reasons.update(dict.fromkeys(calls, reason))
             continue
         groups.append([n.name for n in nodes if n.op == "call_function"])
     groups.sort(key=_order(module))

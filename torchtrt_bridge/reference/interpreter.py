@@ -97,16 +97,12 @@ class NetworkInterpreter:
     def _check(self, inputs: Sequence[torch.Tensor]) -> None:
         if len(inputs) != len(self._inputs):
             names = ", ".join(self.input_names)
-            raise ShapeRangeError(
-                f"The network takes {len(self._inputs)} inputs ({names}), not {len(inputs)}."
-            )
+            raise ShapeRangeError(f"The network takes {len(self._inputs)} inputs ({names}), not {len(inputs)}.")
         for slot, value in zip(self._inputs, inputs, strict=True):
             if complaint := slot.complaint(value):
                 raise ShapeRangeError(f"Input {slot.name!r} has {complaint}.")
             if value.device.type != "cpu":
-                raise ShapeRangeError(
-                    f"Input {slot.name!r} is on {value.device}; the reference runs on the CPU."
-                )
+                raise ShapeRangeError(f"Input {slot.name!r} is on {value.device}; the reference runs on the CPU.")
 
 
 class _Slots:

@@ -20,9 +20,7 @@ INTEGER_SHARE = 0.01
 def error_bound(dtypes: Iterable[torch.dtype], tf32: bool) -> float:
     """The bound for an engine that computes in `dtypes`."""
     widest = TF32_BOUND if tf32 else BOUNDS[torch.float32]
-    return max(
-        [BOUNDS[dtype] for dtype in dtypes if dtype in (torch.float16, torch.bfloat16)], default=widest
-    )
+    return max([BOUNDS[dtype] for dtype in dtypes if dtype in (torch.float16, torch.bfloat16)], default=widest)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 
+from torchtrt_bridge.compile_report import tell_once
 from torchtrt_bridge.engine.flavour import Flavour
 from torchtrt_bridge.errors import EngineLoadError
 from torchtrt_bridge.lower.dtypes import torch_dtype_from_trt
-from torchtrt_bridge.compile_report import tell_once
-
 
 # Runs before an engine is trusted: the first two are enqueued call by call, the others replay a CUDA graph.
 REHEARSALS = 8
@@ -106,11 +105,7 @@ class Session:
         inputs = [value.contiguous() for value in inputs]
         if self.graph is not None:
             return self.graph(inputs)
-        if (
-            self.runner.wants_graph
-            and self.calls >= PLAIN_RUNS
-            and not torch.cuda.is_current_stream_capturing()
-        ):
+        if self.runner.wants_graph and self.calls >= PLAIN_RUNS and not torch.cuda.is_current_stream_capturing():
             try:
                 self.graph = Graph(self, inputs)
                 return self.graph(inputs)
@@ -133,9 +128,7 @@ class Session:
             outputs.append(output)
         stream = torch.cuda.current_stream(device)
         if not self.context.execute_async_v3(stream.cuda_stream):
-            raise EngineLoadError(
-                f"TensorRT could not run the engine: {'; '.join(self.runner._log.errors[-3:])}"
-            )
+            raise EngineLoadError(f"TensorRT could not run the engine: {'; '.join(self.runner._log.errors[-3:])}")
         return outputs
 
 

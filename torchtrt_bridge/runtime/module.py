@@ -9,9 +9,9 @@ from typing import Protocol
 import torch
 from torch import fx, nn
 
+from torchtrt_bridge.compile_report import EngineEntry, tell_once
 from torchtrt_bridge.errors import BridgeError, EngineLoadError, ShapeRangeError
 from torchtrt_bridge.options import Options
-from torchtrt_bridge.compile_report import EngineEntry, tell_once
 from torchtrt_bridge.runtime.check import difference, error_bound
 from torchtrt_bridge.shapes import TensorSpec
 
@@ -102,9 +102,7 @@ class EngineModule(nn.Module):
                 return self.forward(*inputs)
             expected = self._in_pytorch(inputs)
             if not all(bool(value.isfinite().all()) for value in inputs if value.is_floating_point()):
-                tell_once(
-                    f"{self.entry.name}: the first inputs are not finite; PyTorch runs it until they are."
-                )
+                tell_once(f"{self.entry.name}: the first inputs are not finite; PyTorch runs it until they are.")
                 return expected
             try:
                 runs = runner.rehearse(inputs)

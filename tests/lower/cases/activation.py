@@ -15,17 +15,13 @@ def signed(n: int) -> tuple[torch.Tensor]:
 
 def far(n: int) -> tuple[torch.Tensor]:
     """Arguments at which exponentials overflow in fp32, and at which they overflow in fp16 only."""
-    return (
-        torch.tensor([-200.0, -90.0, -15.0, -1.0, 0.0, 1.0, 9.0, 11.0, 15.0, 19.0, 21.0, 200.0]).repeat(n, 1),
-    )
+    return (torch.tensor([-200.0, -90.0, -15.0, -1.0, 0.0, 1.0, 9.0, 11.0, 15.0, 19.0, 21.0, 200.0]).repeat(n, 1),)
 
 
 def slopes(count: int, *shape: int) -> Case:
     module = nn.PReLU(count)
     nn.init.uniform_(module.weight, -1, 1)
-    return Case(
-        aten._prelu_kernel.default, module, lambda n: (torch.randn(n, *shape),), name=f"{count}_of_{shape}"
-    )
+    return Case(aten._prelu_kernel.default, module, lambda n: (torch.randn(n, *shape),), name=f"{count}_of_{shape}")
 
 
 CASES: list[Case] = [

@@ -93,7 +93,5 @@ REJECTED: list[Rejected] = [
     Rejected(avg2, nn.AdaptiveAvgPool2d(4), growing, "run time", dynamic=True),
     Rejected(private2, functools.partial(private2, output_size=[7, 6]), growing, "run time", dynamic=True),
     Rejected(avg3, nn.AdaptiveAvgPool3d(4), growing_volume, "run time", dynamic=True),
-    Rejected(
-        private3, functools.partial(private3, output_size=[3, 4, 4]), growing_volume, "run time", dynamic=True
-    ),
+    Rejected(private3, functools.partial(private3, output_size=[3, 4, 4]), growing_volume, "run time", dynamic=True),
 ]

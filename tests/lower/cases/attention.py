@@ -73,9 +73,7 @@ CASES: list[Case] = [
         lambda n: (torch.randn(n, 2, 5, 8), torch.randn(n, 2, 5, 8), torch.randn(n, 2, 5, 16)),
         name="other-value-size",
     ),
-    Case(
-        sdpa, attend, lambda n: (torch.randn(n, 5, 8), torch.randn(n, 7, 8), torch.randn(n, 7, 8)), name="3d"
-    ),
+    Case(sdpa, attend, lambda n: (torch.randn(n, 5, 8), torch.randn(n, 7, 8), torch.randn(n, 7, 8)), name="3d"),
     Case(
         sdpa,
         attend,

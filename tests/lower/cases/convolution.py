@@ -51,9 +51,7 @@ CASES: list[Case] = [
     ),
     Case(conv, nn.ConvTranspose2d(4, 6, 3), image, name="transposed-2d"),
     Case(conv, nn.ConvTranspose2d(4, 6, (4, 3), (2, 3), (1, 0), (0, 2)), image, name="transposed-2d-longer"),
-    Case(
-        conv, nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, groups=2, bias=False), image, name="transposed-2d-groups"
-    ),
+    Case(conv, nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, groups=2, bias=False), image, name="transposed-2d-groups"),
     Case(conv, nn.ConvTranspose2d(4, 6, 3, 2, 1, 1, dilation=2), image, name="transposed-2d-dilated"),
     Case(conv, nn.ConvTranspose2d(4, 6, 2, 3, 0, 2, dilation=2), image, name="transposed-2d-dilated-longer"),
     Case(
@@ -62,9 +60,7 @@ CASES: list[Case] = [
         lambda n: (torch.randn(4, 9, 9 + n),),
         name="transposed-2d-unbatched",
     ),
-    Case(
-        conv, nn.ConvTranspose3d(4, 6, 3, stride=2, padding=1, output_padding=1), volume, name="transposed-3d"
-    ),
+    Case(conv, nn.ConvTranspose3d(4, 6, 3, stride=2, padding=1, output_padding=1), volume, name="transposed-3d"),
     Case(conv, F.conv2d, image_and_kernel, name="kernel-at-run-time"),
     Case(
         conv,

@@ -56,9 +56,7 @@ GATHERS = [
         lambda n: (torch.randn(n, 6), picks(4, n, 6, dtype=torch.int64)),
         name="dynamic",
     ),
-    Case(
-        aten.gather.default, lambda x, i: x.gather(0, i), lambda n: (torch.randn(()), picks(1, n)), name="0d"
-    ),
+    Case(aten.gather.default, lambda x, i: x.gather(0, i), lambda n: (torch.randn(()), picks(1, n)), name="0d"),
     Case(
         aten.gather.default,
         lambda x, i: x.gather(1, i),
@@ -108,9 +106,7 @@ INDEX = [
         name="0d",
     ),
     Case(aten.index.Tensor, lambda x: x[:, [2, 0, -1]], lambda n: (torch.randn(n, 6),), name="constant"),
-    Case(
-        aten.index.Tensor, lambda x: x[[0, -1]], lambda n: (torch.randn(n, 6),), name="constant-into-dynamic"
-    ),
+    Case(aten.index.Tensor, lambda x: x[[0, -1]], lambda n: (torch.randn(n, 6),), name="constant-into-dynamic"),
     Case(
         aten.index.Tensor,
         lambda x: x[:, [2, 0, -1], [[1], [3]]],

@@ -96,9 +96,7 @@ CASES: list[Case] = [
     Case(aten.mv.default, torch.mv, lambda n: (torch.randn(n, 8), torch.randn(8))),
     Case(aten.dot.default, torch.dot, lambda n: (torch.randn(n), torch.randn(n))),
     Case(aten.addmm.default, torch.addmm, addmm_inputs),
-    Case(
-        aten.addmm.default, functools.partial(torch.addmm, beta=0.5, alpha=2), addmm_inputs, name="alpha-beta"
-    ),
+    Case(aten.addmm.default, functools.partial(torch.addmm, beta=0.5, alpha=2), addmm_inputs, name="alpha-beta"),
     Case(aten.addmm.default, functools.partial(torch.addmm, beta=0), addmm_inputs, name="no-summand"),
     Case(
         aten.addmm.default,

@@ -95,9 +95,7 @@ REJECTED: list[Rejected] = [
     Rejected(avg1, nn.AvgPool1d(2, 3, ceil_mode=True), sequence, "ceil_mode", dynamic=True),
     Rejected(max2, nn.MaxPool2d(2, 3, ceil_mode=True), image, "ceil_mode", name="ceil", dynamic=True),
     Rejected(avg2, nn.AvgPool2d(2, 3, ceil_mode=True), image, "ceil_mode", name="ceil", dynamic=True),
-    Rejected(
-        avg2, nn.AvgPool2d(3, 3, 0, True, True, 5), image, "divisor_override", name="divisor", dynamic=True
-    ),
+    Rejected(avg2, nn.AvgPool2d(3, 3, 0, True, True, 5), image, "divisor_override", name="divisor", dynamic=True),
     Rejected(
         avg3,
         nn.AvgPool3d(2, 3, ceil_mode=True),

@@ -80,9 +80,7 @@ CASES: list[Case] = [
     Case(bilinear, resized("bilinear", scale_factor=0.5), image, name="half"),
     Case(bilinear, resized("bilinear", scale_factor=0.5, align_corners=True), image, name="half-align"),
     Case(bilinear, resized("bilinear", scale_factor=1.7), batch_of_images, name="odd-scale"),
-    Case(
-        bilinear, resized("bilinear", scale_factor=1.7, align_corners=True), batch_of_images, name="odd-align"
-    ),
+    Case(bilinear, resized("bilinear", scale_factor=1.7, align_corners=True), batch_of_images, name="odd-align"),
     Case(trilinear, resized("trilinear", scale_factor=2), volume),
     Case(
         trilinear,

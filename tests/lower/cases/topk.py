@@ -9,10 +9,7 @@ aten = torch.ops.aten
 
 def distinct(n: int) -> tuple[torch.Tensor]:
     """Values of which no two along a dimension are equal, in fp16 either."""
-    return (
-        torch.stack([torch.randperm(24).reshape(4, 6) for _ in range(n)]) / 4
-        + torch.arange(n)[:, None, None] * 7,
-    )
+    return (torch.stack([torch.randperm(24).reshape(4, 6) for _ in range(n)]) / 4 + torch.arange(n)[:, None, None] * 7,)
 
 
 def equal(n: int) -> tuple[torch.Tensor]:

@@ -67,9 +67,7 @@ CASES: list[Case] = [
     # Functions that PyTorch itself takes apart.
     Case(aten.linalg_vector_norm.default, over(torch.norm, dim=-1), one, name="norm"),
     Case(aten.linalg_vector_norm.default, over(F.normalize, dim=1), one, name="normalize"),
-    Case(
-        aten.sum.dim_IntList, lambda x: F.cosine_similarity(x, x.flip(-1), -1), one, name="cosine_similarity"
-    ),
+    Case(aten.sum.dim_IntList, lambda x: F.cosine_similarity(x, x.flip(-1), -1), one, name="cosine_similarity"),
 ]
 
 REJECTED: list[Rejected] = []

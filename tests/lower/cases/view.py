@@ -105,9 +105,7 @@ REPEATS = [
         name="meshgrid",
     ),
     Case(aten.expand.default, lambda x: x.repeat_interleave(3, dim=1), rows, name="repeat_interleave"),
-    Case(
-        aten.expand.default, lambda x: x.repeat_interleave(2, dim=0), rows, name="repeat_interleave-dynamic"
-    ),
+    Case(aten.expand.default, lambda x: x.repeat_interleave(2, dim=0), rows, name="repeat_interleave-dynamic"),
     Case(aten.expand.default, lambda x: x.repeat_interleave(2), square, name="repeat_interleave-flat"),
     Case(aten.copy.default, lambda x, y: aten.copy(x, y), lambda n: (*rows(n), *single(n))),
     Case(

@@ -98,9 +98,7 @@ def elu(ctx, self, alpha=1, scale=1, input_scale=1):
     if input_scale > 0:
         # scale * x = (scale / input_scale) * (input_scale * x), and alpha makes up for it below zero.
         return ctx.activation("SELU", bent, alpha=float(alpha * input_scale), beta=scale / input_scale)
-    below = ctx.elementwise(
-        "PROD", ctx.elementwise("SUB", ctx.unary("EXP", bent), 1, dtype), scale * alpha, dtype
-    )
+    below = ctx.elementwise("PROD", ctx.elementwise("SUB", ctx.unary("EXP", bent), 1, dtype), scale * alpha, dtype)
     above = ctx.elementwise("PROD", tensor, scale, dtype)
     return ctx.select(ctx.elementwise("GREATER", tensor, 0, dtype), above, below)
 

@@ -54,9 +54,7 @@ def _adaptive(ctx, kind, x, output_size):
     """The last dimensions brought to their sizes: by reductions, then equal windows, then unequal ones."""
     rank = len(x.shape)
     dims = range(rank - len(output_size), rank)
-    whole = [
-        dim for dim, wanted in zip(dims, output_size, strict=True) if isinstance(wanted, int) and wanted == 1
-    ]
+    whole = [dim for dim, wanted in zip(dims, output_size, strict=True) if isinstance(wanted, int) and wanted == 1]
     rest = [
         (dim, wanted)
         for dim, wanted in zip(dims, output_size, strict=True)

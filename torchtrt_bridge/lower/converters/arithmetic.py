@@ -139,9 +139,7 @@ def pow_scalar(ctx, self, exponent):
     if exponent in (1, 2, 3, 4):
         return power(ctx, base, int(exponent))
     if dtype.is_floating_point and exponent in (0.5, -0.5, -1, -2):
-        root = (
-            ctx.unary("SQRT", base) if exponent in (0.5, -0.5) else power(ctx, base, max(1, int(-exponent)))
-        )
+        root = ctx.unary("SQRT", base) if exponent in (0.5, -0.5) else power(ctx, base, max(1, int(-exponent)))
         return root if exponent == 0.5 else ctx.unary("RECIP", root)
     return calculate(ctx, "POW", base, exponent)
 

@@ -34,9 +34,7 @@ def not_one_attention(
 
 
 @converter(aten.scaled_dot_product_attention.default, why_not=not_one_attention, dtypes=(*FLOATS, torch.bool))
-def attention(
-    ctx, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False
-):
+def attention(ctx, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False):
     """scaled_dot_product_attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask=None,
     float dropout_p=0.0, bool is_causal=False, *, float? scale=None, bool enable_gqa=False) -> Tensor"""
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale

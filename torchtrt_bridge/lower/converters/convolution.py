@@ -12,9 +12,7 @@ aten = torch.ops.aten
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def window_of_unknown_size(
-    input, weight, bias, stride, padding, dilation, transposed, output_padding, groups
-):
+def window_of_unknown_size(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
     """Kernel sizes, strides and paddings are attributes of TensorRT's layers, fixed when it builds."""
     if any(is_symbolic(v) for v in (*weight.shape, *stride, *padding, *dilation, *output_padding, groups)):
         return "a kernel, stride or padding whose size is known only at run time"
@@ -27,8 +25,7 @@ def convolution(ctx, input, weight, bias, stride, padding, dilation, transposed,
     SymInt[] dilation, bool transposed, SymInt[] output_padding, SymInt groups) -> Tensor"""
     spatial = len(weight.shape) - 2
     windows = [
-        list(values) * (spatial if len(values) == 1 else 1)
-        for values in (stride, padding, dilation, output_padding)
+        list(values) * (spatial if len(values) == 1 else 1) for values in (stride, padding, dilation, output_padding)
     ]
     x = ctx.tensor(input)
     if spatial == 1:  # TensorRT convolves images and volumes

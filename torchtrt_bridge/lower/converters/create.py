@@ -30,9 +30,7 @@ def full(ctx, size, fill_value, *, dtype=None, layout=None, device=None, pin_mem
 
 
 @converter(aten.full_like.default)
-def full_like(
-    ctx, self, fill_value, *, dtype=None, layout=None, device=None, pin_memory=None, memory_format=None
-):
+def full_like(ctx, self, fill_value, *, dtype=None, layout=None, device=None, pin_memory=None, memory_format=None):
     """full_like(Tensor self, Scalar fill_value, *, ScalarType? dtype=None, Layout? layout=None,
     Device? device=None, bool? pin_memory=None, MemoryFormat? memory_format=None) -> Tensor"""
     return filled(ctx, fill_value, ctx.sizes(ctx.tensor(self)))

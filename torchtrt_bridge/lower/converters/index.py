@@ -79,9 +79,7 @@ def merged(ctx, tensor, dims):
     if len(dims) == 1:
         return tensor
     sizes = ctx.sizes(tensor)
-    return ctx.reshape(
-        tensor, [*sizes[: dims[0]], product(ctx, [sizes[d] for d in dims]), *sizes[dims[-1] + 1 :]]
-    )
+    return ctx.reshape(tensor, [*sizes[: dims[0]], product(ctx, [sizes[d] for d in dims]), *sizes[dims[-1] + 1 :]])
 
 
 def flat_index(ctx, indices, sizes):

@@ -61,9 +61,7 @@ def running_statistics_change(
 
 
 @converter(aten.instance_norm.default, why_not=running_statistics_change, dtypes=FLOATS)
-def instance_norm(
-    ctx, input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled
-):
+def instance_norm(ctx, input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled):
     """instance_norm(Tensor input, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var,
     bool use_input_stats, float momentum, float eps, bool cudnn_enabled) -> Tensor"""
     x = ctx.tensor(input)

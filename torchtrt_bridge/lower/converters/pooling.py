@@ -25,9 +25,7 @@ def _max_pool(rank, op, op_with_indices=None):
         return _unknown_count(self, rank, kernel_size, stride, padding, ceil_mode)
 
     @converter(op, why_not=dilated_or_of_unknown_count, dtypes=FLOATS)
-    def max_pool(
-        ctx, self, kernel_size, stride=(), padding=(0,) * rank, dilation=(1,) * rank, ceil_mode=False
-    ):
+    def max_pool(ctx, self, kernel_size, stride=(), padding=(0,) * rank, dilation=(1,) * rank, ceil_mode=False):
         """max_pool2d(Tensor self, int[2] kernel_size, int[2] stride=[], int[2] padding=0, int[2] dilation=1,
         bool ceil_mode=False) -> Tensor"""
         return _pool(ctx, "MAX", self, rank, kernel_size, stride, padding, ceil_mode)
@@ -90,11 +88,7 @@ def _avg_pool(rank, op):
         count_include_pad=True,
         divisor_override=None,
     ):
-        if (
-            divisor_override is not None
-            and ceil_mode
-            and any(is_symbolic(size) for size in self.shape[-rank:])
-        ):
+        if divisor_override is not None and ceil_mode and any(is_symbolic(size) for size in self.shape[-rank:]):
             return "divisor_override with ceil_mode and a size known only at run time"
         return _unknown_count(self, rank, kernel_size, stride, padding, ceil_mode)
 
@@ -123,9 +117,7 @@ _avg_pool(2, aten.avg_pool2d.default)
 _avg_pool(3, aten.avg_pool3d.default)
 
 
-def _pool(
-    ctx, kind, self, rank, kernel_size, stride, padding, ceil_mode, count_include_pad=True, counts_all=False
-):
+def _pool(ctx, kind, self, rank, kernel_size, stride, padding, ceil_mode, count_include_pad=True, counts_all=False):
     """A pooling layer over the last `rank` dimensions.
 
     counts_all: let each window's average count all its elements, those beyond the padding too.
@@ -164,7 +156,5 @@ def _cropped(ctx, x, rank, wanted):
     if all(not isinstance(out, int) or size in (-1, out) for size, out in pairs):
         return x
     sizes = ctx.sizes(x)
-    sizes[-rank:] = [
-        out if isinstance(out, int) else size for size, (_, out) in zip(sizes[-rank:], pairs, strict=True)
-    ]
+    sizes[-rank:] = [out if isinstance(out, int) else size for size, (_, out) in zip(sizes[-rank:], pairs, strict=True)]
     return ctx.slice(x, [0] * len(sizes), sizes)

@@ -47,9 +47,7 @@ def _linear(align_corners: bool) -> Resampling:
 
 
 def _cubic(align_corners: bool) -> Resampling:
-    return Resampling(
-        "CUBIC", _in_two_dimensions(aten.upsample_bicubic2d.default, align_corners), align_corners
-    )
+    return Resampling("CUBIC", _in_two_dimensions(aten.upsample_bicubic2d.default, align_corners), align_corners)
 
 
 def _antialiased(op: Any) -> Callable[[bool], Resampling]:
@@ -96,9 +94,7 @@ def _register(op, way):
         return _resample(ctx, ctx.tensor(input), way(align_corners), output_size, scale_factors)
 
 
-_register_nearest(
-    aten.upsample_nearest1d.vec, aten.upsample_nearest2d.vec, aten.upsample_nearest3d.vec, is_exact=False
-)
+_register_nearest(aten.upsample_nearest1d.vec, aten.upsample_nearest2d.vec, aten.upsample_nearest3d.vec, is_exact=False)
 _register_nearest(
     aten._upsample_nearest_exact1d.vec,
     aten._upsample_nearest_exact2d.vec,
@@ -122,9 +118,7 @@ def _resample(ctx, x, how, output_size, scale_factors):
     ]
     for dim, (out, scale) in enumerate(zip(outs, scales, strict=True), start=2):
         size = x.shape[dim]
-        follows = (
-            how.align_corners or scale is None or (size < 0 and not _is_divisor(scale)) or size * scale == out
-        )
+        follows = how.align_corners or scale is None or (size < 0 and not _is_divisor(scale)) or size * scale == out
         if how.mode is not None and follows:
             continue
         if how.mode in ("NEAREST", "LINEAR") and _is_divisor(scale):

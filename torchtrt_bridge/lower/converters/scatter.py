@@ -22,9 +22,7 @@ def adds_or_consumes(self, indices, values, accumulate=False):
     if len(indexed(indices)) > 1:
         return "a boolean mask among other indices: the number of values depends on the data"
     trailing = self.dim() - masks[0].dim() - indexed(indices)[0]
-    uniform = values.dim() <= trailing or all(
-        equal([size], [1]) for size in values.shape[: values.dim() - trailing]
-    )
+    uniform = values.dim() <= trailing or all(equal([size], [1]) for size in values.shape[: values.dim() - trailing])
     return None if uniform else "a boolean mask with a value for each True: their number depends on the data"
 
 

@@ -40,11 +40,7 @@ def largest(ctx, op, value, k, dim):
 
 def many_values(self, k, dim=-1, largest=True, sorted=True):
     """The limit of TensorRT's TopK layer."""
-    return (
-        f"the {k} largest values; TensorRT finds at most {MAX_K}"
-        if not is_symbolic(k) and k > MAX_K
-        else None
-    )
+    return f"the {k} largest values; TensorRT finds at most {MAX_K}" if not is_symbolic(k) and k > MAX_K else None
 
 
 @converter(aten.topk.default, why_not=many_values)
@@ -97,9 +93,7 @@ def _position(op, kind):
         tensor = ctx.tensor(self)
         rank = len(tensor.shape)
         flat = dim is None and rank > 1
-        _, positions = largest(
-            ctx, kind, ctx.reshape(tensor, [-1]) if flat else tensor, 1, 0 if dim is None else dim
-        )
+        _, positions = largest(ctx, kind, ctx.reshape(tensor, [-1]) if flat else tensor, 1, 0 if dim is None else dim)
         if flat:
             return ctx.reshape(positions, [1] * rank if keepdim else [])
         return positions if keepdim or not rank else ctx.squeeze(positions, [(dim or 0) % rank])

@@ -21,9 +21,7 @@ def moments(ctx, value, dims, correction, keep_dims):
     mean = reduced(ctx, "AVG", tensor, dims, True)
     squares = power(ctx, ctx.elementwise("SUB", tensor, mean), 2)
     variance = reduced(ctx, "AVG", squares, dims, keep_dims)
-    factor = _correction(
-        ctx, [ctx.size(tensor, dim) for dim in dims], 1 if correction is None else correction
-    )
+    factor = _correction(ctx, [ctx.size(tensor, dim) for dim in dims], 1 if correction is None else correction)
     if factor is not None:
         variance = ctx.elementwise("PROD", variance, factor, ctx.dtype(variance))
     return variance, mean if keep_dims or not rank else ctx.squeeze(mean, dims)

@@ -13,9 +13,7 @@ from torchtrt_bridge.reference.registry import Compute, reads
 def _check_negative(layer: Layer, index: Tensor, axes_dynamic: bool) -> None:
     """TensorRT leaves a negative index into a dimension of dynamic length undefined."""
     if axes_dynamic and bool((index < 0).any()):
-        raise LoweringError(
-            f"{layer} has a negative index into a dynamic dimension: TensorRT leaves it undefined."
-        )
+        raise LoweringError(f"{layer} has a negative index into a dynamic dimension: TensorRT leaves it undefined.")
 
 
 def _fit(index: Tensor, length: int) -> tuple[Tensor, Tensor]:
@@ -51,9 +49,7 @@ def gather(layer: Layer) -> Compute:
 
 
 def _zero_where(outside: Tensor, values: Tensor) -> Tensor:
-    return (
-        torch.where(outside, torch.zeros((), dtype=values.dtype), values) if bool(outside.any()) else values
-    )
+    return torch.where(outside, torch.zeros((), dtype=values.dtype), values) if bool(outside.any()) else values
 
 
 def _gather_axis(data: Tensor, index: Tensor, axis: int) -> Tensor:

@@ -31,9 +31,7 @@ def normalization(layer: Layer) -> Compute:
         if groups == 1:
             return _standardize(x, axes, epsilon) * scale + bias
         if axes != list(range(2, x.dim())):
-            raise LoweringError(
-                f"{layer} has groups, so its axes must be all after the channels, not {axes}."
-            )
+            raise LoweringError(f"{layer} has groups, so its axes must be all after the channels, not {axes}.")
         grouped = x.reshape(x.shape[0], groups, -1)
         result = _standardize(grouped, [2], epsilon)
         if by_group:

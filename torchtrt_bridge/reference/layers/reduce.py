@@ -90,9 +90,7 @@ def cumulative(layer: Layer) -> Compute:
         x = x.flip(axis) if reverse else x
         sums = x.cumsum(axis, dtype=x.dtype)
         if exclusive:
-            sums = torch.cat([torch.zeros_like(sums.narrow(axis, 0, 1)), sums], axis).narrow(
-                axis, 0, x.shape[axis]
-            )
+            sums = torch.cat([torch.zeros_like(sums.narrow(axis, 0, 1)), sums], axis).narrow(axis, 0, x.shape[axis])
         return sums.flip(axis) if reverse else sums
 
     wide = in_float32(compute)

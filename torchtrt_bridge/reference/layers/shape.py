@@ -107,18 +107,14 @@ def padding(layer: Layer) -> Compute:
 def fill(layer: Layer) -> Compute:
     """LINSPACE only: alpha plus, for each dimension, its beta times the position."""
     if layer.raw.operation.name != "LINSPACE":
-        raise LoweringError(
-            f"{layer}: the reference has no {layer.raw.operation.name}; it draws no random numbers."
-        )
+        raise LoweringError(f"{layer}: the reference has no {layer.raw.operation.name}; it draws no random numbers.")
     dtype = torch_dtype_from_trt(layer.raw.to_type)
     static = layer.dims("shape")
     exact = torch.float64 if dtype.is_floating_point else torch.int64
     start = torch.as_tensor(layer.raw.alpha).to(exact)
     step = torch.as_tensor(layer.raw.beta).to(exact)
 
-    def compute(
-        dims: Tensor | None = None, alpha: Tensor | None = None, beta: Tensor | None = None
-    ) -> Tensor:
+    def compute(dims: Tensor | None = None, alpha: Tensor | None = None, beta: Tensor | None = None) -> Tensor:
         sizes = static if dims is None else dims.tolist()
         assert sizes is not None
         steps = (step if beta is None else beta.to(exact)).reshape(-1)

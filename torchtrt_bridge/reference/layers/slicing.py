@@ -25,8 +25,7 @@ def slice_(layer: Layer) -> Compute:
         given = [*inputs, *[None] * 5][:5]
         fill = given.pop(3)
         start, size, stride, axes = (
-            fixed if value is None else value.reshape(-1).tolist()
-            for value, fixed in zip(given, static, strict=True)
+            fixed if value is None else value.reshape(-1).tolist() for value, fixed in zip(given, static, strict=True)
         )
         if start is None or size is None or stride is None:
             raise LoweringError(f"{layer} lacks a start, size or stride.")
@@ -35,9 +34,7 @@ def slice_(layer: Layer) -> Compute:
     return compute
 
 
-def _take(
-    x: Tensor, axes: list[int], ranges: Sequence[tuple[int, int, int]], mode: str, fill: Tensor | None
-) -> Tensor:
+def _take(x: Tensor, axes: list[int], ranges: Sequence[tuple[int, int, int]], mode: str, fill: Tensor | None) -> Tensor:
     outside: Tensor | None = None
     for axis, (start, size, stride) in zip(axes, ranges, strict=True):
         axis %= x.dim()
@@ -59,9 +56,7 @@ def _inside(x: Tensor, axis: int, start: int, size: int, stride: int) -> Tensor:
     if size == 0:
         return x.narrow(axis, 0, 0)
     if stride > 0:
-        return x.narrow(axis, start, (size - 1) * stride + 1)[
-            (slice(None),) * axis + (slice(None, None, stride),)
-        ]
+        return x.narrow(axis, start, (size - 1) * stride + 1)[(slice(None),) * axis + (slice(None, None, stride),)]
     return x.index_select(axis, start + stride * torch.arange(size))
 
 

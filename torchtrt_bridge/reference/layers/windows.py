@@ -55,10 +55,7 @@ class Window:
         """For each dimension of a deconvolution's output: elements cut off before and after."""
         if not self.mode.startswith("SAME"):
             return list(zip(self.pre, self.post, strict=True))
-        return [
-            _halves(max(span - stride, 0), self.mode)
-            for span, stride in zip(self.spans, self.stride, strict=True)
-        ]
+        return [_halves(max(span - stride, 0), self.mode) for span, stride in zip(self.spans, self.stride, strict=True)]
 
 
 def _halves(total: int, mode: str) -> tuple[int, int]:

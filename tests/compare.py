@@ -1,4 +1,4 @@
-"""Compare a result with PyTorch's: exact for bool and int, defaults of `torch.testing` for floats, float64 as referee."""
+"""Compare a result with PyTorch's: exact for bool and int, `torch.testing`'s for floats, float64 as referee."""
 
 from __future__ import annotations
 

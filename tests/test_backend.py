@@ -70,7 +70,7 @@ def test_unsupported_operator_stays_in_pytorch_with_reason_and_source() -> None:
 
 def test_fallback_error_names_the_operator() -> None:
     fast = compiled(trained(WithUnsupported()), fallback="error")
-    with torch.no_grad(), pytest.raises(Exception, match="linalg.*fallback='pytorch'"):
+    with torch.no_grad(), pytest.raises(Exception, match=r"linalg.*fallback='pytorch'"):
         fast(image())
 
 

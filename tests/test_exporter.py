@@ -166,7 +166,7 @@ def test_wrong_arguments(program: trtb.Program, call: Any, words: str) -> None:
 
 
 def test_data_dependent_control_flow_cannot_be_exported() -> None:
-    with pytest.raises(trtb.CaptureError, match="torch.compile"):
+    with pytest.raises(trtb.CaptureError, match=r"torch\.compile"):
         trtb.export(lambda x: x + 1 if x.sum() > 0 else x - 1, torch.randn(3))
 
 
@@ -213,7 +213,7 @@ def test_a_damaged_file(program: trtb.Program, tmp_path: Path, damage: str) -> N
     else:
         content = bytearray(b"not a program")
     path.write_bytes(content)
-    with pytest.raises(trtb.EngineLoadError, match="damaged|not a readable"):
+    with pytest.raises(trtb.EngineLoadError, match=r"damaged|not a readable"):
         trtb.load(path)
 
 

@@ -49,7 +49,8 @@ def export_program(
     try:
         with torch.no_grad(), torch.backends.nnpack.flags(enabled=False):  # NNPACK's guard: batch < 16
             program = torch.export.export(model, args, dict(kwargs or {}), dynamic_shapes=dynamic_shapes, strict=False)
-            return program.run_decompositions(_decompositions())
+            decomposed: ExportedProgram = program.run_decompositions(_decompositions())
+            return decomposed
     except Exception as error:
         raise CaptureError(
             f"torch.export could not capture {type(model).__name__} as one graph: {error}\n"
@@ -147,7 +148,8 @@ def _move_to_end(node: fx.Node) -> None:
 
 
 def _output(module: fx.GraphModule) -> fx.Node:
-    return next(node for node in reversed(module.graph.nodes) if node.op == "output")
+    output: fx.Node = next(node for node in reversed(module.graph.nodes) if node.op == "output")
+    return output
 
 
 def _order_outputs(module: fx.GraphModule, signature: Any, state: tuple[str, ...]) -> tuple[int, ...]:

@@ -78,7 +78,7 @@ def _replace(node: fx.Node, other: Any) -> None:
     if isinstance(other, fx.Node):
         node.replace_all_uses_with(other)
     for user in list(node.users):
-        user.args, user.kwargs = fx.map_arg((user.args, user.kwargs), lambda n: other if n is node else n)  # type: ignore[no-untyped-call]
+        user.args, user.kwargs = fx.map_arg((user.args, user.kwargs), lambda n: other if n is node else n)
     node.graph.erase_node(node)
 
 
@@ -122,13 +122,13 @@ def _is_free(size: Any) -> bool:
     return isinstance(size, torch.SymInt) and not size.node.expr.is_Integer
 
 
-def _dim(size: torch.SymInt) -> Any:
+def _dim(size: Any) -> Any:
     """`Dim.AUTO` with Dynamo's range of the size."""
     known = size.node.shape_env.bound_sympy(size.node.expr)
     limits = {"min": int(known.lower)}
     if getattr(known.upper, "is_Integer", False):
         limits["max"] = int(known.upper)
-    return torch.export.Dim.AUTO(**limits)  # type: ignore[operator]
+    return torch.export.Dim.AUTO(**limits)
 
 
 def output_sharing(module: fx.GraphModule, inputs: Sequence[int]) -> int | None:
@@ -146,4 +146,4 @@ def output_sharing(module: fx.GraphModule, inputs: Sequence[int]) -> int | None:
 def _memory(value: Any) -> int | None:
     if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
         return None
-    return value.untyped_storage()._cdata
+    return int(value.untyped_storage()._cdata)

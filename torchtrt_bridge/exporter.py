@@ -73,7 +73,7 @@ def load(path: str | Path, *, device: str | torch.device | None = None, **option
     """Read a program that `save` wrote, with its engines where this machine can run them.
 
     device: where it runs; None means the GPU if there is one.
-    options: those of how it runs: fallback, cuda_graphs, cache_dir, cache_bytes.
+    options: those of how it runs, which the file does not keep: fallback, cuda_graphs, cache_dir, cache_bytes.
     Raises EngineLoadError for a missing, damaged or foreign file.
     """
     wrong = sorted(set(options) - set(RUN_OPTIONS))
@@ -110,7 +110,7 @@ def _manifest(
     return archive.Manifest(
         archive.FORMAT,
         archive.versions() | {"tensorrt": str(flavours.choose(options.engine))},
-        content["options"],
+        {name: value for name, value in content["options"].items() if name not in RUN_OPTIONS},
         {name: list(nodes) for name, nodes in subgraphs.items()},
         {name: hashlib.sha256(plan).hexdigest() for name, plan in plans.items()},
         content["engines"],

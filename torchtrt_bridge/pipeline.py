@@ -100,12 +100,12 @@ def _report_rejections(proposal: Proposal, options: Options, report: CompileRepo
         return
     told = "; ".join(f"{describe(r.node)}: {r.reason}" for r in proposal.rejections[:3])
     more = f" and {len(proposal.rejections) - 3} more" if len(proposal.rejections) > 3 else ""
+    count = len(proposal.rejections)
     if options.fallback == "error":
         raise UnsupportedOpError(
-            f"{len(proposal.rejections)} nodes cannot run in TensorRT: {told}{more}. "
-            "fallback='pytorch' leaves them to PyTorch."
+            f"TensorRT cannot run {count} of the nodes: {told}{more}. fallback='pytorch' leaves them to PyTorch."
         )
-    tell_once(f"{len(proposal.rejections)} nodes stay in PyTorch: {told}{more}. trtb.report(...) lists all.")
+    tell_once(f"{count} of the nodes stay in PyTorch: {told}{more}. trtb.report(...) lists all.")
 
 
 class _Builder:
@@ -152,7 +152,7 @@ class _Builder:
 
     def _plan(self, key: str, on_progress: Any) -> bytes:
         """The engine under `key`, from the cache or built now; other processes that want it wait for this one."""
-        cached = self.cache and self.cache.get(key)
+        cached = None if self.cache is None else self.cache.get(key)
         if cached is None and self.cache is not None:
             with self.cache.building(key):
                 cached = self.cache.get(key)

@@ -9,12 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
-
-from torchtrt_bridge.capture import CapturedGraph, export_program, graph_from_program
-from torchtrt_bridge.normalize import normalize
-from torchtrt_bridge.options import Options
-from torchtrt_bridge.partition import Rejection, fuse, propose
 
 HALF = torch.float16
 TRACED, OTHER = 4, 5
@@ -28,6 +22,7 @@ class Case:
     call: a function of tensors, or an nn.Module.
     inputs: makes the tensors for a size n; a dimension that changes with n is dynamic in the dynamic tests.
     half: whether the case also runs in fp16.
+    static: whether it also runs with all sizes known; where these are all it takes, nothing is left to lower.
     tolerance: (rtol, atol) per dtype where the defaults of `torch.testing` do not hold; `reason` says why.
     """
 
@@ -35,6 +30,7 @@ class Case:
     call: Callable[..., Any]
     inputs: Callable[[int], tuple[Any, ...]]
     half: bool = True
+    static: bool = True
     tolerance: dict[torch.dtype, tuple[float, float]] = dataclasses.field(default_factory=dict)
     reason: str = ""
     name: str = ""
@@ -105,33 +101,28 @@ def _changing(a: Any, b: Any) -> Any:
     return {dim: torch.export.Dim.AUTO for dim, (one, other) in pairs if one != other}
 
 
-def captured(inputs: tuple[Any, ...], module: nn.Module, dynamic: Any) -> CapturedGraph:
-    spec = None if dynamic is None else (dynamic,)  # `Called.forward` takes one tuple of arguments
-    return graph_from_program(export_program(module, inputs, dynamic_shapes=spec))
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One test of a case: with known or with dynamic sizes, in fp32 or fp16."""
+
+    case: Case
+    dynamic: bool
+    dtype: torch.dtype
+
+    @property
+    def id(self) -> str:
+        return f"{self.case.id}-{'dynamic' if self.dynamic else 'static'}-{'fp16' if self.dtype == HALF else 'fp32'}"
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The n of the inputs that are compared."""
+        return (TRACED, OTHER) if self.dynamic else (TRACED,)
+
+    def make_inputs(self, n: int) -> tuple[Any, ...]:
+        return self.case.make_inputs(n, self.dtype)
 
 
-def flat_tensors(result: Any) -> list[torch.Tensor]:
-    return [value for value in tree_leaves(result) if isinstance(value, torch.Tensor)]
-
-
-def in_float64(module: nn.Module, inputs: tuple[Any, ...]) -> list[torch.Tensor]:
-    """What `module` gives when it and its inputs are float64."""
-    wide = [v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for v in inputs]
-    return flat_tensors(copy.deepcopy(module).double()(*wide))
-
-
-def partitioned(graph: CapturedGraph, options: Options) -> tuple[dict[str, torch.fx.GraphModule], list[Rejection]]:
-    module = normalize(graph.module, options)
-    proposal = propose(module, options)
-    return fuse(module, proposal.subgraphs), proposal.rejections
-
-
-def network_inputs(subgraph: torch.fx.GraphModule, graph: CapturedGraph, values: tuple[Any, ...]) -> list[Any]:
-    """Those of a call's values that a subgraph takes, in its order."""
-    names = [node.name for node in graph.module.graph.nodes if node.op == "placeholder"]
-    given = dict(zip(names, values, strict=True))
-    return [given[node.name] for node in subgraph.graph.nodes if node.op == "placeholder"]
-
-
-def operators(module: torch.fx.GraphModule) -> set[Any]:
-    return {node.target for node in module.graph.nodes if node.op == "call_function"}
+def points_of(case: Case) -> list[Point]:
+    kinds = [False] * case.static + [True] * any(case.dynamic_shapes(torch.float32))
+    dtypes = [torch.float32] + [HALF] * case.half
+    return [Point(case, dynamic, dtype) for dynamic in kinds for dtype in dtypes]

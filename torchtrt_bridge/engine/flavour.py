@@ -78,7 +78,7 @@ class Flavour:
             )
 
     def context_config(self, engine: Any, kernels: bytes | None) -> tuple[Any, Any]:
-        """A runtime configuration with TensorRT-RTX's cache of compiled kernels, filled with `kernels`, and that cache."""
+        """A runtime configuration, and in it TensorRT-RTX's cache of compiled kernels, filled with `kernels`."""
         config = engine.create_runtime_config()
         if not self.is_rtx:
             return config, None

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -55,7 +55,7 @@ def _describe(node: fx.Node, order: Mapping[fx.Node, int], ranges: Mapping[Any, 
         return f"input {spec.dtype} {spec.ranges} {spec.example} {spec.sizes};"
     if node.op == "get_attr":
         return "constant;"
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: _Reference(order[n]))  # type: ignore[no-untyped-call]
+    args, kwargs = fx.map_arg((node.args, node.kwargs), cast(Any, lambda n: _Reference(order[n])))
     return f"{node.op} {node.target} {args!r} {sorted(kwargs.items())!r};"
 
 

@@ -124,7 +124,7 @@ class Context:
     def _stand_in(self, value: Value) -> Any:
         if isinstance(value, self.trt.ITensor):
             if self.is_size(value):
-                return 1
+                return 1 if self.dtype(value) == torch.int64 else 1.0
             return torch.empty((1,) * len(value.shape), dtype=self.dtype(value), device="meta")
         return value
 
@@ -227,8 +227,12 @@ class Context:
         shape: Sequence[Size],
         stride: Sequence[Size] | None = None,
         mode: str = "STRICT_BOUNDS",
+        fill: float = 0,
     ) -> Any:
-        """An `ISliceLayer`; start, shape and stride may hold run-time sizes."""
+        """An `ISliceLayer`; start, shape and stride may hold run-time sizes.
+
+        mode: a `SampleMode` by name, of which FILL puts `fill` where there is no element.
+        """
         stride = [1] * len(start) if stride is None else stride
         given = (start, shape, stride)
         static = [all(isinstance(v, int) for v in values) for values in given]
@@ -238,6 +242,8 @@ class Context:
         for index, (values, known) in enumerate(zip(given, static, strict=True), start=1):
             if not known:
                 layer.set_input(index, self.shape_tensor(values))
+        if fill != 0:
+            layer.set_input(4, self.constant(fill, self.dtype(tensor)))
         return layer.get_output(0)
 
     def expand(self, tensor: Any, sizes: Sequence[Size]) -> Any:

@@ -78,7 +78,8 @@ def _add_input(ctx: Context, spec: TensorSpec) -> Any:
 
 
 def _lower(ctx: Context, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: values[n])  # type: ignore[no-untyped-call]
+    mapped: Any = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
+    args, kwargs = mapped
     if node.target is operator.getitem:
         return args[0][args[1]]
     found = CONVERTERS.get(node.target)

@@ -88,8 +88,11 @@ def why_not(node: Node) -> str | None:
             return reason
     if found.why_not is None:
         return None
-    args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: n.meta.get("val"))  # type: ignore[no-untyped-call]
-    return found.why_not(*args, **kwargs)
+    args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: n.meta.get("val"))
+    if not hasattr(found.op, "_schema"):
+        return found.why_not(*args, **kwargs)
+    names = [argument.name for argument in found.op._schema.arguments]
+    return found.why_not(**dict(zip(names, args, strict=False)), **kwargs)
 
 
 def _values(node: Node) -> list[Any]:

@@ -14,7 +14,6 @@ METADATA = aten._assert_tensor_metadata.default
 
 def drop_metadata_checks(module: fx.GraphModule, options: Options) -> fx.GraphModule:
     """Erase the assertions on dtype and device that each cast brings along."""
-    for node in list(module.graph.nodes):
-        if node.op == "call_function" and node.target is METADATA:
-            module.graph.erase_node(node)
+    for node in module.graph.find_nodes(op="call_function", target=METADATA):
+        module.graph.erase_node(node)
     return remove_dead(module)

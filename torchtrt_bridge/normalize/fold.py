@@ -39,9 +39,9 @@ def _constant_calls(graph: fx.Graph) -> set[fx.Node]:
             node.op == "call_function"
             and _is_pure(node)
             and all(constant_of(n) is not None or n in constant for n in node.all_input_nodes)
+            and not _is_large(node)
         ):
-            if not _is_large(node):
-                constant.add(node)
+            constant.add(node)
     return constant
 
 
@@ -72,7 +72,7 @@ def _evaluate(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         value = constant_of(node)
         if value is None:
             inputs = {n: _evaluate(n, values) for n in node.all_input_nodes}
-            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: inputs[n])  # type: ignore[no-untyped-call]
+            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: inputs[n])
             with torch.no_grad():
                 value = node.target(*args, **kwargs)  # type: ignore[operator]
         values[node] = value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from typing import cast
 
 import torch
 from torch import fx
@@ -11,7 +12,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torchtrt_bridge.normalize.graph import (
     constant_of,
     fake_mode_of,
-    infer,
     insert_call,
     insert_constant,
     is_call,
@@ -41,7 +41,7 @@ def fold_batch_norm(module: fx.GraphModule, options: Options) -> fx.GraphModule:
 
 
 def _index(user: fx.Node) -> int:
-    return int(user.args[1]) if user.target is operator.getitem else -1
+    return cast(int, user.args[1]) if user.target is operator.getitem else -1
 
 
 def _scale_and_shift(node: fx.Node) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -53,7 +53,9 @@ def _scale_and_shift(node: fx.Node) -> tuple[torch.Tensor, torch.Tensor] | None:
     if any(arg is not None and value is None for arg, value in zip((weight, bias), constants, strict=False)):
         return None
     gamma, beta, mu, variance = (None if value is None else value.double() for value in constants)
-    assert mu is not None and variance is not None and isinstance(eps, float)
+    assert mu is not None
+    assert variance is not None
+    assert isinstance(eps, float)
     scale = torch.rsqrt(variance + eps)
     scale = scale if gamma is None else scale * gamma
     shift = -mu * scale
@@ -71,14 +73,13 @@ def _fold_into(source: fx.Node, scale: torch.Tensor, shift: torch.Tensor, mode: 
     bias = constant_of(bias_node)
     if weight is None or (bias_node is not None and bias is None):
         return None
-    new_weight = (weight.double() * _along_outputs(source, weight, scale)).to(weight.dtype)
+    new_weight = (weight.float() * _along_outputs(source, weight, scale).float()).to(weight.dtype)
     new_bias = (shift if bias is None else bias.double() * scale + shift).to(weight.dtype)
     hint = source.name
     args = list(source.args) + [None] * (3 - len(source.args))
     args[1] = insert_constant(source, new_weight, f"{hint}_weight", mode)
     args[2] = insert_constant(source, new_bias, f"{hint}_bias", mode)
     source.args = tuple(args)
-    infer(source, mode)
     return source
 
 
@@ -86,7 +87,7 @@ def _along_outputs(source: fx.Node, weight: torch.Tensor, scale: torch.Tensor) -
     """`scale` shaped to multiply `weight` along its output channels."""
     if is_call(source, aten.linear.default) or not source.args[6]:
         return scale.reshape(-1, *[1] * (weight.dim() - 1))
-    groups = int(source.args[8])
+    groups = cast(int, source.args[8])
     per_group = scale.reshape(groups, 1, -1).expand(groups, weight.shape[0] // groups, -1)
     return per_group.reshape(weight.shape[0], weight.shape[1], *[1] * (weight.dim() - 2))
 

@@ -19,7 +19,7 @@ def fake_mode_of(module: fx.GraphModule) -> FakeTensorMode:
 
 def fake(argument: Any) -> Any:
     """A node's arguments with fake values in place of nodes."""
-    return fx.map_arg(argument, lambda node: node.meta["val"])  # type: ignore[no-untyped-call]
+    return fx.map_arg(argument, lambda node: node.meta["val"])
 
 
 def infer(node: fx.Node, mode: FakeTensorMode) -> Any:
@@ -75,16 +75,15 @@ def _free_name(module: torch.nn.Module, hint: str) -> str:
 
 
 def remove_dead(module: fx.GraphModule) -> fx.GraphModule:
-    """Drop calls without users, what export asserts beside each cast, and constants that nothing reads."""
-    asserted = torch.ops.aten._assert_tensor_metadata.default
-    for node in module.graph.find_nodes(op="call_function", target=asserted):
-        module.graph.erase_node(node)
+    """Drop calls without users, and constants that nothing reads."""
+    before = len(module.graph.nodes)
     module.graph.eliminate_dead_code()
-    for node in list(module.graph.nodes):
-        if node.op == "get_attr" and not node.users:
+    for node in module.graph.find_nodes(op="get_attr"):
+        if not node.users:
             module.graph.erase_node(node)
-    read = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
+    read = {str(node.target) for node in module.graph.find_nodes(op="get_attr")}
     for name in [name for name, _ in module.named_buffers(recurse=False) if name not in read]:
         delattr(module, name)
-    module.recompile()
+    if len(module.graph.nodes) != before:
+        module.recompile()
     return module

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import operator
+
 import torch
 
+from torchtrt_bridge.lower.converters.sizes import computed
 from torchtrt_bridge.lower.registry import converter
 
 aten = torch.ops.aten
@@ -29,19 +32,6 @@ def padded(ctx, x, widths, mode, value=0):
     start, shape = [0] * rank, list(sizes)
     for i in range(len(widths) // 2):
         dim, before, after = rank - 1 - i, widths[2 * i], widths[2 * i + 1]
-        start[dim] = -before if isinstance(before, int) else _arithmetic(ctx, "SUB", 0, before)
-        shape[dim] = _arithmetic(ctx, "SUM", _arithmetic(ctx, "SUM", sizes[dim], before), after)
-    index = ctx.network.num_layers
-    result = ctx.slice(x, start, shape, mode=mode)
-    if mode == "FILL" and value != 0:
-        ctx.network.get_layer(index).set_input(4, ctx.constant(value, ctx.dtype(x)))
-    return result
-
-
-def _arithmetic(ctx, op, left, right):
-    """A sum or difference of sizes, of which any may be known only at run time."""
-    if isinstance(left, int) and isinstance(right, int):
-        return left + right if op == "SUM" else left - right
-    tensors = [ctx.shape_tensor([size]) for size in (left, right)]
-    kind = getattr(ctx.trt.ElementWiseOperation, op)
-    return ctx.as_size(ctx.network.add_elementwise(*tensors, kind).get_output(0))
+        start[dim] = -before if isinstance(before, int) else computed(ctx, operator.sub, 0, before)
+        shape[dim] = computed(ctx, operator.add, computed(ctx, operator.add, sizes[dim], before), after)
+    return ctx.slice(x, start, shape, mode=mode, fill=value)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from torchtrt_bridge.lower.converters.linear import multiply_along
+from torchtrt_bridge.lower.converters.sizes import computed
 from torchtrt_bridge.lower.registry import converter
 from torchtrt_bridge.shapes import is_symbolic
 
@@ -135,20 +137,15 @@ def _output_size(ctx, size, given, scale):
         return given
     if isinstance(size, int):
         return int(size * scale)
-    op, factor = ("FLOOR_DIV", round(1 / scale)) if scale < 1 else ("PROD", round(scale))
-    return _calculated(ctx, op, size, factor)
-
-
-def _calculated(ctx, op, size, number):
-    kind = getattr(ctx.trt.ElementWiseOperation, op)
-    layer = ctx.network.add_elementwise(ctx.shape_tensor([size]), ctx.shape_tensor([number]), kind)
-    return ctx.as_size(layer.get_output(0))
+    if scale < 1:
+        return computed(ctx, operator.floordiv, size, round(1 / scale))
+    return computed(ctx, operator.mul, size, round(scale))
 
 
 def _without_rest(ctx, x, dim, out, divisor):
     """`x` without the elements behind the last whole step: its sizes then have the scale asked for."""
     sizes = ctx.sizes(x)
-    sizes[dim] = out * divisor if isinstance(out, int) else _calculated(ctx, "PROD", out, divisor)
+    sizes[dim] = out * divisor if isinstance(out, int) else computed(ctx, operator.mul, out, divisor)
     return ctx.slice(x, [0] * len(sizes), sizes)
 
 

@@ -1,0 +1,245 @@
+"""torchvision's models through both entry points, computed by the reference interpreter and compared with eager."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.export import Dim
+
+import torchtrt_bridge as trtb
+from tests.models import image, trained
+
+models = pytest.importorskip("torchvision.models")
+
+# Largest relative L2 distance to eager: what reordered fp32 sums add up to in networks of this depth.
+BOUND = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class Vision:
+    """A model, the smallest image that it takes, and the least batch for which it is exported."""
+
+    name: str
+    make: Callable[[], nn.Module]
+    size: int = 64
+    is_dynamic: bool = True
+
+
+def _make(name: str, **kwargs: Any) -> Callable[[], nn.Module]:
+    """torchvision's constructor of this name, with random weights."""
+    return functools.partial(getattr(models, name), weights=None, **kwargs)
+
+
+def _resnet(block: str, **kwargs: Any) -> nn.Module:
+    return models.ResNet(getattr(models.resnet, block), [1, 1, 1, 1], **kwargs)
+
+
+def _vgg() -> nn.Module:
+    return models.VGG(models.vgg.make_layers([16, "M", 32, "M", 64, "M"], batch_norm=True), num_classes=10)
+
+
+def _convnext() -> nn.Module:
+    settings = [models.convnext.CNBlockConfig(16, 32, 1), models.convnext.CNBlockConfig(32, None, 1)]
+    return models.ConvNeXt(settings, layer_scale=1.0)
+
+
+def _maxvit() -> nn.Module:
+    return models.MaxVit(
+        input_size=(64, 64),
+        stem_channels=16,
+        partition_size=4,
+        block_channels=[16, 32],
+        block_layers=[1, 1],
+        head_dim=8,
+        stochastic_depth_prob=0.0,
+    )
+
+
+def _swin(block: Any = None) -> nn.Module:
+    merge = models.swin_transformer.PatchMergingV2 if block else models.swin_transformer.PatchMerging
+    kwargs = {"block": block, "downsample_layer": merge} if block else {}
+    return models.SwinTransformer(
+        patch_size=[4, 4], embed_dim=24, depths=[2, 1], num_heads=[2, 4], window_size=[4, 4], **kwargs
+    )
+
+
+def _vit() -> nn.Module:
+    return models.VisionTransformer(
+        image_size=64, patch_size=16, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64, num_classes=10
+    )
+
+
+# One of each family, shallow where the constructor allows it.
+FAMILIES = [
+    Vision("alexnet", _make("alexnet", num_classes=10)),
+    Vision("convnext", _convnext),
+    Vision("densenet", lambda: models.DenseNet(block_config=(2, 2, 2, 2))),
+    Vision("efficientnet_b0", _make("efficientnet_b0")),
+    Vision("googlenet", _make("googlenet", aux_logits=False, init_weights=False), is_dynamic=False),
+    Vision("inception_v3", _make("inception_v3", aux_logits=False, init_weights=False), 75, is_dynamic=False),
+    Vision("maxvit", _maxvit),
+    Vision("mnasnet", _make("mnasnet0_5")),
+    Vision("mobilenet_v2", _make("mobilenet_v2")),
+    Vision("mobilenet_v3", _make("mobilenet_v3_small")),
+    Vision("regnet", _make("regnet_y_400mf"), is_dynamic=False),
+    Vision("resnet", lambda: _resnet("BasicBlock")),
+    Vision("resnext", lambda: _resnet("Bottleneck", groups=32, width_per_group=4)),
+    Vision("shufflenet", _make("shufflenet_v2_x0_5")),
+    Vision("squeezenet", _make("squeezenet1_1")),
+    Vision("swin", _swin),
+    Vision("swin_v2", lambda: _swin(models.swin_transformer.SwinTransformerBlockV2)),
+    Vision("vgg", _vgg),
+    Vision("vit", _vit),
+    Vision("wide_resnet", lambda: _resnet("Bottleneck", width_per_group=128), is_dynamic=False),
+]
+
+STANDARD = [
+    Vision("alexnet", _make("alexnet"), 224),
+    Vision("convnext_tiny", _make("convnext_tiny"), 224),
+    Vision("densenet121", _make("densenet121"), 224),
+    Vision("efficientnet_b0", _make("efficientnet_b0"), 224),
+    Vision("efficientnet_v2_s", _make("efficientnet_v2_s"), 224),
+    Vision("googlenet", _make("googlenet", aux_logits=False, init_weights=False), 224),
+    Vision("inception_v3", _make("inception_v3", aux_logits=False, init_weights=False), 299),
+    Vision("maxvit_t", _make("maxvit_t"), 224),
+    Vision("mnasnet0_5", _make("mnasnet0_5"), 224),
+    Vision("mobilenet_v2", _make("mobilenet_v2"), 224),
+    Vision("mobilenet_v3_small", _make("mobilenet_v3_small"), 224),
+    Vision("regnet_y_400mf", _make("regnet_y_400mf"), 224),
+    Vision("resnet18", _make("resnet18"), 224),
+    Vision("resnext50_32x4d", _make("resnext50_32x4d"), 224),
+    Vision("wide_resnet50_2", _make("wide_resnet50_2"), 224),
+    Vision("shufflenet_v2_x0_5", _make("shufflenet_v2_x0_5"), 224),
+    Vision("squeezenet1_1", _make("squeezenet1_1"), 224),
+    Vision("swin_t", _make("swin_t"), 224),
+    Vision("swin_v2_t", _make("swin_v2_t"), 224),
+    Vision("vgg11", _make("vgg11"), 224),
+    Vision("vit_b_16", _make("vit_b_16"), 224),
+]
+
+
+def lively(model: nn.Module) -> nn.Module:
+    """In evaluation mode, with random statistics and no weight that is zero, so that every layer reaches the result."""
+    for module in trained(model).modules():
+        if isinstance(module, nn.Linear):  # vit's head is zero, swin's are near it
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+        for name in ("layer_scale", "relative_position_bias_table"):
+            if isinstance(getattr(module, name, None), nn.Parameter):
+                nn.init.uniform_(getattr(module, name), 0.5, 1.0)
+    return model
+
+
+def assert_equals_eager(actual: Any, expected: Any) -> None:
+    assert actual.shape == expected.shape
+    assert float(expected.std()) > 0, "an output that is constant hides errors"
+    assert float((actual - expected).norm() / expected.norm()) < BOUND
+
+
+def check_compile(vision: Vision) -> None:
+    model, x = lively(vision.make()), image(2, vision.size)
+    fast = trtb.compile(model, engine="reference", fullgraph=True)
+    with torch.inference_mode():
+        assert_equals_eager(fast(x), model(x))
+    report = trtb.report(fast)
+    assert report.is_whole, str(report)
+    assert len(report.engines) == 1
+
+
+def check_export(vision: Vision, other_batch: int = 3) -> None:
+    model, x = lively(vision.make()), image(2, vision.size)
+    shapes = ({0: Dim("batch", min=1, max=4)},) if vision.is_dynamic else None
+    program = trtb.export(model, x, dynamic_shapes=shapes, engine="reference")
+    assert program.report.is_whole, str(program.report)
+    assert len(program.report.engines) == 1
+    x = image(other_batch if vision.is_dynamic else 2, vision.size)
+    with torch.inference_mode():
+        assert_equals_eager(program(x), model(x))
+
+
+@pytest.mark.parametrize("vision", FAMILIES, ids=lambda vision: vision.name)
+def test_compile(vision: Vision) -> None:
+    check_compile(vision)
+
+
+@pytest.mark.parametrize("vision", FAMILIES, ids=lambda vision: vision.name)
+def test_export(vision: Vision) -> None:
+    check_export(vision)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("vision", STANDARD, ids=lambda vision: vision.name)
+def test_compile_standard(vision: Vision) -> None:
+    check_compile(vision)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("vision", STANDARD, ids=lambda vision: vision.name)
+def test_export_standard(vision: Vision) -> None:
+    check_export(vision)
+
+
+# Segmentation ------------------------------------------------------------------------------------------------
+
+SEGMENTATION = ["lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large", "fcn_resnet50"]
+
+
+@pytest.fixture(params=SEGMENTATION)
+def segmenter(request: pytest.FixtureRequest) -> nn.Module:
+    make = getattr(models.segmentation, request.param)
+    return lively(make(weights=None, weights_backbone=None, num_classes=4))
+
+
+def test_compile_segmentation(segmenter: nn.Module) -> None:
+    fast, x = trtb.compile(segmenter, engine="reference"), image(1, 64)
+    with torch.inference_mode():
+        assert_equals_eager(fast(x)["out"], segmenter(x)["out"])
+    report = trtb.report(fast)
+    assert report.trt_nodes > 100
+    assert all(entry.is_ready for entry in report.engines)
+
+
+def test_export_segmentation(segmenter: nn.Module) -> None:
+    x = image(2, 64)
+    program = trtb.export(segmenter, x, engine="reference")
+    with torch.inference_mode():
+        assert_equals_eager(program(x)["out"], segmenter(x)["out"])
+    assert all(entry.is_ready for entry in program.report.engines)
+
+
+# Detection ---------------------------------------------------------------------------------------------------
+
+
+def _detector(name: str) -> nn.Module:
+    options: dict[str, Any] = {
+        "weights": None,
+        "weights_backbone": None,
+        "num_classes": 5,
+        "min_size": 96,
+        "max_size": 96,
+    }
+    if name.startswith("ssd"):
+        options = {"weights": None, "weights_backbone": None, "num_classes": 5, "score_thresh": 0.0}
+    else:
+        options["box_score_thresh"] = 0.0
+    return lively(getattr(models.detection, name)(**options))
+
+
+@pytest.mark.parametrize("name", ["ssdlite320_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn"])
+def test_compile_detection(name: str) -> None:
+    model = _detector(name)
+    pictures = [torch.rand(3, 96, 96), torch.rand(3, 80, 96)]
+    fast = trtb.compile(copy.deepcopy(model), engine="reference")
+    with torch.inference_mode():
+        expected, actual = model(pictures), fast(pictures)
+    assert all(len(result["boxes"]) > 0 for result in expected)
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
+    report = trtb.report(fast)
+    assert report.trt_nodes > 50
+    assert all(entry.is_ready for entry in report.engines), str(report)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from torch.export import exported_program
 
 from torchtrt_bridge import compile_report
 from torchtrt_bridge.engine import cache
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _operators_collected_once() -> None:
+    """`run_decompositions` lists all composite operators anew each time, which takes a third of a small test."""
+    exported_program._collect_all_valid_cia_ops = functools.cache(exported_program._collect_all_valid_cia_ops)
 
 
 @pytest.fixture(autouse=True)

@@ -42,7 +42,7 @@ def _resnet(block: str, **kwargs: Any) -> nn.Module:
 
 
 def _vgg() -> nn.Module:
-    return models.VGG(models.vgg.make_layers([16, "M", 32, "M", 64, "M"], batch_norm=True), num_classes=10)
+    return models.VGG(models.vgg.make_layers([16, "M", 32, "M", 512, "M"], batch_norm=True), num_classes=10)
 
 
 def _convnext() -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from torchtrt_bridge.normalize.graph import remove_dead
+from torchtrt_bridge.normalize.graph import finish
 from torchtrt_bridge.options import Options
 
 aten = torch.ops.aten
@@ -14,6 +14,7 @@ METADATA = aten._assert_tensor_metadata.default
 
 def drop_metadata_checks(module: fx.GraphModule, options: Options) -> fx.GraphModule:
     """Erase the assertions on dtype and device that each cast brings along."""
-    for node in module.graph.find_nodes(op="call_function", target=METADATA):
+    checks = module.graph.find_nodes(op="call_function", target=METADATA)
+    for node in checks:
         module.graph.erase_node(node)
-    return remove_dead(module)
+    return finish(module, changed=True)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from torchtrt_bridge.normalize.graph import constant_of, fake_mode_of, insert_constant, remove_dead
+from torchtrt_bridge.normalize.graph import constant_of, fake_mode_of, finish, insert_constant
 from torchtrt_bridge.options import Options
 
 # A constant that grows is computed in the engine instead, unless it stays below this many bytes.
@@ -29,7 +29,7 @@ def fold_constants(module: fx.GraphModule, options: Options) -> fx.GraphModule:
                     read.meta[key] = node.meta[key]
             node.replace_all_uses_with(read)
             values[read] = value
-    return remove_dead(module)
+    return finish(module, changed=bool(values))
 
 
 def _constant_calls(graph: fx.Graph) -> set[fx.Node]:

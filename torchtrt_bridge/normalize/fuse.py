@@ -12,10 +12,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torchtrt_bridge.normalize.graph import (
     constant_of,
     fake_mode_of,
+    finish,
     insert_call,
     insert_constant,
     is_call,
-    remove_dead,
 )
 from torchtrt_bridge.options import Options
 
@@ -26,8 +26,9 @@ BATCH_NORM = aten._native_batch_norm_legit_no_training.default
 def fold_batch_norm(module: fx.GraphModule, options: Options) -> fx.GraphModule:
     """Replace each batch norm by new weights of its convolution, or else by a product and a sum."""
     mode = fake_mode_of(module)
-    for node in list(module.graph.nodes):
-        if not is_call(node, BATCH_NORM) or any(_index(user) != 0 for user in node.users):
+    folded = 0
+    for node in module.graph.find_nodes(op="call_function", target=BATCH_NORM):
+        if any(_index(user) != 0 for user in node.users):
             continue
         affine = _scale_and_shift(node)
         if affine is None:
@@ -37,7 +38,8 @@ def fold_batch_norm(module: fx.GraphModule, options: Options) -> fx.GraphModule:
         replaced = replaced or _as_product_and_sum(node, *affine, mode)
         for user in list(node.users):
             user.replace_all_uses_with(replaced)
-    return remove_dead(module)
+        folded += 1
+    return finish(module, changed=folded > 0)
 
 
 def _index(user: fx.Node) -> int:

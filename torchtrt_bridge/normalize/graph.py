@@ -74,9 +74,10 @@ def _free_name(module: torch.nn.Module, hint: str) -> str:
     return name
 
 
-def remove_dead(module: fx.GraphModule) -> fx.GraphModule:
-    """Drop calls without users, and constants that nothing reads."""
-    before = len(module.graph.nodes)
+def finish(module: fx.GraphModule, changed: bool) -> fx.GraphModule:
+    """After a pass that changed the graph: drop what nothing uses any more, and generate the code anew."""
+    if not changed:
+        return module
     module.graph.eliminate_dead_code()
     for node in module.graph.find_nodes(op="get_attr"):
         if not node.users:
@@ -84,6 +85,5 @@ def remove_dead(module: fx.GraphModule) -> fx.GraphModule:
     read = {str(node.target) for node in module.graph.find_nodes(op="get_attr")}
     for name in [name for name, _ in module.named_buffers(recurse=False) if name not in read]:
         delattr(module, name)
-    if len(module.graph.nodes) != before:
-        module.recompile()
+    module.recompile()
     return module

@@ -72,7 +72,7 @@ def test_changed_weights_are_served_as_told(names: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("path", "code"), QUOTED)
 def test_quoted_code_is_the_file_s(path: str, code: str) -> None:
-    assert code in (ROOT / path).read_text(encoding="utf-8")
+    assert code.strip() in (ROOT / path).read_text(encoding="utf-8")
 
 
 def test_the_report_is_what_is_printed(names: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -44,6 +43,7 @@ class Program:
         self._out_spec = exported.call_spec.out_spec
         self._state = [exported.state_dict[name] for name in captured.state]
         self._specs = _specs(module, captured)
+        self._devices = [n.meta["val"].device.type if _is_tensor(n) else None for n in _inputs(module, captured)]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program, without gradients.
@@ -63,8 +63,15 @@ class Program:
         values, spec = pytree.tree_flatten((args, self._in_order(kwargs)))
         if spec != self._in_spec:
             raise ShapeRangeError(f"The program takes arguments nested as {self._in_spec}, and got {spec}.")
-        for value, wanted in zip(values, self._specs, strict=True):
-            if wanted is not None and not (isinstance(value, torch.Tensor) and wanted.accepts(value)):
+        for value, wanted, device in zip(values, self._specs, self._devices, strict=True):
+            if wanted is None:
+                continue
+            if isinstance(value, torch.Tensor) and value.device.type != device:
+                raise ShapeRangeError(
+                    f"Argument {wanted.name} is on {value.device}, and the program on {device}. "
+                    f"Save it and load it with device={value.device.type!r}, or move the argument."
+                )
+            if not (isinstance(value, torch.Tensor) and wanted.accepts(value)):
                 raise ShapeRangeError(
                     f"Argument {wanted.name} is {_describe(value)}; the program was exported for {wanted}. "
                     "Export it with dynamic_shapes that hold this size, or with an input of this dtype."
@@ -79,9 +86,18 @@ class Program:
 def _specs(module: fx.GraphModule, captured: CapturedGraph) -> list[TensorSpec | None]:
     """What each input of the user's must be; None for those that are no tensors."""
     ranges = {symbol: (low, UNBOUNDED if high is None else high) for symbol, (low, high) in captured.ranges.items()}
-    values = [(n.name, n.meta.get("val")) for n in module.graph.nodes if n.op == "placeholder"]
-    own: Sequence[Any] = values[: len(values) - len(captured.state)]
-    return [spec_of(name, value, ranges) if isinstance(value, torch.Tensor) else None for name, value in own]
+    nodes = _inputs(module, captured)
+    return [spec_of(n.name, n.meta["val"], ranges) if _is_tensor(n) else None for n in nodes]
+
+
+def _inputs(module: fx.GraphModule, captured: CapturedGraph) -> list[fx.Node]:
+    """The placeholders of the user's inputs; those of the state come behind them."""
+    nodes = [node for node in module.graph.nodes if node.op == "placeholder"]
+    return nodes[: len(nodes) - len(captured.state)]
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), torch.Tensor)
 
 
 def _describe(value: Any) -> str:

@@ -1,0 +1,183 @@
+"""Build: options, profiles and progress reach TensorRT, and its own words come back when it fails."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from torchtrt_bridge.engine import flavour
+from torchtrt_bridge.engine.build import engine_from_network
+from torchtrt_bridge.engine.flavour import Flavour
+from torchtrt_bridge.errors import BuildError
+from torchtrt_bridge.lower.network import Network
+from torchtrt_bridge.options import Options
+from torchtrt_bridge.shapes import TensorSpec
+
+OPTIONS = Options(engine="tensorrt_rtx", cache_dir="", targets=("sm_89",))
+
+
+@pytest.fixture
+def rtx() -> Flavour:
+    return flavour.load("tensorrt_rtx")
+
+
+def spec(name: str, ranges: tuple[tuple[int, int], ...], example: tuple[int, ...]) -> TensorSpec:
+    sizes = tuple(low if low == high else f"s{i}" for i, (low, high) in enumerate(ranges))
+    return TensorSpec(name, torch.float32, ranges, example, sizes)
+
+
+X = spec("x", ((1, 8), (4, 4)), (3, 4))
+
+
+def network_of(rtx: Flavour, write: Callable[[Any, Any, Any], Any], *inputs: TensorSpec) -> Network:
+    """A network whose one output `write` makes from the TensorRT module, the definition and the inputs."""
+    log = rtx.new_log()
+    builder = rtx.trt.Builder(log)
+    definition = rtx.new_network(builder)
+    tensors = [
+        definition.add_input(s.name, rtx.trt.float32, tuple(-1 if low != high else low for low, high in s.ranges))
+        for s in inputs
+    ]
+    definition.mark_output(write(rtx.trt, definition, tensors))
+    return Network(definition, builder, log, list(inputs), [], {}, None)
+
+
+def negated(trt: Any, definition: Any, tensors: list[Any]) -> Any:
+    return definition.add_unary(tensors[0], trt.UnaryOperation.NEG).get_output(0)
+
+
+def deep(trt: Any, definition: Any, tensors: list[Any]) -> Any:
+    """Several layers, so that the build has steps to tell about."""
+    value = tensors[0]
+    for kind in (trt.ActivationType.RELU, trt.ActivationType.SIGMOID, trt.ActivationType.TANH):
+        value = definition.add_activation(value, kind).get_output(0)
+        value = definition.add_softmax(value).get_output(0)
+    return value
+
+
+def test_an_engine_is_bytes(rtx: Flavour) -> None:
+    plan = engine_from_network(network_of(rtx, negated, X), rtx, OPTIONS)
+    assert isinstance(plan, bytes)
+    assert len(plan) > 1000
+
+
+def test_progress_is_told_and_grows(rtx: Flavour) -> None:
+    told: list[float] = []
+    engine_from_network(network_of(rtx, deep, X), rtx, OPTIONS, lambda fraction: told.append(fraction) or True)
+    assert told
+    assert told == sorted(told)
+    assert all(0 < fraction <= 1 for fraction in told)
+
+
+def test_a_build_can_be_cancelled(rtx: Flavour) -> None:
+    told: list[float] = []
+    with pytest.raises(BuildError, match="could not build the engine"):
+        engine_from_network(network_of(rtx, deep, X), rtx, OPTIONS, lambda fraction: bool(told.append(fraction)))
+    assert told
+
+
+def mixed_types(trt: Any, definition: Any, tensors: list[Any]) -> Any:
+    """A strongly typed network may not add fp32 and fp16."""
+    half = definition.add_cast(tensors[0], trt.float16).get_output(0)
+    return definition.add_elementwise(tensors[0], half, trt.ElementWiseOperation.SUM).get_output(0)
+
+
+def test_an_invalid_network_is_told_in_tensorrts_words(rtx: Flavour) -> None:
+    with pytest.raises(BuildError, match="(?i)TensorRT.* could not build the engine: .*(type|Half|Float)"):
+        engine_from_network(network_of(rtx, mixed_types, X), rtx, OPTIONS)
+
+
+def test_an_earlier_error_is_not_taken_for_the_cause(rtx: Flavour) -> None:
+    network = network_of(rtx, mixed_types, X)
+    network.log.errors.append("something long past")
+    with pytest.raises(BuildError) as caught:
+        engine_from_network(network, rtx, OPTIONS)
+    assert "long past" not in str(caught.value)
+
+
+def test_an_unknown_target_fails(rtx: Flavour) -> None:
+    with pytest.raises(BuildError, match="cannot build for sm_42"):
+        engine_from_network(network_of(rtx, negated, X), rtx, dataclasses.replace(OPTIONS, targets=("sm_42",)))
+
+
+# What reaches TensorRT ---------------------------------------------------------------------------------------
+
+
+class Recorder:
+    """A builder that passes everything on, keeps its configurations, and builds nothing."""
+
+    def __init__(self, builder: Any) -> None:
+        self._builder = builder
+        self.configs: list[Any] = []
+        self.profiles: list[Any] = []
+
+    def create_builder_config(self) -> Any:
+        self.configs.append(self._builder.create_builder_config())
+        return self.configs[-1]
+
+    def create_optimization_profile(self) -> Any:
+        self.profiles.append(self._builder.create_optimization_profile())
+        return self.profiles[-1]
+
+    def build_serialized_network(self, definition: Any, config: Any) -> bytes:
+        return b"plan"
+
+
+def recorded(rtx: Flavour, *inputs: TensorSpec, **options: Any) -> Recorder:
+    network = network_of(rtx, negated, *inputs)
+    network.builder = recorder = Recorder(network.builder)
+    engine_from_network(network, rtx, dataclasses.replace(OPTIONS, **options))
+    return recorder
+
+
+def test_static_inputs_need_no_profile(rtx: Flavour) -> None:
+    recorder = recorded(rtx, spec("x", ((3, 3), (4, 4)), (3, 4)))
+    assert recorder.profiles == []
+    assert recorder.configs[0].num_optimization_profiles == 0
+
+
+@pytest.mark.parametrize(
+    ("ranges", "example", "shapes"),
+    [
+        (((1, 8), (4, 4)), (3, 4), [(1, 4), (3, 4), (8, 4)]),
+        (((2, 9), (5, 7)), (2, 7), [(2, 5), (2, 7), (9, 7)]),
+        (((2, 8), (4, 4)), (1, 4), [(2, 4), (2, 4), (8, 4)]),
+        (((2, 8), (4, 4)), (50, 4), [(2, 4), (8, 4), (8, 4)]),
+    ],
+    ids=["within", "at its ends", "example below", "example above"],
+)
+def test_the_profile_is_the_ranges_tuned_for_the_example(
+    ranges: Any, example: Any, shapes: list[tuple[int, ...]], rtx: Flavour
+) -> None:
+    recorder = recorded(rtx, spec("x", ranges, example))
+    (profile,) = recorder.profiles
+    assert [tuple(shape) for shape in profile.get_shape("x")] == shapes
+    assert recorder.configs[0].num_optimization_profiles == 1
+
+
+def test_each_dynamic_input_has_its_own_ranges(rtx: Flavour) -> None:
+    recorder = recorded(rtx, X, spec("y", ((4, 4),), (4,)), spec("z", ((2, 6),), (5,)))
+    (profile,) = recorder.profiles
+    assert [tuple(shape) for shape in profile.get_shape("z")] == [(2,), (5,), (6,)]
+    assert [tuple(shape) for shape in profile.get_shape("x")] == [(1, 4), (3, 4), (8, 4)]
+
+
+@pytest.mark.parametrize("tf32", [True, False])
+def test_tf32(tf32: bool, rtx: Flavour) -> None:
+    (config,) = recorded(rtx, X, tf32=tf32).configs
+    assert config.get_flag(rtx.trt.BuilderFlag.TF32) is tf32
+
+
+@pytest.mark.parametrize("level", [0, 5])
+def test_optimization_level(level: int, rtx: Flavour) -> None:
+    (config,) = recorded(rtx, X, optimization_level=level).configs
+    assert config.builder_optimization_level == level
+
+
+def test_workspace(rtx: Flavour) -> None:
+    (config,) = recorded(rtx, X, workspace_bytes=1 << 24).configs
+    assert config.get_memory_pool_limit(rtx.trt.MemoryPoolType.WORKSPACE) == 1 << 24

@@ -1,0 +1,142 @@
+"""Both entry points with real engines."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.export import Dim
+
+import torchtrt_bridge as trtb
+from tests.models import ConvNet, WithUnsupported, image, trained
+
+pytestmark = pytest.mark.gpu
+
+# Relative L2 distance to fp32 that fp16 rounding explains in a network this small.
+FP16 = 5e-3
+
+
+@pytest.fixture
+def model() -> ConvNet:
+    return trained(ConvNet(32)).cuda()
+
+
+def images(batch: int = 2, size: int = 16) -> torch.Tensor:
+    return image(batch, size).cuda()
+
+
+def assert_near(result: torch.Tensor, expected: torch.Tensor) -> None:
+    assert float((result - expected).norm() / expected.norm()) < FP16
+
+
+def test_compile(model: ConvNet) -> None:
+    fast, x = trtb.compile(model, precision="fp16"), images()
+    with torch.inference_mode():
+        for _ in range(5):
+            assert_near(fast(x), model(x))
+    (engine,) = trtb.report(fast).engines
+    assert engine.is_ready
+    assert engine.error is not None
+    assert trtb.report(fast).is_whole
+
+
+def test_results_are_the_callers_to_keep(model: ConvNet) -> None:
+    fast = trtb.compile(model, precision="fp16")
+    inputs = [images() for _ in range(6)]
+    with torch.inference_mode():
+        results = [fast(x) for x in inputs]
+        for x, result in zip(inputs, results, strict=True):
+            assert_near(result, model(x))
+
+
+def test_fallback_in_the_middle() -> None:
+    model = trained(WithUnsupported(32)).cuda()
+    fast, x = trtb.compile(model, precision="fp16"), images(size=4) * 0.3
+    with torch.inference_mode():
+        assert_near(fast(x), model(x))
+    assert trtb.report(fast).in_torch
+
+
+def test_dynamic_batch(model: ConvNet) -> None:
+    fast = trtb.compile(model, precision="fp16", dynamic=True)
+    with torch.inference_mode():
+        for batch in (4, 5, 7):
+            x = images(batch)
+            assert_near(fast(x), model(x))
+    assert [engine.is_ready for engine in trtb.report(fast).engines] == [True]
+
+
+def test_changed_weights(model: ConvNet) -> None:
+    fast, x = trtb.compile(model, precision="fp16"), images()
+    with torch.no_grad():
+        fast(x)
+        model.conv.weight.mul_(2)
+        for _ in range(3):
+            assert_near(fast(x), model(x))
+
+
+def test_another_stream(model: ConvNet) -> None:
+    fast, x = trtb.compile(model, precision="fp16"), images()
+    stream = torch.cuda.Stream()
+    with torch.inference_mode():
+        expected = model(x)
+        torch.cuda.synchronize()
+        with torch.cuda.stream(stream):
+            results = [fast(x) for _ in range(5)]
+        stream.synchronize()
+    for result in results:
+        assert_near(result, expected)
+
+
+def test_threads(model: ConvNet) -> None:
+    program = trtb.export(model, images(), precision="fp16")
+    errors: list[Any] = []
+
+    def serve() -> None:
+        try:
+            with torch.inference_mode(), torch.cuda.stream(torch.cuda.Stream()):
+                for _ in range(5):
+                    x = images()
+                    assert_near(program(x), model(x))
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=serve) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+def test_built_on_the_cpu_run_on_the_gpu(model: ConvNet, tmp_path: Path) -> None:
+    shapes = ({0: Dim("batch", min=1, max=8)},)
+    program = trtb.export(copy.deepcopy(model).cpu(), image(2, 16), dynamic_shapes=shapes, precision="fp16")
+    trtb.save(program, tmp_path / "model.pt2")
+    loaded = trtb.load(tmp_path / "model.pt2", fallback="error")
+    with torch.inference_mode():
+        for batch in (1, 8):
+            x = images(batch)
+            assert_near(loaded(x), model(x))
+    assert loaded.report.engines[0].error is not None
+
+
+def test_an_fp32_engine_is_as_good_as_fp32_or_not_used(model: ConvNet) -> None:
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    fast, x = trtb.compile(model), images()
+    with torch.inference_mode():
+        for _ in range(4):
+            torch.testing.assert_close(fast(x), model(x), rtol=1e-3, atol=1e-3)
+
+
+def test_inputs_on_the_cpu_are_served_by_pytorch(model: ConvNet, tmp_path: Path) -> None:
+    program = trtb.export(copy.deepcopy(model).cpu(), image(2, 16), precision="fp16")
+    trtb.save(program, tmp_path / "model.pt2")
+    loaded = trtb.load(tmp_path / "model.pt2", device="cpu")
+    x = image(2, 16)
+    with torch.inference_mode():
+        assert_near(loaded(x), copy.deepcopy(model).cpu()(x))

@@ -217,10 +217,12 @@ def test_export_segmentation(segmenter: nn.Module) -> None:
 
 
 def _ssd() -> nn.Module:
-    model = lively(models.detection.ssdlite320_mobilenet_v3_large(weights_backbone=None, num_classes=5, score_thresh=0.0))
-    for module in model.head.classification_head.modules():
-        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
-            nn.init.normal_(module.weight)  # else all scores are nearly equal, and rounding decides their order
+    model = lively(
+        models.detection.ssdlite320_mobilenet_v3_large(weights_backbone=None, num_classes=5, score_thresh=0.0)
+    )
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):  # else the picture's signal fades, scores tie, and rounding orders them
+            nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
     return model
 
 
@@ -237,8 +239,11 @@ def test_compile_detection(make: Callable[[], nn.Module]) -> None:
     fast = trtb.compile(copy.deepcopy(model), engine="reference")
     with torch.inference_mode():
         expected, actual = model(pictures), fast(pictures)
-    assert all(len(result["boxes"]) > 0 for result in expected)
-    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
+    for mine, theirs in zip(actual, expected, strict=True):
+        assert len(theirs["boxes"]) > 50
+        torch.testing.assert_close(mine["scores"], theirs["scores"], rtol=1e-4, atol=1e-5)
+        same = (mine["boxes"] - theirs["boxes"]).abs().amax(1).lt(1e-2) & (mine["labels"] == theirs["labels"])
+        assert float(same.float().mean()) > 0.97, "more than a few detections with equal scores have changed places"
     report = trtb.report(fast)
     assert report.trt_nodes > 50
     assert all(entry.is_ready for entry in report.engines), str(report)

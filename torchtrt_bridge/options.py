@@ -60,6 +60,8 @@ class Options:
         _check_choice("engine", self.engine, get_args(EngineKind))
         for name in ("tf32", "cuda_graphs"):
             _check_type(name, getattr(self, name), bool)
+        if self.progress is not None:
+            _check_type("progress", self.progress, bool)
         for name, low, high in (
             ("min_subgraph_nodes", 1, None),
             ("workspace_bytes", 1, None),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import fx
 from torch._guards import tracing
 
 from torchtrt_bridge import dynamo
+from torchtrt_bridge.bound import BoundValues
 from torchtrt_bridge.capture import CapturedGraph, export_program, graph_from_program
 from torchtrt_bridge.compile_report import CompileReport, tell_once
 from torchtrt_bridge.errors import BridgeError, CaptureError
@@ -34,11 +34,10 @@ class ServedGraph:
         self.weight_tensors = [example_inputs[i] for i in self.weights]
         self._numbers = dynamo.number_positions(module, example_inputs)
         self._shapes = dynamo.dynamic_shapes(module, [*self.weights, *self._numbers])
-        self._frozen: list[int] = []
         self._inputs: list[int] = []
-        self._bound: list[torch.Tensor] = []
-        self._stamps: list[Any] = []
-        self._changed: list[Any] | None = None
+        self._frozen: list[int] = []
+        self._bound: BoundValues | None = None
+        self._changed: BoundValues | None = None
         reason = self._why_pytorch(example_inputs)
         if reason is None:
             self._compile(example_inputs)
@@ -49,7 +48,7 @@ class ServedGraph:
         compiled = self.compiled
         if compiled is None:
             return self.original(*args)
-        if not self._weights_are_bound(args):
+        if self._bound is None or not self._bound.hold(args):
             compiled = self._with_new_weights(args)
             if compiled is None:
                 return self.original(*args)
@@ -62,7 +61,8 @@ class ServedGraph:
 
     def _why_pytorch(self, inputs: Sequence[Any]) -> str | None:
         """Why PyTorch runs the whole graph; None if engines may."""
-        tensors = [value for value in inputs if isinstance(value, torch.Tensor)]
+        numbers = set(self._numbers)
+        tensors = [v for i, v in enumerate(inputs) if isinstance(v, torch.Tensor) and i not in numbers]
         if torch.is_grad_enabled() and any(value.requires_grad for value in tensors):
             return "gradients are needed; call the model under torch.inference_mode() or torch.no_grad() for TensorRT"
         wanted = "cpu" if self.options.engine == "reference" else "cuda"
@@ -81,6 +81,7 @@ class ServedGraph:
         tell_once(f"PyTorch runs a whole graph: {reason}.")
 
     def _compile(self, args: Sequence[Any]) -> None:
+        self.compiled = None
         skipped = {*self.weights, *self._numbers}
         inputs = [i for i, value in enumerate(args) if i not in skipped and isinstance(value, torch.Tensor)]
         try:
@@ -100,8 +101,7 @@ class ServedGraph:
         self.report = self.compiled.report
         self._inputs = inputs + state
         self._frozen = [i for i in self.weights if i not in state]
-        self._bound = [args[i] for i in self._frozen]
-        self._stamps = self._stamps_of(args)
+        self._bound = BoundValues(args, self._frozen, self._numbers)
 
     def _check_aliases(self, captured: CapturedGraph, inputs: Sequence[int]) -> None:
         mutated = [inputs[i] for i in captured.mutations if i < len(inputs)]
@@ -109,29 +109,12 @@ class ServedGraph:
         if shared is not None:
             raise CaptureError(f"its output {shared} is a view of an input that it changes")
 
-    def _weights_are_bound(self, args: Sequence[Any]) -> bool:
-        weights = [args[i] for i in self._frozen]
-        return all(map(operator.is_, weights, self._bound)) and self._stamps_of(args) == self._stamps
-
-    def _stamps_of(self, args: Sequence[Any]) -> list[Any]:
-        """What moves when a bound value changes: of a weight its memory and version, of a number the number."""
-        return [*map(_stamp, [args[i] for i in self._frozen]), *[args[i].item() for i in self._numbers]]
-
     def _with_new_weights(self, args: Sequence[Any]) -> CompiledGraph | None:
         """Engines with the weights of this call, once the same ones came twice; None while PyTorch serves."""
-        state = [*[id(args[i]) for i in self._frozen], *self._stamps_of(args)]
-        if state != self._changed:
-            self._changed = state
+        if self._changed is None or not self._changed.hold(args):
+            self._changed = BoundValues(args, self._frozen, self._numbers)
             tell_once("weights have changed since the engines were built; PyTorch runs until they come to rest.")
             return None
         self._changed = None
         self._compile(args)
         return self.compiled
-
-
-def _stamp(weight: torch.Tensor) -> tuple[int, int]:
-    """A weight's memory, for `p.data = ...` leaves the version, and its version.
-
-    Tensors made under `torch.inference_mode` count no versions; PyTorch forbids to change them outside of it.
-    """
-    return weight.data_ptr(), 0 if weight.is_inference() else weight._version

@@ -59,14 +59,14 @@ def test_a_broken_package_is_told_with_its_reason(monkeypatch: pytest.MonkeyPatc
 def test_a_package_without_bindings_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_installed(monkeypatch, "tensorrt")
     monkeypatch.setattr(flavour.importlib, "import_module", ModuleType)
-    with pytest.raises(EngineLoadError, match="does not import.*Builder"):
+    with pytest.raises(EngineLoadError, match=r"does not import.*Builder"):
         flavour.load.__wrapped__("tensorrt")
 
 
 @pytest.mark.parametrize("engine", ["auto", "reference"])
 def test_no_tensorrt_at_all(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_installed(monkeypatch)
-    with pytest.raises(EngineLoadError, match="No TensorRT is installed. Run: pip install tensorrt-rtx"):
+    with pytest.raises(EngineLoadError, match=r"No TensorRT is installed\. Run: pip install tensorrt-rtx"):
         flavour.choose(engine)  # type: ignore[arg-type]
 
 

@@ -139,8 +139,9 @@ def test_pooling_rounds_up(network, kind, counts_padding):
     layer.average_count_excludes_padding = not counts_padding
     if kind == "MAX":
         expected = F.max_pool2d(x, 3, 2, ceil_mode=True)
-    else:
-        expected = F.avg_pool2d(x, 3, 2, ceil_mode=True, count_include_pad=counts_padding)
+    else:  # unlike PyTorch's, an average that counts the padding counts what rounds the size up too
+        divisor = 9 if counts_padding else None
+        expected = F.avg_pool2d(x, 3, 2, ceil_mode=True, count_include_pad=counts_padding, divisor_override=divisor)
     torch.testing.assert_close(only_output(network, layer), expected)
 
 

@@ -17,6 +17,9 @@ from torchtrt_bridge.lower.dtypes import torch_dtype_from_trt
 REHEARSALS = 8
 PLAIN_RUNS = 2
 
+# Contexts are created and graphs captured by one thread at a time.
+_one_at_a_time = threading.Lock()
+
 
 class GpuRunner:
     """A deserialized engine.
@@ -24,8 +27,6 @@ class GpuRunner:
     kernels: TensorRT-RTX's compiled kernels from an earlier run; `on_kernels` is called with those of this one.
     Raises EngineLoadError, with TensorRT's own words, where this GPU or TensorRT cannot take the engine.
     """
-
-    device_type = "cuda"
 
     def __init__(
         self,
@@ -35,6 +36,7 @@ class GpuRunner:
         kernels: bytes | None = None,
         on_kernels: Callable[[bytes], None] | None = None,
     ) -> None:
+        self.device = torch.device("cuda", torch.cuda.current_device())
         self._log = flavour.new_log()
         self._runtime = flavour.trt.Runtime(self._log)
         self._engine = self._runtime.deserialize_cuda_engine(plan)
@@ -56,9 +58,11 @@ class GpuRunner:
     def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         session = getattr(self._local, "session", None)
         if session is None:
-            session = self._local.session = self._new_session()
+            with _one_at_a_time:
+                session = self._local.session = self._new_session()
         result: list[torch.Tensor] = session(inputs)
-        self._keep_kernels()
+        if self._on_kernels is not None:
+            self._keep_kernels()
         return result
 
     def rehearse(self, inputs: Sequence[torch.Tensor]) -> list[Sequence[torch.Tensor]]:
@@ -79,8 +83,8 @@ class GpuRunner:
 
     def _keep_kernels(self) -> None:
         """After the first call, hand over the kernels that TensorRT-RTX compiled for it."""
-        if self._on_kernels is not None and self._kernel_cache is not None:
-            report, self._on_kernels = self._on_kernels, None
+        report, self._on_kernels = self._on_kernels, None
+        if report is not None and self._kernel_cache is not None:
             report(bytes(self._kernel_cache.serialize()))
 
     @property
@@ -98,25 +102,40 @@ class Session:
     def __init__(self, runner: GpuRunner, context: Any) -> None:
         self.runner = runner
         self.context = context
-        self.calls = 0
+        self.plain_runs = 0
         self.graph: Graph | None = None
+        self.stream: torch.cuda.Stream | None = None
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         inputs = [value.contiguous() for value in inputs]
+        stream = torch.cuda.current_stream(self.runner.device)
+        if stream != self.stream:
+            self._move_to(stream)
+        if not self.runner.wants_graph or torch.cuda.is_current_stream_capturing():
+            return self.enqueue(inputs)
+        if self.graph is None and self.plain_runs >= PLAIN_RUNS:
+            self._capture(inputs)
         if self.graph is not None:
             return self.graph(inputs)
-        if self.runner.wants_graph and self.calls >= PLAIN_RUNS and not torch.cuda.is_current_stream_capturing():
-            try:
-                self.graph = Graph(self, inputs)
-                return self.graph(inputs)
-            except RuntimeError as error:
-                self.runner.give_up_graphs(str(error))
-        self.calls += 1
+        self.plain_runs += 1
         return self.enqueue(inputs)
+
+    def _move_to(self, stream: torch.cuda.Stream) -> None:
+        """Let `stream` wait for what this context and its buffers still do on another one."""
+        if self.stream is not None:
+            stream.wait_stream(self.stream)
+        self.stream = stream
+
+    def _capture(self, inputs: Sequence[torch.Tensor]) -> None:
+        try:
+            with _one_at_a_time:
+                self.graph = Graph(self, inputs)
+        except RuntimeError as error:
+            self.runner.give_up_graphs(str(error))
 
     def enqueue(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Queue one run on the current stream."""
-        device = inputs[0].device if inputs else torch.device("cuda", torch.cuda.current_device())
+        device = self.runner.device
         for name, value in zip(self.runner.inputs, inputs, strict=True):
             self.context.set_input_shape(name, tuple(value.shape))
             self.context.set_tensor_address(name, value.data_ptr())
@@ -126,8 +145,7 @@ class Session:
             output = torch.empty(shape, dtype=self.runner.dtypes[name], device=device)
             self.context.set_tensor_address(name, output.data_ptr())
             outputs.append(output)
-        stream = torch.cuda.current_stream(device)
-        if not self.context.execute_async_v3(stream.cuda_stream):
+        if not self.context.execute_async_v3(torch.cuda.current_stream(device).cuda_stream):
             raise EngineLoadError(f"TensorRT could not run the engine: {'; '.join(self.runner._log.errors[-3:])}")
         return outputs
 

@@ -19,7 +19,7 @@ from torchtrt_bridge.shapes import TensorSpec
 class Runner(Protocol):
     """Something that computes an engine: TensorRT on a GPU, or the reference interpreter."""
 
-    device_type: str
+    device: torch.device
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]: ...
 
@@ -82,8 +82,8 @@ class EngineModule(nn.Module):
         for value, spec in zip(inputs, self.specs, strict=True):
             if not spec.accepts(value):
                 return f"input {spec.name} is {_kind(value)}, the engine serves {spec}"
-            if value.device.type != runner.device_type:
-                return f"input {spec.name} is on {value.device}, the engine runs on {runner.device_type}"
+            if value.device != runner.device:
+                return f"input {spec.name} is on {value.device}, the engine runs on {runner.device}"
         return None
 
     def _unserved(self, problem: str, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:

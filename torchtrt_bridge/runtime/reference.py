@@ -14,7 +14,7 @@ from torchtrt_bridge.reference import NetworkInterpreter
 class ReferenceRunner:
     """Computes a network that was lowered but never built."""
 
-    device_type = "cpu"
+    device = torch.device("cpu")
 
     def __init__(self, network: Network, flavour: Flavour) -> None:
         self._interpreter = NetworkInterpreter(flavour.trt, network.definition, network.constants)

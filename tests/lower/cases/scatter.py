@@ -28,7 +28,7 @@ CASES: list[Case] = [
     Case(
         aten.index_put.default,
         lambda x, i, v: x.index_put((i,), v),
-        lambda n: (torch.randn(n, 6), torch.tensor([1, -3]), torch.randn(2, 6)),
+        lambda n: (torch.randn(n, 6), torch.tensor([1, -2]), torch.randn(2, 6)),
     ),
     Case(
         aten.index_put.default,
@@ -45,7 +45,7 @@ CASES: list[Case] = [
     Case(
         aten.index_put.default,
         lambda x, i, j, v: aten.index_put(x, [i, j], v),
-        lambda n: (torch.randn(n, 6, 8), torch.tensor([1, -3]), torch.tensor([0, -2]), torch.randn(2, 8)),
+        lambda n: (torch.randn(n, 6, 8), torch.tensor([1, -2]), torch.tensor([0, -2]), torch.randn(2, 8)),
         name="two",
     ),
     Case(
@@ -53,7 +53,7 @@ CASES: list[Case] = [
         lambda x, i, j, v: aten.index_put(x, [i, None, j], v),
         lambda n: (
             torch.randn(n, 6, 8),
-            torch.tensor([1, -3]),
+            torch.tensor([1, -2]),
             torch.tensor([[0], [-2]]),
             torch.randn(2, 2, 6),
         ),
@@ -92,7 +92,7 @@ CASES: list[Case] = [
     Case(
         aten.index_put.default,
         lambda x, i, v: x.index_put((i,), v),
-        lambda n: (torch.randint(-9, 9, (n, 6)), torch.tensor([1, -3]), torch.randint(-9, 9, (2, 6))),
+        lambda n: (torch.randint(-9, 9, (n, 6)), torch.tensor([1, -2]), torch.randint(-9, 9, (2, 6))),
         half=False,
         name="int64",
     ),

@@ -112,9 +112,18 @@ def bits_of_integers(self, other):
 def _bitwise(layer, *ops):
     @converter(*ops, why_not=bits_of_integers)
     def lower(ctx, self, other):
-        return ctx.elementwise(layer, self, other, torch.bool)
+        left = ctx.tensor(self)
+        return ctx.elementwise(layer, left, _as_tensor(ctx, left, other), torch.bool)
 
     lower.__doc__ = str(ops[0]._schema)
+
+
+def _as_tensor(ctx, like, value):
+    """A number as a computed tensor: TensorRT-RTX 1.6.1 gave `x | True` wrong on an H100 with a constant in it."""
+    if not isinstance(value, (bool, int)):
+        return value
+    true = ctx.elementwise("EQUAL", like, like, torch.bool)
+    return true if value else ctx.unary("NOT", true)
 
 
 _bitwise("AND", aten.bitwise_and.Tensor, aten.bitwise_and.Scalar)

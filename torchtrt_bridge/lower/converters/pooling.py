@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import operator
 
 import torch
 
+from torchtrt_bridge.lower.converters.sizes import computed
 from torchtrt_bridge.lower.registry import converter
 from torchtrt_bridge.shapes import is_symbolic
 
@@ -125,6 +127,8 @@ def _pool(ctx, kind, self, rank, kernel_size, stride, padding, ceil_mode, count_
     kernel, padding = _each(kernel_size, rank), _each(padding, rank)
     stride = _each(stride, rank) or kernel
     x = ctx.tensor(self)
+    if ceil_mode and kind == "AVERAGE" and count_include_pad and not counts_all:
+        x, padding, count_include_pad = _with_zeros(ctx, x, padding), [0] * rank, False
     sizes, wanted = x.shape[-rank:], ctx.node.meta["val"]
     wanted = (wanted[0] if isinstance(wanted, (tuple, list)) else wanted).shape[-rank:]
     needed = [
@@ -134,7 +138,7 @@ def _pool(ctx, kind, self, rank, kernel_size, stride, padding, ceil_mode, count_
     # PyTorch drops a window that would start beyond the image; without it there is nothing to round up.
     rounds_up = ceil_mode and (min(sizes) < 0 or any(n > p for n, p in zip(needed, padding, strict=True)))
     post = padding
-    if rounds_up and (kind == "MAX" or counts_all or not count_include_pad) and min(sizes) >= 0:
+    if rounds_up and min(sizes) >= 0:
         post, rounds_up = [max(n, p) for n, p in zip(needed, padding, strict=True)], False
     # TensorRT wants batch, channels and at least two dimensions more.
     missing = [dim for dim, lacks in ((0, len(x.shape) == rank + 1), (2, rank == 1)) if lacks]
@@ -148,6 +152,19 @@ def _pool(ctx, kind, self, rank, kernel_size, stride, padding, ceil_mode, count_
         layer.padding_mode = ctx.trt.PaddingMode.EXPLICIT_ROUND_UP
     pooled = layer.get_output(0)
     return _cropped(ctx, ctx.squeeze(pooled, missing) if missing else pooled, rank, wanted)
+
+
+def _with_zeros(ctx, x, padding):
+    """`x` within its padding. TensorRT then excludes from an average what only rounds the size up, as PyTorch does.
+
+    With padding of its own it counts all or nothing: seen on an H100, where each window was divided by its full size.
+    """
+    if not any(padding):
+        return x
+    lead = len(x.shape) - len(padding)
+    sizes = ctx.sizes(x)
+    shape = sizes[:lead] + [computed(ctx, operator.add, n, 2 * p) for n, p in zip(sizes[lead:], padding, strict=True)]
+    return ctx.slice(x, [0] * lead + [-p for p in padding], shape, mode="FILL")
 
 
 def _cropped(ctx, x, rank, wanted):

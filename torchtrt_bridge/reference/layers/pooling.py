@@ -21,8 +21,8 @@ _AVERAGES = {2: F.avg_pool2d, 3: F.avg_pool3d}
 def pooling(layer: Layer) -> Compute:
     """Maximum or average of each window.
 
-    The average's denominator counts the window's elements within the image, or within the padded image; never
-    those that only round the output size up.
+    The average's denominator counts the window's elements within the image, or all of them, those that only round
+    the output size up too (as real engines do, seen on an H100 with TensorRT-RTX 1.6.1).
     """
     window = Window.from_layer(layer, "window_size_nd")
     kind, blend = layer.raw.type.name, float(layer.raw.blend_factor)
@@ -49,9 +49,11 @@ def _average(x: Tensor, window: Window, excludes: bool) -> Tensor:
     found = window.padding(x.shape[-rank:])
     pads = [(before, after) for before, after, _ in found]
     more = pad_widths([(0, extra) for _, _, extra in found])
+    total = _sums(F.pad(F.pad(x, pad_widths(pads)), more), window)
+    if not excludes:
+        return total / math.prod(window.size)
     ones = torch.ones([1, 1, *x.shape[-rank:]])
-    counted = F.pad(F.pad(ones, pad_widths(pads), value=0.0 if excludes else 1.0), more)
-    return _sums(F.pad(F.pad(x, pad_widths(pads)), more), window) / _sums(counted, window)
+    return total / _sums(F.pad(F.pad(ones, pad_widths(pads)), more), window)
 
 
 def _sums(x: Tensor, window: Window) -> Tensor:

@@ -1,0 +1,38 @@
+"""The values that engines hold as constants, and whether they are the same still: cheap enough for every call."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+_memory = torch.Tensor.data_ptr
+_version = operator.attrgetter("_version")
+
+
+class BoundValues:
+    """Weights and numbers among the arguments of a graph.
+
+    A weight is the same while it is the same tensor, in the same memory (`p.data = ...` moves that and leaves the
+    version), of the same version. Tensors made under `torch.inference_mode` count no versions: of these only the
+    identity and the memory are looked at.
+    """
+
+    def __init__(self, args: Sequence[Any], weights: Sequence[int], numbers: Sequence[int]) -> None:
+        self._weights, self._numbers = tuple(weights), tuple(numbers)
+        self._tensors = [args[i] for i in weights]
+        self._versioned = [tensor for tensor in self._tensors if not tensor.is_inference()]
+        self._memories = list(map(_memory, self._tensors))
+        self._versions = list(map(_version, self._versioned))
+        self._values = [args[i].item() for i in numbers]
+
+    def hold(self, args: Sequence[Any]) -> bool:
+        """Whether these arguments are what was bound, unchanged since."""
+        return (
+            all(map(operator.is_, [args[i] for i in self._weights], self._tensors))
+            and list(map(_version, self._versioned)) == self._versions
+            and list(map(_memory, self._tensors)) == self._memories
+            and [args[i].item() for i in self._numbers] == self._values
+        )

@@ -33,6 +33,7 @@ def main() -> int:
         **_counts(cases),
     }
     path = RESULTS / f"gpu_tests_{torch.cuda.get_device_name().replace(' ', '_').lower()}.json"
+    RESULTS.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
     return 0

@@ -136,10 +136,6 @@ def test_fallback_error_raises_instead(name: str) -> None:
     assert words in module.entry.state
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="after one error raised by fallback='error' the runner is gone, and later calls run silently in PyTorch",
-)
 def test_fallback_error_raises_at_every_call() -> None:
     module = module_of(FakeRunner(wrong), fallback="error")
     with pytest.raises(EngineLoadError):

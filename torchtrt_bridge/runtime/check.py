@@ -45,13 +45,21 @@ def difference(results: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]
             if differing > INTEGER_SHARE * max(theirs.numel(), 1):
                 return Verdict(worst, f"output {index} differs in {differing} of {theirs.numel()} integers")
             continue
-        if not torch.equal(mine.isfinite(), theirs.isfinite()):
+        if not _same_beyond_numbers(mine, theirs):
             return Verdict(worst, f"output {index} is not finite where PyTorch's is, or the other way round")
         worst = max(worst, relative_distance(mine, theirs))
     if worst <= bound:
         return Verdict(worst)
     hint = "; that is the size of TF32 rounding, which tf32=True allows" if worst < TF32_BOUND else ""
     return Verdict(worst, f"its relative L2 distance to PyTorch is {worst:.1e}, above {bound:.0e}{hint}")
+
+
+def _same_beyond_numbers(mine: torch.Tensor, theirs: torch.Tensor) -> bool:
+    """Whether NaN and both infinities stand in the same places."""
+    if not torch.equal(mine.isfinite(), theirs.isfinite()):
+        return False
+    beyond = ~theirs.isfinite()
+    return torch.allclose(mine[beyond].float(), theirs[beyond].float(), equal_nan=True)
 
 
 def relative_distance(mine: torch.Tensor, theirs: torch.Tensor) -> float:

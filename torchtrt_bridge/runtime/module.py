@@ -56,7 +56,7 @@ class EngineModule(nn.Module):
     def forward(self, *inputs: torch.Tensor) -> Sequence[torch.Tensor]:
         runner = self.runner
         if runner is None:
-            return self._in_pytorch(inputs)
+            return self._without_engine(inputs)
         problem = self._problem(inputs, runner)
         if problem is not None:
             return self._unserved(problem, inputs)
@@ -121,12 +121,18 @@ class EngineModule(nn.Module):
     ) -> Sequence[torch.Tensor]:
         self.runner = None
         self.entry.state = why
-        if self.options.fallback == "error":
+        result = self._without_engine(inputs, expected)
+        tell_once(f"{self.entry.name}: {why}; PyTorch runs this subgraph from now on.")
+        return result
+
+    def _without_engine(
+        self, inputs: Sequence[torch.Tensor], expected: Sequence[torch.Tensor] | None = None
+    ) -> Sequence[torch.Tensor]:
+        if self.options.fallback == "error" and not self.entry.is_ready:
             raise EngineLoadError(
-                f"{self.entry.name} is not trusted: {why}. fallback='pytorch' lets PyTorch run it; "
+                f"{self.entry.name} is not trusted: {self.entry.state}. fallback='pytorch' lets PyTorch run it; "
                 "torch_ops=(...) keeps chosen operators in PyTorch."
             )
-        tell_once(f"{self.entry.name}: {why}; PyTorch runs this subgraph from now on.")
         return self._in_pytorch(inputs) if expected is None else expected
 
 

@@ -87,7 +87,7 @@ def mixed_types(trt: Any, definition: Any, tensors: list[Any]) -> Any:
 
 
 def test_an_invalid_network_is_told_in_tensorrts_words(rtx: Flavour) -> None:
-    with pytest.raises(BuildError, match="(?i)TensorRT.* could not build the engine: .*(type|Half|Float)"):
+    with pytest.raises(BuildError, match=r"(?i)TensorRT.* could not build the engine: .*(type|Half|Float)"):
         engine_from_network(network_of(rtx, mixed_types, X), rtx, OPTIONS)
 
 

@@ -176,7 +176,7 @@ def environment() -> dict[str, Any]:
 
     return {
         "date": datetime.date.today().isoformat(),
-        "command": " ".join(["python", "benchmarks/resnet50.py", *sys.argv[1:2]]),
+        "command": "python benchmarks/resnet50.py" + (" --host" if "--host" in sys.argv else ""),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cpu_threads": torch.get_num_threads(),
         "python": platform.python_version(),

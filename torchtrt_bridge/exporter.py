@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -96,11 +97,17 @@ def _as_module(model: Any) -> nn.Module:
     if not callable(model):
         raise CaptureError(f"export() takes a module or a function, not {type(model).__name__}.")
 
-    class Function(nn.Module):
-        def forward(self, *args: Any, **kwargs: Any) -> Any:
-            return model(*args, **kwargs)
+    return type("Function", (nn.Module,), {"forward": staticmethod(_named_forward(model))})().eval()
 
-    return Function().eval()
+
+def _named_forward(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function under the name `forward`: `torch.export` keeps the source lines of no other."""
+    if not isinstance(function, types.FunctionType):
+        return function
+    code = function.__code__.replace(co_name="forward")
+    twin = types.FunctionType(code, function.__globals__, "forward", function.__defaults__, function.__closure__)
+    twin.__kwdefaults__ = function.__kwdefaults__
+    return twin
 
 
 def _manifest(

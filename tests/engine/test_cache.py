@@ -208,10 +208,6 @@ def test_the_oldest_goes_first(three: EngineCache) -> None:
     assert kept(three) == ["two", "three", "four"]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="get() touches the engine only: its record stays old, is dropped first, and takes the engine with it",
-)
 def test_use_keeps_an_engine(three: EngineCache) -> None:
     assert three.get("one") is not None
     three.put("four", bytes(1000))

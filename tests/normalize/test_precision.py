@@ -211,14 +211,7 @@ class AttentionMask(ConstantMask):
         return F.scaled_dot_product_attention(x, x, x, attn_mask=self.mask)
 
 
-BEYOND_FP16 = pytest.mark.xfail(
-    strict=True,
-    reason="only numbers are held against fp16's range, not constant tensors: the mask becomes -inf, and a row that "
-    "is masked throughout gives 0 where fp32 gives the mean (NaN where an engine does not mend it as PyTorch does)",
-)
-
-
-@pytest.mark.parametrize("make", [ConstantMask, pytest.param(AttentionMask, marks=BEYOND_FP16)])
+@pytest.mark.parametrize("make", [ConstantMask, AttentionMask])
 def test_a_constant_mask_beyond_fp16_keeps_the_result_finite(make: type[nn.Module]) -> None:
     model, x = make(), x_of()
     module = passed(model, x, normalize, precision="fp16")

@@ -86,15 +86,9 @@ class Unsupported(nn.Module):
         return torch.linalg.det(x.relu()).exp()
 
 
-FUNCTION_LINE = pytest.mark.xfail(
-    strict=True,
-    reason="an exported function is wrapped in exporter.Function, and its nodes tell the wrapper's line",
-)
-
-
 @pytest.mark.parametrize(
     ("model", "source"),
-    [(Unsupported().eval(), Unsupported.forward), pytest.param(unsupported, unsupported, marks=FUNCTION_LINE)],
+    [(Unsupported().eval(), Unsupported.forward), (unsupported, unsupported)],
     ids=["module", "function"],
 )
 def test_a_reason_reaches_the_report_with_its_source_line(model: Any, source: Any) -> None:
@@ -297,7 +291,7 @@ def test_no_size_crosses_a_border(call: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("call", [view_after_unsupported, size_as_number, ones_of_a_size])
 def test_dynamic_sizes_beside_unsupported_operators(call: Callable[..., Any]) -> None:
-    program = trtb.export(call, x_of(), dynamic_shapes=(({0: Dim("batch", min=2, max=8)},),), engine="reference")
+    program = trtb.export(call, x_of(), dynamic_shapes=({0: Dim("batch", min=2, max=8)},), engine="reference")
     assert program.report.engines
     x = x_of(5)
     torch.testing.assert_close(program(x), call(x), rtol=1e-4, atol=1e-5)

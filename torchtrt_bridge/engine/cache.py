@@ -21,6 +21,9 @@ from torchtrt_bridge.options import Options
 # A process that builds this long is taken for dead; the others then build on their own.
 LOCK_SECONDS = 600.0
 
+# The files of an entry, by their names behind the key.
+KINDS = ("engine", "engine.json", "kernels", "kernels.json")
+
 
 def default_directory() -> Path:
     return Path(platformdirs.user_cache_dir("torchtrt_bridge")) / "engines"
@@ -119,15 +122,18 @@ class EngineCache:
                 path.unlink()
 
     def _trim(self) -> None:
-        entries = []
+        """Drop whole entries, those longest unused first; locks and files being written are left alone."""
+        entries: dict[str, list[tuple[Path, os.stat_result]]] = {}
         for path in self.directory.iterdir():
-            with contextlib.suppress(OSError):
-                status = path.stat()
-                entries.append((status.st_mtime, status.st_size, path))
-        total = sum(size for _, size, _ in entries)
-        for _, size, path in sorted(entries):
+            key, _, kind = path.name.partition(".")
+            if kind in KINDS:
+                with contextlib.suppress(OSError):
+                    entries.setdefault(key, []).append((path, path.stat()))
+        total = sum(status.st_size for files in entries.values() for _, status in files)
+        for files in sorted(entries.values(), key=lambda files: max(status.st_mtime for _, status in files)):
             if total <= self.limit_bytes:
                 return
-            with contextlib.suppress(OSError):
-                path.unlink()
-                total -= size
+            for path, status in files:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                    total -= status.st_size

@@ -58,6 +58,7 @@ class _Lowering:
         self.torch_ops = options.torch_ops
         self.mode: FakeTensorMode = fake_mode_of(module)
         self.lowered: set[fx.Node] = set()  # fp32 in the user's graph, half from here on
+        self.wide: set[fx.Node] = set()  # fp32 values that come of numbers beyond the range of half precision
         self.casts: dict[tuple[fx.Node, torch.dtype], fx.Node] = {}
 
     def run(self) -> None:
@@ -69,7 +70,9 @@ class _Lowering:
 
     def _call(self, node: fx.Node) -> None:
         was = _float_dtypes(node.meta.get("val"))
-        if self._stays_fp32(node, was):
+        if self._is_wide(node):
+            self.wide.add(node)
+        if self._stays_fp32(node):
             self._restore(node)
             return
         sources = [n for n in node.all_input_nodes if self._is_fp32(n) or n in self.lowered]
@@ -80,15 +83,31 @@ class _Lowering:
         if torch.float32 in was and _float_dtypes(node.meta["val"]) != was:
             self.lowered.add(node)
 
-    def _stays_fp32(self, node: fx.Node, was: list[Any]) -> bool:
-        name = getattr(node.target, "_schema", None) and node.target._schema.name.split("::")[-1]  # type: ignore[union-attr]
-        if name in DELICATE or any(not self._fits(arg) for arg in node.args):
+    def _is_wide(self, node: fx.Node) -> bool:
+        if node.target in HALF or _name(node) in DELICATE:
+            return False
+        return any(not self._fits(arg) for arg in node.args) or any(n in self.wide for n in node.all_input_nodes)
+
+    def _stays_fp32(self, node: fx.Node) -> bool:
+        if _name(node) in DELICATE or any(not self._fits(arg) for arg in node.args):
             return True
         return str(node.target) in self.torch_ops or why_not(node) is not None
 
     def _fits(self, arg: Any) -> bool:
         """Whether a number is in the range of the half precision type."""
         return not isinstance(arg, float) or abs(arg) in (0.0, float("inf")) or abs(arg) <= torch.finfo(self.dtype).max
+
+    def _is_beyond(self, constant: torch.Tensor | None) -> bool:
+        """Whether a constant holds finite numbers that half precision would turn into infinities."""
+        if constant is None or constant.dtype != torch.float32 or self.dtype != torch.float16:
+            return False
+        largest = torch.finfo(self.dtype).max
+        return bool((constant.isfinite() & (constant.abs() > largest)).any())
+
+    def _within_range(self, source: fx.Node, before: fx.Node) -> fx.Node:
+        """`source` limited to the range of half precision: a mask of -1e9 stays a large negative number."""
+        largest = torch.finfo(self.dtype).max
+        return insert_call(before, self.mode, aten.clamp.default, source, -largest, largest)
 
     def _is_fp32(self, node: fx.Node) -> bool:
         value = node.meta.get("val")
@@ -106,13 +125,22 @@ class _Lowering:
         """`source` in `dtype`: one cast, shared by all its users."""
         key = source, dtype
         if key not in self.casts:
-            before = user if constant_of(source) is not None else _after(source)
+            constant = constant_of(source)
+            before = user if constant is not None else _after(source)
+            if dtype == self.dtype and (source in self.wide or self._is_beyond(constant)):
+                source = self._within_range(source, before)
             cast = insert_call(before, self.mode, aten._to_copy.default, source, dtype=dtype)
             cast.meta.update({k: v for k, v in source.meta.items() if k in ("stack_trace", "nn_module_stack")})
             self.casts[key] = cast
             if dtype == self.dtype:
                 self.lowered.add(cast)
         return self.casts[key]
+
+
+def _name(node: fx.Node) -> str:
+    """The operator's name without its overload."""
+    schema = getattr(node.target, "_schema", None)
+    return "" if schema is None else str(schema.name).split("::")[-1]
 
 
 def _after(node: fx.Node) -> fx.Node:

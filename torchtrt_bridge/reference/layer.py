@@ -19,7 +19,7 @@ def int_tuple(dims: Any) -> tuple[int, ...] | None:
     if dims is None:
         return None
     try:
-        return tuple(int(dim) for dim in dims)
+        return tuple(int(dims[i]) for i in range(len(dims)))  # iterating over a negative length may give ()
     except (ValueError, RuntimeError, TypeError):
         return None
 

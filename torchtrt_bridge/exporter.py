@@ -97,7 +97,8 @@ def _as_module(model: Any) -> nn.Module:
     if not callable(model):
         raise CaptureError(f"export() takes a module or a function, not {type(model).__name__}.")
 
-    return type("Function", (nn.Module,), {"forward": staticmethod(_named_forward(model))})().eval()
+    wrapper: nn.Module = type("Function", (nn.Module,), {"forward": staticmethod(_named_forward(model))})()
+    return wrapper.eval()
 
 
 def _named_forward(function: Callable[..., Any]) -> Callable[..., Any]:

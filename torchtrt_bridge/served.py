@@ -75,6 +75,7 @@ class ServedGraph:
         return None
 
     def _leave_to_pytorch(self, reason: str) -> None:
+        reason = reason.rstrip(". ")
         if self.options.fallback == "error":
             raise CaptureError(f"PyTorch would run the whole graph: {reason}. fallback='pytorch' lets it.")
         self.report.note(f"PyTorch runs a whole graph: {reason}")

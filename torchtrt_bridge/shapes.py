@@ -32,10 +32,6 @@ class TensorSpec:
     example: tuple[int, ...]
     sizes: tuple[int | str, ...]
 
-    @property
-    def is_static(self) -> bool:
-        return all(isinstance(size, int) for size in self.sizes)
-
     def accepts(self, value: torch.Tensor) -> bool:
         return (
             value.dtype == self.dtype

@@ -78,4 +78,4 @@ def _add_tensor(digest: Any, value: torch.Tensor) -> None:
     host = value.detach().to("cpu").contiguous()
     digest.update(f"{host.dtype} {tuple(host.shape)};".encode())
     if host.numel():
-        digest.update(memoryview(host.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(host.reshape(-1).view(torch.uint8).numpy().data)

@@ -13,6 +13,7 @@ from torch import nn
 
 import torchtrt_bridge as trtb
 from tests.models import ConvNet, WithUnsupported, image, trained
+from torchtrt_bridge import pipeline
 
 REFERENCE = {"engine": "reference"}
 
@@ -315,6 +316,22 @@ def test_a_real_engine_leaves_cpu_tensors_to_pytorch(caplog: pytest.LogCaptureFi
         assert_same(fast(x), model(x))
     assert "tensors are on cpu" in caplog.text
     assert "trtb.export" in trtb.report(fast).notes[0]
+
+
+@pytest.mark.parametrize("stage", ["normalize", "propose", "network_from_graph"])
+def test_a_mistake_of_ours_leaves_the_model_running(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("planted")
+
+    monkeypatch.setattr(pipeline, stage, fail)
+    model, x = trained(ConvNet()), image()
+    fast = compiled(model)
+    with torch.no_grad():
+        assert_same(fast(x), model(x))
+    told = [*trtb.report(fast).notes, *[engine.state for engine in trtb.report(fast).engines]]
+    assert "ZeroDivisionError: planted" in told[0]
+    with torch.no_grad(), pytest.raises(Exception, match="planted"):
+        compiled(trained(ConvNet()), fallback="error")(x)
 
 
 # The decorator -----------------------------------------------------------------------------------------------

@@ -135,10 +135,10 @@ class _Builder:
             key = engine_key(self.module, self.flavour, self.options, self.ranges)
             plan = self._plan(key, on_progress)
             return plan, self._load(plan, key) if run else None
-        except BridgeError as error:
+        except Exception as error:  # a failure of any kind is kept to this subgraph
             if self.options.fallback == "error":
                 raise
-            self.entry.state = str(error)
+            self.entry.state = str(error) if isinstance(error, BridgeError) else f"{type(error).__name__}: {error}"
             tell_once(f"{self.entry.name} stays in PyTorch: {error}")
             return None, None
 

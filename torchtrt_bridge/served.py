@@ -93,10 +93,11 @@ class ServedGraph:
                 captured = graph_from_program(program)
                 self._check_aliases(captured, inputs)
                 self.compiled = compile_graph(captured, self.options)
-        except BridgeError as error:
+        except Exception as error:  # whatever goes wrong here, the user's model runs
             if self.options.fallback == "error":
                 raise
-            self._leave_to_pytorch(str(error))
+            kind = "" if isinstance(error, BridgeError) else f"{type(error).__name__}: "
+            self._leave_to_pytorch(f"{kind}{error}")
             return
         state = [dynamo.weight_index(name) for name in captured.state]
         self.report = self.compiled.report

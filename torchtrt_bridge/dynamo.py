@@ -7,11 +7,26 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._guards import tracing
 
+from torchtrt_bridge.capture import CapturedGraph, export_program, graph_from_program
 from torchtrt_bridge.errors import CaptureError
 
 aten = torch.ops.aten
 WEIGHT_PREFIX = "weight_"
+
+
+def capture(
+    module: fx.GraphModule, args: Sequence[Any], weights: Sequence[int], numbers: Sequence[int]
+) -> tuple[CapturedGraph, list[int]]:
+    """The functional graph with weights and numbers bound, and the indices of the arguments that remain its inputs."""
+    skipped = {*weights, *numbers}
+    inputs = [i for i, value in enumerate(args) if i not in skipped and isinstance(value, torch.Tensor)]
+    bound = bind_weights(module, args, weights, numbers)
+    shapes = named_shapes(bound, dynamic_shapes(module, [*skipped]))
+    with tracing(None):  # else torch.export would trace into Dynamo's own trace, and add to its guards
+        program = export_program(bound, tuple(args[i] for i in inputs), dynamic_shapes=shapes)
+    return graph_from_program(program), inputs
 
 
 def weight_positions(module: fx.GraphModule, inputs: Sequence[Any]) -> list[int]:

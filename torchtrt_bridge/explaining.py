@@ -11,7 +11,6 @@ from torch._dynamo.utils import counters
 from torch._guards import tracing
 
 from torchtrt_bridge import dynamo
-from torchtrt_bridge.capture import export_program, graph_from_program
 from torchtrt_bridge.compile_report import CompileReport, engine_entry, merged, torch_entry
 from torchtrt_bridge.errors import BridgeError
 from torchtrt_bridge.normalize import normalize
@@ -63,11 +62,7 @@ class _Analysis:
 
     def _analyse(self, module: fx.GraphModule, args: Sequence[Any], report: CompileReport) -> None:
         weights, numbers = dynamo.weight_positions(module, args), dynamo.number_positions(module, args)
-        skipped = {*weights, *numbers}
-        bound = dynamo.bind_weights(module, args, weights, numbers)
-        inputs = tuple(v for i, v in enumerate(args) if i not in skipped and isinstance(v, torch.Tensor))
-        shapes = dynamo.named_shapes(bound, dynamo.dynamic_shapes(module, [*skipped]))
-        captured = graph_from_program(export_program(bound, inputs, dynamic_shapes=shapes))
+        captured, _ = dynamo.capture(module, args, weights, numbers)
         normalized = normalize(captured.module, self.options)
         proposal = propose(normalized, self.options)
         report.in_torch = [torch_entry(rejection.node, rejection.reason) for rejection in proposal.rejections]

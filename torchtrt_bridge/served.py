@@ -11,7 +11,7 @@ from torch._guards import tracing
 
 from torchtrt_bridge import dynamo
 from torchtrt_bridge.bound import BoundValues
-from torchtrt_bridge.capture import CapturedGraph, export_program, graph_from_program
+from torchtrt_bridge.capture import CapturedGraph
 from torchtrt_bridge.compile_report import CompileReport, tell_once
 from torchtrt_bridge.errors import BridgeError, CaptureError
 from torchtrt_bridge.options import Options
@@ -33,7 +33,6 @@ class ServedGraph:
         self.weights = dynamo.weight_positions(module, example_inputs)
         self.weight_tensors = [example_inputs[i] for i in self.weights]
         self._numbers = dynamo.number_positions(module, example_inputs)
-        self._shapes = dynamo.dynamic_shapes(module, [*self.weights, *self._numbers])
         self._inputs: list[int] = []
         self._frozen: list[int] = []
         self._bound: BoundValues | None = None
@@ -83,15 +82,10 @@ class ServedGraph:
 
     def _compile(self, args: Sequence[Any]) -> None:
         self.compiled = None
-        skipped = {*self.weights, *self._numbers}
-        inputs = [i for i, value in enumerate(args) if i not in skipped and isinstance(value, torch.Tensor)]
         try:
-            bound = dynamo.bind_weights(self.original, args, self.weights, self._numbers)
-            with tracing(None):  # else torch.export would trace into Dynamo's own trace, and add to its guards
-                shapes = dynamo.named_shapes(bound, self._shapes)
-                program = export_program(bound, tuple(args[i] for i in inputs), dynamic_shapes=shapes)
-                captured = graph_from_program(program)
-                self._check_aliases(captured, inputs)
+            captured, inputs = dynamo.capture(self.original, args, self.weights, self._numbers)
+            self._check_aliases(captured, inputs)
+            with tracing(None):  # the passes look for the fake mode of the captured graph, not of Dynamo's trace
                 self.compiled = compile_graph(captured, self.options)
         except Exception as error:  # whatever goes wrong here, the user's model runs
             if self.options.fallback == "error":

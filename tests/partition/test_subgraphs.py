@@ -12,23 +12,13 @@ from torch import fx, nn
 from torch.export import Dim
 
 import torchtrt_bridge as trtb
+from tests.normalize.case import Called
 from torchtrt_bridge.capture import export_program, graph_from_program
 from torchtrt_bridge.normalize import normalize
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.partition import Proposal, fuse, propose
 
 aten = torch.ops.aten
-
-
-class Called(nn.Module):
-    """A function of tensors as a module."""
-
-    def __init__(self, call: Callable[..., Any]) -> None:
-        super().__init__()
-        self.call = call
-
-    def forward(self, x: torch.Tensor) -> Any:
-        return self.call(x)
 
 
 def det(x: torch.Tensor) -> torch.Tensor:

@@ -130,6 +130,20 @@ def test_changed_weights_are_noticed(change: Callable[[ConvNet], None]) -> None:
     assert trtb.report(fast).engines[-1].is_ready
 
 
+def test_changed_weights_keep_sizes_dynamic() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return head(x).view(x.shape[0] // 2, -1) + x.shape[0]
+
+    head = nn.Linear(6, 6)
+    fast = compiled(model, dynamic=True)
+    with torch.no_grad():
+        assert_same(fast(torch.ones(4, 6)), model(torch.ones(4, 6)))
+        head.weight.mul_(2)
+        results = [fast(torch.ones(batch, 6)) for batch in (4, 4, 8, 12)]
+        assert_same(results, [model(torch.ones(batch, 6)) for batch in (4, 4, 8, 12)])
+    assert ".." in trtb.report(fast).engines[0].inputs[0]
+
+
 def test_weights_are_no_inputs_of_the_engine() -> None:
     fast = compiled(trained(ConvNet()))
     with torch.no_grad():

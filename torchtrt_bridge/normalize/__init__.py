@@ -5,10 +5,20 @@ from torch import fx
 from torchtrt_bridge.normalize.clean import drop_metadata_checks
 from torchtrt_bridge.normalize.fold import fold_constants
 from torchtrt_bridge.normalize.fuse import fold_batch_norm
+from torchtrt_bridge.normalize.masks import simplify_masks
 from torchtrt_bridge.normalize.precision import set_precision
+from torchtrt_bridge.normalize.projections import merge_projections
 from torchtrt_bridge.options import Options
 
-PASSES = (drop_metadata_checks, fold_constants, fold_batch_norm, set_precision, fold_constants)
+PASSES = (
+    drop_metadata_checks,
+    fold_constants,
+    fold_batch_norm,
+    simplify_masks,
+    set_precision,
+    fold_constants,
+    merge_projections,  # last, on weights in the precision that they keep: the copies are as small as they can be
+)
 
 
 def normalize(module: fx.GraphModule, options: Options) -> fx.GraphModule:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -25,7 +26,7 @@ def fake(argument: Any) -> Any:
 def infer(node: fx.Node, mode: FakeTensorMode) -> Any:
     """Compute and keep the fake value of a call from those of its inputs."""
     assert callable(node.target)
-    with mode, torch.no_grad():
+    with mode, enable_python_dispatcher(), torch.no_grad():  # torch 2.11's own aten.linear takes no symbolic sizes
         node.meta["val"] = node.target(*fake(node.args), **fake(node.kwargs))
     return node.meta["val"]
 

@@ -125,21 +125,32 @@ CASES: list[Case] = [
         lambda n: (torch.randn(n, 6, 8), -torch.tensor([3, 1]), torch.randn(n, 2, 8)),
         name="assigned-index",
     ),
+    Case(
+        aten.masked_scatter.default,
+        lambda x, m, v: x.masked_scatter(m, v),
+        lambda n: (torch.randn(n, 6), torch.randn(n, 6) > 0, torch.randn(n, 6)),
+    ),
+    Case(
+        aten.masked_scatter.default,
+        lambda x, m, v: x.masked_scatter(m.unsqueeze(-1), v),
+        lambda n: (*masked(n), torch.randn(6 * n, 8)),
+        name="rows",  # as the features of images take the places of their tokens
+    ),
+    Case(
+        aten.masked_scatter.default,
+        lambda x, m, v: x.masked_scatter(m, v),
+        lambda n: (torch.randint(-9, 9, (n, 6)), torch.randn(6) > 0, torch.randint(-9, 9, (6 * n + 1,))),
+        half=False,
+        name="int64",
+    ),
 ]
 
 REJECTED: list[Rejected] = [
     Rejected(
-        aten.index_put.default,
-        lambda x, i, v: aten.index_put(x, [None, i], v, True),
-        lambda n: (torch.randn(n, 6), torch.tensor([1, 1]), torch.randn(2)),
-        "no scatter that adds",
-    ),
-    Rejected(
-        aten.index_put.default,
-        lambda x, i, v: x.index_add(1, i, v),
-        lambda n: (torch.randn(n, 6), -torch.tensor([1, 1]), torch.randn(n, 2)),
-        "no scatter that adds",
-        name="index_add",
+        aten.masked_scatter.default,
+        lambda x, m, v: x.masked_scatter(m, v),
+        lambda n: (torch.randn(6), torch.randn(n, 6) > 0, torch.randn(n, 6)),
+        "larger than the tensor",
     ),
     Rejected(
         aten.index_put.default,

@@ -1,4 +1,4 @@
-"""Positions and order of values, and running sums."""
+"""Positions and order of values, and running sums and products."""
 
 import torch
 
@@ -27,6 +27,25 @@ def integers(n: int) -> tuple[torch.Tensor]:
 
 def bools(n: int) -> tuple[torch.Tensor]:
     return (torch.randn(n, 3, 4) > 0.5,)
+
+
+def near_one(n: int) -> tuple[torch.Tensor]:
+    return (-torch.rand(n, 3, 4) - 0.5,)
+
+
+def with_zeros(n: int) -> tuple[torch.Tensor]:
+    return (torch.randn(n, 4, 3) * (torch.rand(n, 4, 3) > 0.2),)
+
+
+def small_integers(n: int) -> tuple[torch.Tensor]:
+    return (torch.randint(-3, 4, (n, 5)),)
+
+
+def with_infinities(n: int) -> tuple[torch.Tensor]:
+    """Large numbers, of which none, some or all before one are -inf after negation."""
+    rows = torch.randn(n, 5) * 50
+    rows[0, :3], rows[1, 2] = torch.inf, torch.inf
+    return (rows,)
 
 
 def over(call, *args, **kwargs):
@@ -86,9 +105,19 @@ CASES: list[Case] = [
     Case(aten.cumsum.default, over(torch.cumsum, 1), bools, name="bool", half=False),
     Case(aten.cumsum.default, over(torch.cumsum, 1, dtype=torch.float32), bools, name="dtype", half=False),
     Case(aten.cumsum.default, lambda x: torch.cumsum(x[0], 0), line, name="0d"),
+    Case(aten.cumprod.default, over(torch.cumprod, -1), near_one),
+    Case(aten.cumprod.default, over(torch.cumprod, 1), with_zeros, name="zeros"),
+    Case(aten.cumprod.default, over(torch.cumprod, 1), small_integers, name="int64", half=False),
+    Case(aten.cumprod.default, over(torch.cumprod, 1, dtype=torch.float32), bools, name="dtype", half=False),
+    Case(aten.cumprod.default, lambda x: torch.cumprod(x[0], 0), line, name="0d"),
+    Case(aten.logcumsumexp.default, over(torch.logcumsumexp, -1), near_one),
+    Case(aten.logcumsumexp.default, over(torch.logcumsumexp, 1), with_infinities, name="infinities"),
+    Case(aten.logcumsumexp.default, lambda x: torch.logcumsumexp(x[0], 0), line, name="0d"),
 ]
 
 REJECTED: list[Rejected] = [
     Rejected(aten.topk.default, over(torch.topk, 4000), lambda n: (torch.randn(n, 5000),), "at most 3840"),
     Rejected(aten.sort.default, torch.sort, lambda n: (torch.randn(n, 5000),), "at most 3840"),
+    Rejected(aten.cumprod.default, over(torch.cumprod, 1), lambda n: (torch.randn(n, 1025),), "at most 1024"),
+    Rejected(aten.logcumsumexp.default, over(torch.logcumsumexp, 0), line, "whose size is not known", dynamic=True),
 ]

@@ -128,12 +128,17 @@ def all_dims(ctx, self, dim=None, keepdim=False):
 def logsumexp(ctx, self, dim, keepdim=False):
     """logsumexp(Tensor self, int[1] dim, bool keepdim=False) -> Tensor"""
     dtype = result_dtype(ctx)
-    tensor = ctx.tensor(self, widened(dtype))
-    largest = reduced(ctx, "MAX", tensor, dim, True)
+    return ctx.cast(log_of_sum(ctx, ctx.tensor(self, widened(dtype)), dim, keepdim), dtype)
+
+
+def log_of_sum(ctx, tensor, dims, keep_dims):
+    """The logarithm of a sum of exponentials, none of which overflows."""
+    largest = reduced(ctx, "MAX", tensor, dims, True)
     # An infinite maximum cannot be taken off: inf - inf is NaN.
     largest = ctx.select(ctx.unary("ISINF", largest), 0.0, largest)
-    total = reduced(ctx, "SUM", ctx.unary("EXP", ctx.elementwise("SUB", tensor, largest)), dim, True)
+    total = reduced(ctx, "SUM", ctx.unary("EXP", ctx.elementwise("SUB", tensor, largest)), dims, True)
     result = ctx.elementwise("SUM", ctx.unary("LOG", total), largest)
-    if not keepdim and len(tensor.shape):
-        result = ctx.squeeze(result, sorted({d % len(tensor.shape) for d in dim or range(len(tensor.shape))}))
-    return ctx.cast(result, dtype)
+    rank = len(tensor.shape)
+    if keep_dims or not rank:
+        return result
+    return ctx.squeeze(result, sorted({d % rank for d in dims or range(rank)}))

@@ -1,17 +1,19 @@
-"""Positions and order of values, all by TensorRT's TopK layer, and running sums."""
+"""Positions and order of values, all by TensorRT's TopK layer, and running sums and products."""
 
 from __future__ import annotations
 
+import math
 import operator
 
 import torch
 
-from torchtrt_bridge.lower.converters.arithmetic import result_dtype
-from torchtrt_bridge.lower.converters.reduce import extreme
-from torchtrt_bridge.lower.registry import converter
+from torchtrt_bridge.lower.converters.arithmetic import result_dtype, widened
+from torchtrt_bridge.lower.converters.reduce import extreme, log_of_sum
+from torchtrt_bridge.lower.registry import MAX_RANK, converter
 from torchtrt_bridge.shapes import is_symbolic
 
 aten = torch.ops.aten
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 MAX_K = 3840
 
 
@@ -109,8 +111,62 @@ _position(aten.argmin.default, "MIN")
 def cumsum(ctx, self, dim, dtype=None):
     """cumsum(Tensor self, int dim, *, ScalarType? dtype=None) -> Tensor"""
     tensor = ctx.tensor(self, result_dtype(ctx))
-    if not len(tensor.shape):
-        return tensor
-    axis = ctx.constant(dim % len(tensor.shape), torch.int64)
+    return running_sum(ctx, tensor, dim % len(tensor.shape)) if len(tensor.shape) else tensor
+
+
+def running_sum(ctx, tensor, dim):
+    """The only reduction that TensorRT's cumulative layer knows."""
+    axis = ctx.constant(dim, torch.int64)
     kind = ctx.trt.CumulativeOperation.SUM
     return ctx.network.add_cumulative(tensor, axis, kind, False, False).get_output(0)
+
+
+MAX_RUNNING = 1024
+
+
+def long_run(self, dim, **rest):
+    """Each value is looked at once for every position behind it."""
+    size = self.shape[dim] if self.dim() else 1
+    if self.dim() == MAX_RANK:
+        return f"running results in {MAX_RANK} dimensions"
+    if is_symbolic(size):
+        return "running results along a dimension whose size is not known"
+    return f"running results of {size} values; at most {MAX_RUNNING}" if size > MAX_RUNNING else None
+
+
+def product_too_long(self, dim, dtype=None):
+    return long_run(self, dim)
+
+
+@converter(aten.cumprod.default, why_not=product_too_long)
+def cumprod(ctx, self, dim, dtype=None):
+    """cumprod(Tensor self, int dim, *, ScalarType? dtype=None) -> Tensor"""
+    dtype = result_dtype(ctx)
+    tensor = ctx.tensor(self, widened(dtype))
+    if not len(tensor.shape):
+        return ctx.cast(tensor, dtype)
+    dim %= len(tensor.shape)
+    return ctx.cast(ctx.reduce("PROD", _up_to_each(ctx, tensor, dim, 1), [dim + 1], False), dtype)
+
+
+def logarithm_too_long(self, dim):
+    return long_run(self, dim)
+
+
+@converter(aten.logcumsumexp.default, why_not=logarithm_too_long, dtypes=FLOATS)
+def logcumsumexp(ctx, self, dim):
+    """logcumsumexp(Tensor self, int dim) -> Tensor"""
+    dtype = result_dtype(ctx)
+    tensor = ctx.tensor(self, widened(dtype))
+    if not len(tensor.shape):
+        return ctx.cast(tensor, dtype)
+    dim %= len(tensor.shape)
+    return ctx.cast(log_of_sum(ctx, _up_to_each(ctx, tensor, dim, -math.inf), [dim + 1], False), dtype)
+
+
+def _up_to_each(ctx, tensor, dim, neutral):
+    """For each position along `dim` all values, in the next dimension, with `neutral` for those behind it."""
+    rank, size = len(tensor.shape), int(ctx.node.meta["val"].shape[dim])
+    shape = [size if d in (dim, dim + 1) else 1 for d in range(rank + 1)]
+    mask = ctx.constant(torch.ones(size, size, dtype=torch.bool).tril().reshape(shape))
+    return ctx.select(mask, ctx.unsqueeze(tensor, [dim]), neutral, ctx.dtype(tensor))

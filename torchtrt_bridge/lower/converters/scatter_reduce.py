@@ -1,0 +1,113 @@
+"""Scatters that reduce: TensorRT's only writes, so here every position looks at each index for its own number."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from torchtrt_bridge.lower.converters.arithmetic import result_dtype, widened
+from torchtrt_bridge.lower.converters.sizes import equal, fake
+from torchtrt_bridge.lower.registry import MAX_RANK, converter
+from torchtrt_bridge.shapes import is_symbolic
+
+aten = torch.ops.aten
+NUMBERS = (torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32)
+
+# The most comparisons of known sizes; those of a matrix of masks for 2048 tokens.
+MOST_COMPARISONS = 2**22
+
+# The elementwise and the reducing layer of each reduction.
+LAYERS = {
+    "sum": ("SUM", "SUM"),
+    "mean": ("SUM", "SUM"),
+    "prod": ("PROD", "PROD"),
+    "amax": ("MAX", "MAX"),
+    "amin": ("MIN", "MIN"),
+}
+
+
+def too_many_comparisons(positions, sizes):
+    """Why TensorRT does not compare `positions` numbers with indices for values of the given sizes."""
+    if is_symbolic(positions):
+        return "values that may meet, at a number of positions known only at run time"
+    if len(sizes) == MAX_RANK:
+        return f"values that may meet, in {MAX_RANK} dimensions"
+    count = positions * math.prod(size for size in sizes if not is_symbolic(size))
+    return (
+        f"values that may meet: {count} comparisons, at most {MOST_COMPARISONS}" if count > MOST_COMPARISONS else None
+    )
+
+
+def sent(ctx, reduce, positions, index, values, dim):
+    """What `index` sends to each of `positions` places along `dim`, reduced, and where it sends something.
+
+    index: of the values' rank. The second result is a mask with the values' dimension behind that of the places.
+    """
+    dtype, rank = ctx.dtype(values), len(values.shape)
+    index, values = ctx.unsqueeze(index, [dim]), ctx.unsqueeze(values, [dim])
+    numbers = torch.arange(positions).reshape([-1 if d == dim else 1 for d in range(rank + 1)])
+    mask = ctx.elementwise("EQUAL", index, ctx.constant(numbers))
+    chosen = ctx.select(mask, values, neutral(reduce, dtype), dtype)
+    return ctx.reduce(LAYERS[reduce][1], chosen, [dim + 1], keep_dims=False), mask
+
+
+def neutral(reduce, dtype):
+    """The number that changes no result of a reduction."""
+    if reduce in ("amax", "amin"):
+        lowest, highest = (-math.inf, math.inf)
+        if not dtype.is_floating_point:
+            lowest, highest = torch.iinfo(dtype).min, torch.iinfo(dtype).max
+        return lowest if reduce == "amax" else highest
+    return 1 if reduce == "prod" else 0
+
+
+def not_comparable(self, dim, index, src, reduce, **rest):
+    """Why TensorRT does not reduce what meets in a scatter."""
+    if not self.dim() or index.dim() != self.dim():
+        return "a scatter of numbers without dimensions"
+    if reduce == "mean" and not self.dtype.is_floating_point:
+        return "means of integers"
+    return too_many_comparisons(self.shape[dim], index.shape)
+
+
+def sums_too_much(self, dim, index, src):
+    return not_comparable(self, dim, index, src, "sum")
+
+
+@converter(aten.scatter_add.default, why_not=sums_too_much, dtypes=NUMBERS)
+def scatter_add(ctx, self, dim, index, src):
+    """scatter_add(Tensor self, int dim, Tensor index, Tensor src) -> Tensor"""
+    return scatter_reduce(ctx, self, dim, index, src, "sum")
+
+
+@converter(aten.scatter_reduce.two, why_not=not_comparable, dtypes=NUMBERS)
+def scatter_reduce(ctx, self, dim, index, src, reduce, *, include_self=True):
+    """scatter_reduce.two(Tensor self, int dim, Tensor index, Tensor src, str reduce, *, bool include_self=True)
+    -> Tensor"""
+    dtype = result_dtype(ctx)
+    wide = widened(dtype)
+    self, index, src = ctx.tensor(self, wide), ctx.tensor(index), ctx.tensor(src, wide)
+    dim %= len(self.shape)
+    if not equal(fake(ctx, 2).shape, fake(ctx, 3).shape):
+        src = ctx.slice(src, [0] * len(src.shape), ctx.sizes(index))
+    total, mask = sent(ctx, reduce, int(fake(ctx, 0).shape[dim]), index, src, dim)
+    total = _grown(ctx, total, self, dim, neutral(reduce, wide))
+    if include_self and reduce != "mean":
+        return ctx.cast(ctx.elementwise(LAYERS[reduce][0], self, total), dtype)
+    count = ctx.reduce("SUM", ctx.cast(mask, wide), [dim + 1], keep_dims=False)
+    count = _grown(ctx, count, self, dim, 0)
+    if include_self:
+        mean = ctx.elementwise("DIV", ctx.elementwise("SUM", self, total), ctx.elementwise("SUM", count, 1, wide))
+        return ctx.cast(mean, dtype)
+    if reduce == "mean":
+        total = ctx.elementwise("DIV", total, ctx.elementwise("MAX", count, 1, wide))
+    return ctx.cast(ctx.select(ctx.elementwise("GREATER", count, 0, wide), total, self), dtype)
+
+
+def _grown(ctx, tensor, like, dim, fill):
+    """`tensor` in the sizes of `like`, of which an index may use a part; the rest is `fill`."""
+    own, index = fake(ctx, 0).shape, fake(ctx, 2).shape
+    if all(d == dim or equal([own[d]], [index[d]]) for d in range(len(own))):
+        return tensor
+    return ctx.slice(tensor, [0] * len(own), ctx.sizes(like), mode="FILL", fill=fill)

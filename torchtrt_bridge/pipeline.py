@@ -18,6 +18,7 @@ from torchtrt_bridge.engine.build import engine_from_network
 from torchtrt_bridge.engine.cache import EngineCache
 from torchtrt_bridge.engine.flavour import Flavour
 from torchtrt_bridge.engine.key import engine_key
+from torchtrt_bridge.engine.probe import supports
 from torchtrt_bridge.errors import BridgeError, EngineLoadError, UnsupportedOpError
 from torchtrt_bridge.lower.network import Network, network_from_graph
 from torchtrt_bridge.normalize import normalize
@@ -61,8 +62,9 @@ def compile_graph(
     report = CompileReport(options, graphs=1)
     flavour = flavours.choose(options.engine)
     module = normalize(captured.module, options)
-    if original is not None:
-        own_constants(module, original)
+    is_reference = options.engine == "reference"
+    if original is not None and is_reference:
+        own_constants([module], original)  # the interpreter reads them from the network, which holds addresses
     proposal = propose(module, options)
     _report_rejections(proposal, options, report)
     flat = fx.GraphModule(module, copy_graph(module.graph))
@@ -78,6 +80,8 @@ def compile_graph(
             if plan is not None:
                 plans[name] = plan
             module.set_submodule(name, EngineModule(subgraph, input_specs(subgraph, ranges), runner, entry, options))
+    if original is not None and not is_reference:
+        own_constants([module, flat], original)  # not earlier: the builds need the memory
     return CompiledGraph(captured, module, flat, proposal, plans, report)
 
 
@@ -143,12 +147,15 @@ class _Builder:
             return None, None
 
     def _network(self) -> Network:
-        network = network_from_graph(self.module, self.flavour, self.ranges)
+        network = network_from_graph(self.module, self.flavour, self.ranges, self._can)
         self.entry.layers = network.layers
         self.entry.inputs = [f"{spec.name}: {spec}" for spec in network.inputs]
         self.entry.outputs = [str(spec) for spec in network.outputs]
         self.entry.engine = "reference" if self.options.engine == "reference" else str(self.flavour)
         return network
+
+    def _can(self, capability: str) -> bool:
+        return supports(capability, self.flavour, self.options).yes
 
     def _plan(self, key: str, on_progress: Any) -> bytes:
         """The engine under `key`, from the cache or built now; other processes that want it wait for this one."""

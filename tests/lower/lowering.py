@@ -53,8 +53,11 @@ def capture(inputs: tuple[Any, ...], module: nn.Module, dynamic: Any) -> Capture
     return graph_from_program(export_program(module, inputs, dynamic_shapes=spec))
 
 
-def lower(point: Point, flavour: Flavour) -> Lowered:
-    """Capture, normalize, partition and lower a case; nothing may be left in PyTorch."""
+def lower(point: Point, flavour: Flavour, can: Callable[[str], bool] = lambda capability: True) -> Lowered:
+    """Capture, normalize, partition and lower a case; nothing may be left in PyTorch.
+
+    can: what TensorRT is said to build.
+    """
     case = point.case
     model = case.module(point.dtype)
     shapes = case.dynamic_shapes(point.dtype) if point.dynamic else None
@@ -67,7 +70,7 @@ def lower(point: Point, flavour: Flavour) -> Lowered:
     subgraph = fuse(graph, proposal.subgraphs)["trt_0"]
     operators = {node.target for node in subgraph.graph.nodes if node.op == "call_function"}
     assert case.op in operators, f"{case.op} is not in the graph: {operators}"
-    network = network_from_graph(subgraph, flavour, dict.fromkeys(captured.ranges, (1, 16)))
+    network = network_from_graph(subgraph, flavour, dict.fromkeys(captured.ranges, (1, 16)), can)
     return Lowered(model, graph, network)
 
 

@@ -56,15 +56,25 @@ class Context:
     """The network under construction and the node being lowered.
 
     node: the FX node; `node.meta["val"]` is its fake value, with dtype and (symbolic) shape.
+    can: whether TensorRT builds what a probe of this name asks for (`engine/probe.py`).
     constants: value of each constant layer by layer name, for readers that TensorRT cannot give it back to.
     """
 
-    def __init__(self, trt: Any, network: NamedNetwork) -> None:
+    def __init__(self, trt: Any, network: NamedNetwork, can: Callable[[str], bool]) -> None:
         self.trt = trt
         self.network = network
+        self.can = can
         self.node: Node
         self.constants: dict[str, torch.Tensor] = {}
         self._kept: list[Any] = []
+        self._made: dict[tuple[Any, ...], tuple[Value, Any]] = {}
+
+    def once(self, what: str, value: Value, make: Callable[[], Any], *more: Any) -> Any:
+        """What `make` makes of `value`, made once for all nodes that ask for the same thing with the same `more`."""
+        key = (what, id(value), *more)
+        if key not in self._made:
+            self._made[key] = value, make()  # keeps `value`, so that its id is taken
+        return self._made[key][1]
 
     # Constants and weights -------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -41,18 +41,27 @@ class Network:
         return int(self.definition.num_layers)
 
 
+def _anything(capability: str) -> bool:
+    """The answer to `Context.can` where nothing was probed."""
+    return True
+
+
 def network_from_graph(
-    module: fx.GraphModule, flavour: Flavour, ranges: Mapping[Any, tuple[int, int]] | None = None
+    module: fx.GraphModule,
+    flavour: Flavour,
+    ranges: Mapping[Any, tuple[int, int]] | None = None,
+    can: Callable[[str], bool] = _anything,
 ) -> Network:
     """Write every node of `module` into a new network.
 
     ranges: smallest and largest value of each symbolic size.
+    can: whether TensorRT builds what a probe of this name asks for; without it, everything is taken for buildable.
     Raises LoweringError, naming operator, node and source line.
     """
     log = flavour.new_log()
     builder = flavour.trt.Builder(log)
     definition = flavour.new_network(builder)
-    ctx = Context(flavour.trt, NamedNetwork(definition, log))
+    ctx = Context(flavour.trt, NamedNetwork(definition, log), can)
     values: dict[fx.Node, Any] = {}
     inputs: list[TensorSpec] = []
     outputs: list[TensorSpec] = []

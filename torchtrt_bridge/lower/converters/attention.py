@@ -7,6 +7,10 @@ import math
 import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from torchtrt_bridge.lower.bounds import bounds_of
+from torchtrt_bridge.lower.converters.attention_layer import attention_layer, fits_the_layer
+from torchtrt_bridge.lower.converters.attention_parts import attention_in_parts
+from torchtrt_bridge.lower.converters.sizes import fake
 from torchtrt_bridge.lower.registry import converter
 from torchtrt_bridge.shapes import is_symbolic
 
@@ -17,76 +21,65 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 def not_one_attention(
     query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False
 ):
-    """TensorRT's attention takes four dimensions and one kind of mask, and drops no elements."""
+    """TensorRT drops no elements; the rest is what PyTorch itself refuses, if not in each of its versions."""
     if dropout_p != 0:
         return f"attention with dropout_p={dropout_p}"
     if attn_mask is not None and is_causal:
         return "attention with both a mask and is_causal"
-    if query.dim() > 4 or key.dim() != query.dim() or value.dim() != query.dim():
-        return "attention over tensors of unequal or more than four dimensions"
-    if query.dim() > 2 and not all(statically_known_true(query.shape[0] == t.shape[0]) for t in (key, value)):
-        return "attention of a batch to keys of another batch size"
-    if query.dim() == 4 and any(is_symbolic(t.shape[1]) for t in (query, key, value)):
-        return "attention with a number of heads known only at run time"
-    if attn_mask is not None and attn_mask.dim() > query.dim():
-        return "an attention mask with more dimensions than the query"
+    if statically_known_true(key.shape[-2] != value.shape[-2]):
+        return "attention to keys and values of unequal number"
+    if attn_mask is not None and _is_larger(attn_mask.shape, query.shape, key.shape):
+        return "an attention mask that is larger than the scores"
+    if enable_gqa and any(is_symbolic(heads) for t in (query, key, value) for heads in t.shape[-3:-2]):
+        return "grouped-query attention with a number of heads known only at run time"
     return None
+
+
+def _is_larger(mask, query, key):
+    """Whether the mask would give the scores more dimensions, or larger ones."""
+    pairs = zip(reversed(query[:-2]), reversed(key[:-2]), strict=False)
+    either = [k if statically_known_true(q == 1) else q for q, k in pairs][::-1]
+    longer = max(query[:-2], key[:-2], key=len)
+    scores = [*longer[: len(longer) - len(either)], *either, query[-2], key[-2]]
+    aligned = zip(reversed(mask), reversed(scores), strict=False)
+    grows = any(statically_known_true(size == 1) and not statically_known_true(own == 1) for own, size in aligned)
+    return grows or len(mask) > len(scores)
 
 
 @converter(aten.scaled_dot_product_attention.default, why_not=not_one_attention, dtypes=(*FLOATS, torch.bool))
 def attention(ctx, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False):
     """scaled_dot_product_attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask=None,
     float dropout_p=0.0, bool is_causal=False, *, float? scale=None, bool enable_gqa=False) -> Tensor"""
-    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    added = {4: [], 3: [1], 2: [0, 1]}[len(query.shape)]
-    size = max(query.shape[-1], value.shape[-1])
-    q, k, v = (_with_size(ctx, _in_four(ctx, t, added), size) for t in (query, key, value))
-    q = ctx.elementwise("PROD", q, scale, ctx.dtype(q))
-    layer = ctx.network.add_attention(q, k, v, ctx.trt.AttentionNormalizationOp.SOFTMAX, is_causal)
-    layer.decomposable = True  # no kernel fuses float32
-    if attn_mask is not None:
-        mask = ctx.tensor(attn_mask)
-        mask = _in_four(ctx, mask, [1]) if len(mask.shape) == 3 and added == [1] else ctx.tensor(mask, rank=4)
-        mask = _full_keys(ctx, mask, k)
-        layer.mask = mask if ctx.dtype(mask) == torch.bool else ctx.cast(mask, ctx.dtype(q))
-    result = layer.get_output(0)
-    if attn_mask is not None and not _sees_a_key(attn_mask):
-        result = _zero_where_blind(ctx, result, mask)
-    result = _with_size(ctx, result, value.shape[-1])
-    return ctx.squeeze(result, added) if added else result
+    shapes = [fake(ctx, index).shape for index in range(3)]
+    q, k, v = (ctx.tensor(tensor) for tensor in (query, key, value))
+    scale = 1 / math.sqrt(shapes[0][-1]) if scale is None else scale
+    q = ctx.elementwise("PROD", q, scale, ctx.dtype(q))  # ahead of the product, whose sums fp16 may not hold
+    # A mask of another dtype stays as it is in the parts: fp16 has no number that outweighs all scores, as fp32 has.
+    fits = fits_the_layer(shapes) and (attn_mask is None or ctx.dtype(attn_mask) in (torch.bool, ctx.dtype(q)))
+    write = attention_layer if fits and ctx.can("attention") else attention_in_parts
+    result = write(ctx, (q, k, v), shapes, attn_mask, is_causal)
+    if attn_mask is None or _leaves_a_key(ctx, attn_mask):
+        return result
+    return ctx.select(_seeing(ctx, attn_mask), result, 0.0, ctx.dtype(result))
 
 
-def _in_four(ctx, tensor, added):
-    """The tensor with batch and heads."""
-    return ctx.unsqueeze(ctx.tensor(tensor), added) if added else ctx.tensor(tensor)
+def _leaves_a_key(ctx, mask):
+    """Whether it is certain that under this mask each query sees at least one key."""
+    if isinstance(mask, torch.Tensor):
+        seen = mask if mask.dtype == torch.bool else mask > -math.inf
+        return bool(seen.any(-1).all())
+    node = ctx.node.args[3] if len(ctx.node.args) > 3 else ctx.node.kwargs["attn_mask"]
+    low, _ = bounds_of(node)
+    return low == 1 if ctx.dtype(mask) == torch.bool else low > -math.inf
 
 
-def _with_size(ctx, tensor, size):
-    """The tensor with its last dimension cut or filled up: TensorRT wants keys and values of one size."""
-    if tensor.shape[-1] == size:
-        return tensor
-    return ctx.slice(tensor, [0] * 4, [*ctx.sizes(tensor)[:-1], size], mode="FILL")
+def _seeing(ctx, mask):
+    """Which queries see a key. PyTorch gives zeros to the others; the softmax of nothing is NaN."""
 
+    def make():
+        tensor = ctx.tensor(mask)
+        is_bool = ctx.dtype(tensor) == torch.bool
+        best = ctx.reduce("MAX", ctx.cast(tensor, torch.float32) if is_bool else tensor, [-1], True)
+        return ctx.elementwise("GREATER", best, 0.0 if is_bool else -math.inf, ctx.dtype(best))
 
-def _full_keys(ctx, mask, key):
-    """The mask with an element for each key: TensorRT broadcasts no last dimension."""
-    if mask.shape[-1] != 1:
-        return mask
-    return ctx.expand(mask, [-1, -1, -1, ctx.size(key, 2)])
-
-
-def _sees_a_key(mask):
-    """Whether the mask is a constant that leaves each query at least one key."""
-    if not isinstance(mask, torch.Tensor):
-        return False
-    seen = mask if mask.dtype == torch.bool else mask > -math.inf
-    return bool(seen.any(-1).all())
-
-
-def _zero_where_blind(ctx, result, mask):
-    """PyTorch gives zeros to a query that sees no key; the softmax of nothing is NaN."""
-    if ctx.dtype(mask) == torch.bool:
-        mask = ctx.select(mask, 0.0, -math.inf, torch.float32)
-    best = ctx.reduce("MAX", mask, [-1], True)
-    sees = ctx.elementwise("GREATER", best, -math.inf, ctx.dtype(best))
-    return ctx.select(sees, result, 0.0, ctx.dtype(result))
+    return ctx.once("queries that see a key", mask, make)

@@ -1,0 +1,209 @@
+"""Attention in parts, which the op table does not show, and what both ways of writing it owe to masks."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import torchtrt_bridge as trtb
+from tests.compare import assert_matches
+from tests.lower.case import TRACED, Case, Point, points_of
+from tests.lower.cases.attention import CASES, attend, grouped, heads, sdpa
+from tests.lower.lowering import Lowered, flat_tensors, in_float64, lower
+from torchtrt_bridge import pipeline
+from torchtrt_bridge.engine import flavour as flavours
+from torchtrt_bridge.engine.build import engine_from_network
+from torchtrt_bridge.engine.probe import Support
+from torchtrt_bridge.lower.converters.attention import not_one_attention
+from torchtrt_bridge.lower.network import Network
+from torchtrt_bridge.options import Options
+from torchtrt_bridge.reference import NetworkInterpreter
+
+FORMS = {case.name: case for case in CASES if case.op is sdpa and not isinstance(case.call, nn.Module)}
+
+
+def nothing(capability: str) -> bool:
+    return False
+
+
+def anything(capability: str) -> bool:
+    return True
+
+
+def lowered(point: Point, can: Callable[[str], bool]) -> Lowered:
+    return lower(point, flavours.load("tensorrt_rtx"), can)
+
+
+@functools.cache
+def form(name: str, can: Callable[[str], bool]) -> Lowered:
+    """A form with known sizes, in fp32."""
+    return lowered(points_of(FORMS[name])[0], can)
+
+
+def computed(found: Lowered, inputs: tuple[Any, ...]) -> list[torch.Tensor]:
+    trt = flavours.load("tensorrt_rtx").trt
+    interpreter = NetworkInterpreter(trt, found.network.definition, found.network.constants)
+    with torch.no_grad():
+        return found.outputs(lambda tensors: interpreter(*tensors), inputs)
+
+
+def layers(network: Network) -> list[Any]:
+    return [network.definition.get_layer(index) for index in range(network.definition.num_layers)]
+
+
+def count(network: Network, kind: str) -> int:
+    return sum(layer.type.name == kind for layer in layers(network))
+
+
+# In parts ----------------------------------------------------------------------------------------------------------
+
+
+def most_general_first(case: Case) -> list[Any]:
+    """Its points; those beside the most general one (dynamic sizes, fp16) are slow."""
+    last, *others = points_of(case)[::-1]
+    return [pytest.param(last, id=last.id), *[pytest.param(p, id=p.id, marks=pytest.mark.slow) for p in others]]
+
+
+@pytest.mark.parametrize("point", [point for case in FORMS.values() for point in most_general_first(case)])
+def test_in_parts(point: Point) -> None:
+    found = lowered(point, nothing)
+    assert count(found.network, "ATTENTION_INPUT") == 0
+    for inputs in map(point.make_inputs, point.sizes):
+        with torch.no_grad():
+            expected = flat_tensors(found.model(*inputs))
+        assert_matches(computed(found, inputs), expected, functools.partial(in_float64, found.model, inputs))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", [p for case in FORMS.values() for p in points_of(case)], ids=lambda point: point.id)
+def test_parts_are_built(point: Point) -> None:
+    network = lowered(point, nothing).network
+    assert engine_from_network(network, flavours.load("tensorrt_rtx"), Options(targets=("sm_89",)))
+
+
+# As a layer --------------------------------------------------------------------------------------------------------
+
+# Forms that TensorRT's layer does not take: heads that do not go together, and sizes that are broadcast.
+NO_LAYER = {
+    "grouped-twice", "grouped-one-batch", "one-query-head", "one-batch-of-keys", "one-batch-of-queries",
+    "one-batch-of-values", "fewer-dimensions",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_which_forms_are_one_layer(name: str) -> None:
+    assert (count(form(name, anything).network, "ATTENTION_INPUT") == 0) == (name in NO_LAYER)
+
+
+def test_a_mask_in_fp32_beside_an_fp16_query_is_kept_as_it_is() -> None:
+    """fp16 has no number that outweighs all scores, as a mask of the lowest fp32 number does."""
+    network = lowered(Point(FORMS["lowest-in-fp32"], False, torch.float16), anything).network
+    assert count(network, "ATTENTION_INPUT") == 0
+
+
+@pytest.mark.parametrize("can", [anything, nothing], ids=["layer", "parts"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_probe_decides(can: Callable[[str], bool], precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the public call, with what the probe is made to say."""
+    asked, networks = [], []
+
+    def supports(capability: str, *_: Any) -> Support:
+        asked.append(capability)
+        return Support(can(capability))
+
+    def spied(*args: Any) -> Network:
+        networks.append(original(*args))
+        return networks[-1]
+
+    original = pipeline.network_from_graph
+    monkeypatch.setattr(pipeline, "supports", supports)
+    monkeypatch.setattr(pipeline, "network_from_graph", spied)
+    model = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+    x = torch.randn(2, 5, 16)
+    with torch.no_grad():
+        result = trtb.export(model, x, engine="reference", precision=precision, fallback="error")(x)
+        torch.testing.assert_close(result, model(x), rtol=1e-2, atol=1e-2)
+    assert asked == ["attention"]
+    assert count(networks[0], "ATTENTION_INPUT") == can("attention")
+
+
+# Masks -------------------------------------------------------------------------------------------------------------
+
+WITH_MASK = [
+    "mask", "mask-of-all-heads", "mask-of-the-batch", "mask-3d", "mask-2d", "mask-of-keys",
+    "mask-of-keys-of-the-batch", "mask-of-keys-2d", "mask-of-queries", "mask-of-queries-2d", "bias", "minus-infinity",
+    "minus-infinity-in-fp32", "lowest-in-fp32", "large-in-fp32", "constant-mask", "constant-blind-mask",
+    "constant-causal-mask", "constant-bias", "grouped-mask", "smaller-values", "3d-mask", "3d-mask-of-keys", "2d-mask",
+    "2d-mask-1d", "5d-mask", "5d-mask-of-the-first", "one-batch-of-values",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("can", [anything, nothing], ids=["layer", "parts"])
+@pytest.mark.parametrize("name", WITH_MASK)
+def test_no_form_loses_its_mask(name: str, can: Callable[[str], bool]) -> None:
+    """TensorRT drops a mask that it is given beside a causal one, and builds all the same."""
+    found, inputs = form(name, can), FORMS[name].make_inputs(TRACED, torch.float32)
+    (result,) = computed(found, inputs)
+    q, k, v = (-tensor for tensor in inputs[:3])  # as `Called` turns them around
+    unmasked = (grouped if name.startswith("grouped") else attend)(q, k, v)
+    assert float((result - unmasked).norm() / unmasked.norm()) > 0.1
+    for layer in layers(found.network):
+        if layer.type.name == "ATTENTION_OUTPUT":
+            layer.__class__ = flavours.load("tensorrt_rtx").trt.IAttentionOutputLayer
+            assert layer.attention.causal != (layer.attention.mask is not None)
+
+
+def test_a_mask_beside_is_causal_stays_in_pytorch() -> None:
+    """Some versions of PyTorch apply both, others refuse."""
+    q, k, v = heads(2)
+    reason = not_one_attention(q, k, v, torch.ones(5, 8, dtype=torch.bool), is_causal=True)
+    assert reason == "attention with both a mask and is_causal"
+
+
+def in_layers(module: Any, *tensors: torch.Tensor) -> Network:
+    """The network of a function of these tensors, all of whose attentions are layers."""
+    return lowered(Point(Case(sdpa, module, lambda n: tensors), False, torch.float32), anything).network
+
+
+def twice(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return attend(attend(q, k, v, mask), k, v, mask)
+
+
+@pytest.mark.parametrize("kind", ["bool", "float"])
+def test_who_sees_a_key_is_asked_once_for_each_mask(kind: str) -> None:
+    mask = torch.rand(3, 1, 5, 7) > 0.5 if kind == "bool" else torch.randn(3, 1, 5, 7)
+    network = in_layers(twice, *[torch.randn(3, 2, size, 8) for size in (5, 7, 7)], mask)
+    assert count(network, "ATTENTION_INPUT") == 2
+    assert count(network, "REDUCE") == 1
+    assert count(network, "SELECT") == 2
+
+
+def hidden_by(value: float) -> Callable[..., torch.Tensor]:
+    def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return attend(q, k, v, torch.where(mask, 0.0, value))
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("call", "zeroed"),
+    [
+        (attend, True),
+        (hidden_by(-torch.inf), True),
+        (hidden_by(-1e4), False),
+        (hidden_by(torch.finfo(torch.float32).min), False),
+        (lambda q, k, v, mask: attend(q, k, v, (1.0 - mask.float()) * -1e9), False),
+        (lambda q, k, v, mask: attend(q, k, v, mask | torch.ones(5, 7, dtype=torch.bool)), False),
+        (lambda q, k, v, mask: attend(q, k, v, mask & torch.ones(5, 7, dtype=torch.bool).tril()), True),
+    ],
+    ids=["bools", "minus infinity", "a large number", "the lowest", "a product", "all shown", "causal and more"],
+)
+def test_no_zeros_are_written_where_each_query_sees_a_key(call: Callable[..., torch.Tensor], zeroed: bool) -> None:
+    tensors = [torch.randn(3, 2, size, 8) for size in (5, 7, 7)]
+    network = in_layers(call, *tensors, torch.rand(3, 1, 5, 7) > 0.5)
+    assert (count(network, "REDUCE") == 1) == zeroed

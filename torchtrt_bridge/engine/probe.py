@@ -1,0 +1,151 @@
+"""Probe, don't tabulate: what the installed TensorRT can build is learned by building a network of a few layers.
+
+A capability is one function that writes such a network. Its answer is kept per TensorRT version and targets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torchtrt_bridge.compile_report import tell_once
+from torchtrt_bridge.engine.cache import EngineCache
+from torchtrt_bridge.engine.flavour import Flavour, current_target
+from torchtrt_bridge.engine.key import PORTABLE
+from torchtrt_bridge.errors import BridgeError
+from torchtrt_bridge.lower.dtypes import trt_dtype_from_torch
+from torchtrt_bridge.options import Options
+
+# The kind under which the cache keeps answers, as JSON, beside the engines.
+KIND = "probe"
+
+
+@dataclasses.dataclass(frozen=True)
+class Support:
+    """Whether TensorRT builds a capability; `reason` holds its own words where it does not."""
+
+    yes: bool
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """How to ask for one capability.
+
+    layer: the method of `INetworkDefinition` that it cannot do without.
+    write: writes the network that is to be built, from the TensorRT module and an empty network.
+    """
+
+    layer: str
+    write: Callable[[Any, Any], None]
+
+
+PROBES: dict[str, Probe] = {}
+
+_answers: dict[str, Support] = {}
+_lock = threading.RLock()
+
+
+def probe(layer: str) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, Any], None]]:
+    """Register a function as the probe of the capability that bears its name."""
+
+    def register(write: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+        if write.__name__ in PROBES:
+            raise ValueError(f"{write.__name__} has a probe already.")
+        PROBES[write.__name__] = Probe(layer, write)
+        return write
+
+    return register
+
+
+@probe(layer="add_attention")
+def attention(trt: Any, network: Any) -> None:
+    """Attention layers as the converter writes them, in fp16 and in fp32, under one mask of bools."""
+    mask = network.add_input("mask", trt_dtype_from_torch(trt, torch.bool), (1, 1, 16, 16))
+    for dtype in (torch.float16, torch.float32):
+        kind = trt_dtype_from_torch(trt, dtype)
+        q, k, v = (network.add_input(f"{name}_{kind.name}", kind, (1, 2, 16, 64)) for name in "qkv")
+        layer = network.add_attention(q, k, v, trt.AttentionNormalizationOp.SOFTMAX, False)
+        layer.decomposable = True
+        layer.mask = mask
+        network.mark_output(layer.get_output(0))
+
+
+def supports(capability: str, flavour: Flavour, options: Options) -> Support:
+    """Whether `flavour` builds `capability` for ``options.targets``: asked once, then known.
+
+    With ``engine="reference"`` nothing is ever built, so the layer need only be in TensorRT's API.
+    Raises KeyError for a capability that has no probe.
+    """
+    asked = PROBES[capability]
+    if not hasattr(flavour.trt.INetworkDefinition, asked.layer):
+        return Support(False, f"{flavour} has no {asked.layer}")
+    if options.engine == "reference":
+        return Support(True)
+    key = _key(capability, flavour, options)
+    with _lock:
+        if key not in _answers:
+            _answers[key] = _kept_or_asked(key, asked, flavour, options)
+            if not _answers[key].yes:
+                tell_once(f"{flavour} does not build {capability}, so it is done without: {_answers[key].reason}")
+        return _answers[key]
+
+
+def _key(capability: str, flavour: Flavour, options: Options) -> str:
+    """A name for the question, by all that its answer depends on."""
+    targets = sorted(options.targets) or [current_target() or PORTABLE]
+    digest = hashlib.sha256(json.dumps([flavour.name, flavour.version, targets, _source_digest()]).encode())
+    return f"{capability}-{digest.hexdigest()[:32]}"
+
+
+@functools.cache
+def _source_digest() -> str:
+    """A digest of this file, so that a changed probe never meets its predecessor's answers."""
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+
+
+def _kept_or_asked(key: str, asked: Probe, flavour: Flavour, options: Options) -> Support:
+    cache = EngineCache.from_options(options)
+    if cache is None:
+        return _asked(asked, flavour, options)[0]
+    with cache.building(key):
+        content = cache.get(key, KIND)  # checked by its digest, and written by this very file: see `_key`
+        if content is not None:
+            return Support(**json.loads(content))
+        answer, is_lasting = _asked(asked, flavour, options)
+        if is_lasting:
+            cache.put(key, json.dumps(dataclasses.asdict(answer)).encode(), KIND)
+    return answer
+
+
+def _asked(asked: Probe, flavour: Flavour, options: Options) -> tuple[Support, bool]:
+    """TensorRT's answer, and whether it will be the same another time."""
+    log = flavour.new_log()
+    try:
+        plan = _built(asked, flavour, options, log)
+    except Exception as error:  # its bindings raise several kinds, and none may stop a compilation
+        words = str(error) if isinstance(error, BridgeError) else f"{type(error).__name__}: {error}"
+        return Support(False, words), False
+    if plan is not None:
+        return Support(True), True
+    reason = "; ".join(log.errors) or "it gave no reason"
+    return Support(False, reason), "memory" not in reason.lower()
+
+
+def _built(asked: Probe, flavour: Flavour, options: Options, log: Any) -> Any:
+    builder = flavour.trt.Builder(log)
+    network = flavour.new_network(builder)
+    config = builder.create_builder_config()
+    flavour.set_targets(config, options.targets)
+    asked.write(flavour.trt, network)
+    if log.errors:  # it would go on to build without what it refused, as a mask beside a causal one
+        return None
+    return builder.build_serialized_network(network, config)

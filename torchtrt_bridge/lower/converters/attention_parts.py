@@ -1,0 +1,52 @@
+"""Attention in parts: product, mask, softmax, product. For what TensorRT's own layer does not take or build."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+from torchtrt_bridge.lower.converters.slicing import line
+
+
+def attention_in_parts(ctx, tensors, shapes, mask, is_causal):
+    """Attention of query (scaled already), key and value, under a mask or a causal one; leading sizes broadcast."""
+    rank = max(map(len, shapes))
+    q, k, v = (ctx.tensor(tensor, rank=rank) for tensor in tensors)
+    k, v = (_for_each_head(ctx, t, shape, shapes[0]) for t, shape in zip((k, v), shapes[1:], strict=True))
+    plain, transposed = ctx.trt.MatrixOperation.NONE, ctx.trt.MatrixOperation.TRANSPOSE
+    scores = ctx.cast(ctx.network.add_matrix_multiply(q, plain, k, transposed).get_output(0), torch.float32)
+    if is_causal:
+        mask = ctx.once("causal mask", None, lambda: _causal(ctx, q, k), str(shapes[0][-2]), str(shapes[1][-2]))
+    if mask is not None:
+        scores = _masked(ctx, scores, mask)
+    layer = ctx.network.add_softmax(scores)
+    layer.axes = ctx.axes([-1], rank)
+    weights = ctx.cast(layer.get_output(0), ctx.dtype(v))
+    return ctx.network.add_matrix_multiply(weights, plain, v, plain).get_output(0)
+
+
+def _for_each_head(ctx, tensor, own, query):
+    """Keys or values, once for each head of the query where several of these share one; `own`, `query`: fake shapes."""
+    if len(own) < 3 or len(query) < 3 or any(statically_known_true(own[-3] == n) for n in (1, query[-3])):
+        return tensor  # the product broadcasts
+    if statically_known_true(query[-3] == 1):
+        return tensor
+    rank, times = len(tensor.shape), query[-3] // own[-3]
+    grouped = ctx.expand(ctx.unsqueeze(tensor, [rank - 2]), [*[-1] * (rank - 2), times, -1, -1])
+    sizes = ctx.sizes(tensor)
+    return ctx.reshape(grouped, [*sizes[:-3], query[-3], *sizes[-2:]])
+
+
+def _masked(ctx, scores, mask):
+    if ctx.dtype(mask) == torch.bool:
+        return ctx.select(ctx.tensor(mask), scores, -math.inf, torch.float32)
+    return ctx.elementwise("SUM", scores, mask, torch.float32)
+
+
+def _causal(ctx, query, key):
+    """Each query sees the keys up to its own position: PyTorch counts both from the first."""
+    rows, columns = (line(ctx, 0, ctx.size(tensor, -2), 1) for tensor in (query, key))
+    hidden = ctx.elementwise("LESS", ctx.unsqueeze(rows, [1]), ctx.unsqueeze(columns, [0]))
+    return ctx.unary("NOT", hidden)

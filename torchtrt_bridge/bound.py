@@ -17,7 +17,7 @@ class BoundValues:
 
     A weight is the same while it is the same tensor, in the same memory (`p.data = ...` moves that and leaves the
     version), of the same version. Tensors made under `torch.inference_mode` count no versions: of these only the
-    identity and the memory are looked at.
+    identity and the memory are looked at. A number is the same while it is equal.
     """
 
     def __init__(self, args: Sequence[Any], weights: Sequence[int], numbers: Sequence[int]) -> None:
@@ -26,7 +26,7 @@ class BoundValues:
         self._versioned = [tensor for tensor in self._tensors if not tensor.is_inference()]
         self._memories = list(map(_memory, self._tensors))
         self._versions = list(map(_version, self._versioned))
-        self._values = [args[i].item() for i in numbers]
+        self._values = [number_from(args[i]) for i in numbers]
 
     def hold(self, args: Sequence[Any]) -> bool:
         """Whether these arguments are what was bound, unchanged since."""
@@ -34,5 +34,19 @@ class BoundValues:
             all(map(operator.is_, [args[i] for i in self._weights], self._tensors))
             and list(map(_version, self._versioned)) == self._versions
             and list(map(_memory, self._tensors)) == self._memories
-            and [args[i].item() for i in self._numbers] == self._values
+            and [number_from(args[i]) for i in self._numbers] == self._values
         )
+
+    def changed_numbers(self, args: Sequence[Any]) -> list[int]:
+        """The indices of the numbers that differ from what was bound."""
+        pairs = zip(self._numbers, self._values, strict=True)
+        return [index for index, value in pairs if number_from(args[index]) != value]
+
+
+def number_from(argument: Any) -> Any:
+    """The Python number behind an argument: a tensor of one element, a number, or Dynamo's symbol for one."""
+    if isinstance(argument, torch.Tensor):
+        return argument.item()
+    if isinstance(argument, torch.SymInt):
+        return argument.node.hint  # int(argument) would make Dynamo compile anew for each value
+    return argument

@@ -5,16 +5,21 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import sympy
 import torch
 from torch import fx
+from torch._dynamo.exc import UserError, UserErrorType
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
+from torch.utils._sympy.functions import Max, Min
 
 from torchtrt_bridge.errors import CaptureError
 from torchtrt_bridge.lower import CONVERTERS
+
+ASSERT = torch.ops.aten._assert_scalar.default
 
 
 @dataclasses.dataclass
@@ -48,14 +53,49 @@ def export_program(
     """
     try:
         with torch.no_grad(), torch.backends.nnpack.flags(enabled=False):  # NNPACK's guard: batch < 16
-            program = torch.export.export(model, args, dict(kwargs or {}), dynamic_shapes=dynamic_shapes, strict=False)
-            decomposed: ExportedProgram = program.run_decompositions(_decompositions())
-            return decomposed
+            return _exported(model, args, dict(kwargs or {}), dynamic_shapes)
     except Exception as error:
         raise CaptureError(
             f"torch.export could not capture {type(model).__name__} as one graph: {error}\n"
             "torch.compile(model, backend='torchtrt_bridge') takes models whose control flow depends on data."
         ) from error
+
+
+def _exported(
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
+) -> ExportedProgram:
+    call = functools.partial(torch.export.export, model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+    program: ExportedProgram
+    try:
+        program = call().run_decompositions(_decompositions())
+    except UserError as error:
+        if error.error_type is not UserErrorType.CONSTRAINT_VIOLATION:
+            raise
+        program = call(prefer_deferred_runtime_asserts_over_guards=True).run_decompositions(_decompositions())
+        if not _drop_proved_assertions(program):
+            raise
+    return program
+
+
+def _drop_proved_assertions(program: ExportedProgram) -> bool:
+    """Erase the assertions on sizes that hold whatever the sizes are; whether these were all.
+
+    torch 2.11 takes min(8 * s, 16 * s) == 8 * s, of a size s, for a restriction of s.
+    """
+    assertions = program.graph.find_nodes(op="call_function", target=ASSERT)
+    proved = [node for node in assertions if _is_proved(node.args[0])]
+    for node in proved:
+        program.graph.erase_node(node)
+    program.graph.eliminate_dead_code()
+    return len(proved) == len(assertions)
+
+
+def _is_proved(condition: Any) -> bool:
+    """Whether a condition on sizes, in a graph, holds whatever they are."""
+    value = condition.meta["val"] if isinstance(condition, fx.Node) else condition
+    if isinstance(value, torch.SymBool):
+        value = value.node.expr.replace(Min, sympy.Min).replace(Max, sympy.Max)  # sympy's own know more
+    return value is True or value == sympy.true
 
 
 @functools.cache
@@ -106,12 +146,17 @@ def copy_graph(graph: fx.Graph) -> fx.Graph:
     return copied
 
 
-def own_constants(module: fx.GraphModule, program: ExportedProgram) -> None:
-    """Copy the constants that still share memory with the user's model."""
+def own_constants(modules: Iterable[torch.nn.Module], program: ExportedProgram) -> None:
+    """Copy the constants of `modules` that still share memory with the user's model, each once."""
     theirs = {_memory(value) for value in (*program.state_dict.values(), *program.constants.values())}
-    for name, value in list(module.named_buffers(recurse=False)):
-        if _memory(value) in theirs:
-            set_constant(module, name, value.clone())
+    copies: dict[Any, torch.Tensor] = {}
+    for module in (part for root in modules for part in root.modules()):
+        for name, value in list(module.named_buffers(recurse=False, remove_duplicate=False)):
+            if _memory(value) in theirs:
+                view = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
+                if view not in copies:
+                    copies[view] = value.clone()
+                set_constant(module, name, copies[view])
 
 
 def _memory(value: Any) -> int | None:

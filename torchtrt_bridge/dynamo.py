@@ -9,8 +9,9 @@ import torch
 from torch import fx
 from torch._guards import tracing
 
+from torchtrt_bridge.bound import number_from
 from torchtrt_bridge.capture import CapturedGraph, export_program, graph_from_program
-from torchtrt_bridge.errors import CaptureError
+from torchtrt_bridge.shapes import is_symbolic
 
 aten = torch.ops.aten
 WEIGHT_PREFIX = "weight_"
@@ -20,10 +21,9 @@ def capture(
     module: fx.GraphModule, args: Sequence[Any], weights: Sequence[int], numbers: Sequence[int]
 ) -> tuple[CapturedGraph, list[int]]:
     """The functional graph with weights and numbers bound, and the indices of the arguments that remain its inputs."""
-    skipped = {*weights, *numbers}
-    inputs = [i for i, value in enumerate(args) if i not in skipped and isinstance(value, torch.Tensor)]
-    bound = bind_weights(module, args, weights, numbers)
-    shapes = named_shapes(bound, dynamic_shapes(module, [*skipped]))
+    inputs = input_positions(module, args, [*weights, *numbers])
+    bound = bind(module, args, weights, numbers)
+    shapes = dynamic_shapes(bound)
     with tracing(None):  # else torch.export would trace into Dynamo's own trace, and add to its guards
         program = export_program(bound, tuple(args[i] for i in inputs), dynamic_shapes=shapes)
     return graph_from_program(program), inputs
@@ -39,47 +39,87 @@ def weight_positions(module: fx.GraphModule, inputs: Sequence[Any]) -> list[int]
 
 
 def number_positions(module: fx.GraphModule, inputs: Sequence[Any]) -> list[int]:
-    """Indices of the placeholders that are Python floats, which `dynamic=True` passes as tensors of one element."""
+    """Indices of the placeholders that are Python numbers and no sizes, which `dynamic=True` makes inputs.
+
+    Floats come as tensors of one element, and ints as symbols.
+    """
+    nodes = placeholders(module)
     return [
         index
-        for index, (node, value) in enumerate(zip(placeholders(module), inputs, strict=True))
-        if isinstance(value, torch.Tensor) and value.dim() == 0 and node.users and all(map(_is_item, node.users))
+        for index, (node, value) in enumerate(zip(nodes, inputs, strict=True))
+        if node.users and (_is_float(node, value) if isinstance(value, torch.Tensor) else _is_no_size(node, nodes))
     ]
 
 
-def _is_item(node: fx.Node) -> bool:
-    return node.op == "call_method" and node.target == "item"
+def input_positions(module: fx.GraphModule, inputs: Sequence[Any], bound: Sequence[int]) -> list[int]:
+    """Indices of the tensors that are not `bound` and that the graph reads, be it a size of theirs."""
+    return [
+        index
+        for index, (node, value) in enumerate(zip(placeholders(module), inputs, strict=True))
+        if isinstance(value, torch.Tensor) and index not in bound and (node.users or _free_dims(node))
+    ]
+
+
+def number_name(module: fx.GraphModule, index: int) -> str:
+    """How the user's code calls the number at `index`, as ``L['logits_to_keep']``."""
+    node = placeholders(module)[index]
+    return str(getattr(getattr(node, "_dynamo_source", None), "name", node.name))
 
 
 def placeholders(module: fx.GraphModule) -> list[fx.Node]:
     return [node for node in module.graph.nodes if node.op == "placeholder"]
 
 
-def bind_weights(
-    module: fx.GraphModule, args: Sequence[Any], weights: Sequence[int], numbers: Sequence[int]
-) -> fx.GraphModule:
-    """A copy of `module` that holds its weights as buffers `weight_<index>`, its numbers, and takes tensors only.
+def _is_float(node: fx.Node, value: torch.Tensor) -> bool:
+    return value.dim() == 0 and all(user.op == "call_method" and user.target == "item" for user in node.users)
 
-    Raises CaptureError for a symbolic number that is no tensor's size.
+
+def _is_no_size(node: fx.Node, nodes: Sequence[fx.Node]) -> bool:
+    return isinstance(node.meta.get("example_value"), torch.SymInt) and _size_source(node, nodes) is None
+
+
+def _size_source(number: fx.Node, nodes: Sequence[fx.Node]) -> tuple[fx.Node, int] | None:
+    """The tensor among the placeholders `nodes`, and its dimension, whose size a symbolic int is."""
+    wanted = number.meta["example_value"].node.expr
+    for node in nodes:
+        for dim, size in _free_dims(node).items():
+            if size.node.expr == wanted:
+                return node, dim
+    return None
+
+
+def _free_dims(node: fx.Node) -> dict[int, Any]:
+    """The symbolic dimensions of a placeholder's tensor."""
+    fake = node.meta.get("example_value")
+    if not isinstance(fake, torch.Tensor):
+        return {}
+    return {dim: size for dim, size in enumerate(fake.shape) if is_symbolic(size)}
+
+
+def bind(module: fx.GraphModule, args: Sequence[Any], weights: Sequence[int], numbers: Sequence[int]) -> fx.GraphModule:
+    """A copy of `module` that holds its weights, as buffers `weight_<index>`, and its numbers.
+
+    What it still takes are the tensors of `input_positions`, which give it its sizes too.
     """
     graph = fx.Graph()
-    mapping: dict[fx.Node, fx.Node] = {}
-    output = graph.graph_copy(module.graph, mapping)
+    twins: dict[fx.Node, fx.Node] = {}
+    output = graph.graph_copy(module.graph, twins)
     graph.output(output)
     bound = fx.GraphModule(module, graph)
-    nodes = [mapping[node] for node in placeholders(module)]
+    nodes = [twins[node] for node in placeholders(module)]
+    inputs = {nodes[index] for index in input_positions(module, args, [*weights, *numbers])}
+    for index in numbers:
+        _bind_number(nodes[index], number_from(args[index]))
+    for node, value in zip(nodes, args, strict=True):
+        if node.users and not isinstance(value, torch.Tensor):
+            _replace(node, _size(node, nodes, value))
     for index in weights:
         bound.register_buffer(f"{WEIGHT_PREFIX}{index}", args[index].detach())
         with graph.inserting_before(nodes[index]):
-            read = graph.get_attr(f"{WEIGHT_PREFIX}{index}")
-        _replace(nodes[index], read)
-    for index in numbers:
-        for item in list(nodes[index].users):
-            _replace(item, args[index].item())
-        graph.erase_node(nodes[index])
-    for index, node in enumerate(nodes):
-        if not isinstance(args[index], torch.Tensor):
-            _replace(node, _size_node(node, nodes, args[index]))
+            nodes[index].replace_all_uses_with(graph.get_attr(f"{WEIGHT_PREFIX}{index}"))
+    for node in nodes:
+        if node not in inputs:
+            graph.erase_node(node)
     bound.recompile()
     return bound
 
@@ -89,52 +129,35 @@ def weight_index(name: str) -> int:
     return int(name.removeprefix(WEIGHT_PREFIX))
 
 
+def _bind_number(node: fx.Node, value: float) -> None:
+    if isinstance(node.meta.get("example_value"), torch.Tensor):
+        for item in list(node.users):
+            _replace(item, value)
+            node.graph.erase_node(item)
+    else:
+        _replace(node, value)
+
+
 def _replace(node: fx.Node, other: Any) -> None:
-    if isinstance(other, fx.Node):
-        node.replace_all_uses_with(other)
+    """Let the users of `node` read `other`, a node or a number."""
     for user in list(node.users):
         user.args, user.kwargs = fx.map_arg((user.args, user.kwargs), lambda n: other if n is node else n)
-    node.graph.erase_node(node)
 
 
-def _size_node(node: fx.Node, nodes: Sequence[fx.Node], value: Any) -> Any:
+def _size(node: fx.Node, nodes: Sequence[fx.Node], value: Any) -> Any:
     """The size of a tensor that equals the number `node`; the number itself if it is not symbolic."""
-    wanted = node.meta.get("example_value", value)
-    if not isinstance(wanted, torch.SymInt):
+    source = _size_source(node, nodes) if is_symbolic(node.meta.get("example_value")) else None
+    if source is None:
         return value
-    for source in nodes:
-        fake = source.meta.get("example_value")
-        if not isinstance(fake, torch.Tensor) or source.op != "placeholder":
-            continue
-        for dim, size in enumerate(fake.shape):
-            if isinstance(size, torch.SymInt) and size.node.expr == wanted.node.expr:
-                last = [n for n in node.graph.nodes if n.op == "placeholder"][-1]
-                with node.graph.inserting_after(last):
-                    return node.graph.call_function(aten.sym_size.int, (source, dim))
-    raise CaptureError(
-        f"The graph takes the number {node.name} ({wanted}), which is not a size of any tensor. "
-        "Pass it as a constant, or call torch.compile with dynamic=False."
-    )
+    with node.graph.inserting_after(nodes[-1]):
+        return node.graph.call_function(aten.sym_size.int, source)
 
 
-def dynamic_shapes(module: fx.GraphModule, bound: Sequence[int]) -> tuple[dict[int, Any], ...]:
-    """For each tensor input that is not bound, its symbolic dimensions with the ranges that Dynamo knows."""
-    skipped = set(bound)
-    shapes = []
-    for index, node in enumerate(placeholders(module)):
-        fake = node.meta.get("example_value")
-        if index not in skipped and isinstance(fake, torch.Tensor):
-            shapes.append({dim: _dim(size) for dim, size in enumerate(fake.shape) if _is_free(size)})
-    return tuple(shapes)
-
-
-def named_shapes(bound: fx.GraphModule, shapes: Sequence[dict[int, Any]]) -> dict[str, Any]:
-    """Dynamic shapes by the argument names of `bound`, as `torch.export.export` takes them."""
-    return dict(zip([str(node.target) for node in placeholders(bound)], shapes, strict=True))
-
-
-def _is_free(size: Any) -> bool:
-    return isinstance(size, torch.SymInt) and not size.node.expr.is_Integer
+def dynamic_shapes(bound: fx.GraphModule) -> dict[str, Any]:
+    """The symbolic dimensions of each input with the ranges that Dynamo knows, as `torch.export.export` takes them."""
+    return {
+        str(node.target): {dim: _dim(size) for dim, size in _free_dims(node).items()} for node in placeholders(bound)
+    }
 
 
 def _dim(size: Any) -> Any:

@@ -21,8 +21,9 @@ from torchtrt_bridge.pipeline import CompiledGraph, compile_graph
 class ServedGraph:
     """Called as Dynamo calls a compiled graph: with its weights and inputs, in the order of its placeholders.
 
-    Weights are constants of the engines. Each call looks whether they are still the same tensors, unchanged; if
-    not, PyTorch serves, and the next call with the same new weights has the engines built anew.
+    Weights, and Python numbers that are no sizes, are constants of the engines. Each call looks whether they are
+    still the same, unchanged; if not, PyTorch serves, and a second call in a row with the same new ones has the
+    engines built anew.
     """
 
     def __init__(self, module: fx.GraphModule, example_inputs: Sequence[Any], options: Options) -> None:
@@ -47,8 +48,11 @@ class ServedGraph:
         compiled = self.compiled
         if compiled is None:
             return self.original(*args)
-        if self._bound is None or not self._bound.hold(args):
-            compiled = self._with_new_weights(args)
+        assert self._bound is not None
+        if self._bound.hold(args):
+            self._changed = None
+        else:
+            compiled = self._with_new_constants(args, self._bound)
             if compiled is None:
                 return self.original(*args)
         inputs = [args[i] for i in self._inputs]
@@ -60,8 +64,8 @@ class ServedGraph:
 
     def _why_pytorch(self, inputs: Sequence[Any]) -> str | None:
         """Why PyTorch runs the whole graph; None if engines may."""
-        numbers = set(self._numbers)
-        tensors = [v for i, v in enumerate(inputs) if isinstance(v, torch.Tensor) and i not in numbers]
+        used = dynamo.input_positions(self.original, inputs, self._numbers)
+        tensors = [inputs[i] for i in used]
         if torch.is_grad_enabled() and any(value.requires_grad for value in tensors):
             return "gradients are needed; call the model under torch.inference_mode() or torch.no_grad() for TensorRT"
         wanted = "cpu" if self.options.engine == "reference" else "cuda"
@@ -86,7 +90,7 @@ class ServedGraph:
             captured, inputs = dynamo.capture(self.original, args, self.weights, self._numbers)
             self._check_aliases(captured, inputs)
             with tracing(None):  # the passes look for the fake mode of the captured graph, not of Dynamo's trace
-                self.compiled = compile_graph(captured, self.options)
+                compiled = compile_graph(captured, self.options)
         except Exception as error:  # whatever goes wrong here, the user's model runs
             if self.options.fallback == "error":
                 raise
@@ -94,10 +98,11 @@ class ServedGraph:
             self._leave_to_pytorch(f"{kind}{error}")
             return
         state = [dynamo.weight_index(name) for name in captured.state]
-        self.report = self.compiled.report
+        self.report = compiled.report
         self._inputs = inputs + state
         self._frozen = [i for i in self.weights if i not in state]
         self._bound = BoundValues(args, self._frozen, self._numbers)
+        self.compiled = compiled  # last: other threads have PyTorch until then
 
     def _check_aliases(self, captured: CapturedGraph, inputs: Sequence[int]) -> None:
         mutated = [inputs[i] for i in captured.mutations if i < len(inputs)]
@@ -105,11 +110,13 @@ class ServedGraph:
         if shared is not None:
             raise CaptureError(f"its output {shared} is a view of an input that it changes")
 
-    def _with_new_weights(self, args: Sequence[Any]) -> CompiledGraph | None:
-        """Engines with the weights of this call, once the same ones came twice; None while PyTorch serves."""
-        if self._changed is None or not self._changed.hold(args):
+    def _with_new_constants(self, args: Sequence[Any], bound: BoundValues) -> CompiledGraph | None:
+        """Engines with the weights and numbers of this call, once the same ones came twice; None if PyTorch serves."""
+        if self.options.fallback == "pytorch" and (self._changed is None or not self._changed.hold(args)):
             self._changed = BoundValues(args, self._frozen, self._numbers)
-            tell_once("weights have changed since the engines were built; PyTorch runs until they come to rest.")
+            names = [dynamo.number_name(self.original, index) for index in bound.changed_numbers(args)]
+            changed = f"the value of {', '.join(names)} has" if names else "weights have"
+            tell_once(f"{changed} changed since the engines were built; PyTorch runs until two calls agree.")
             return None
         self._changed = None
         self._compile(args)

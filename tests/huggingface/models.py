@@ -19,10 +19,11 @@ LENGTH = Dim("length", min=2, max=32)
 class Tiny:
     """A model and what it is called with.
 
-    config: arguments of the configuration class `kind`Config; model: name of the model class.
-    inputs: from batch size and length to keyword arguments.
-    dynamic: names of the inputs' dimensions that may vary, by input.
-    part: the module to run, for models of two towers.
+    config: makes its configuration.
+    model: name of its class.
+    inputs: from batch size and length to keyword arguments; images and sound have one length only.
+    dynamic: the dimensions that may vary, by input, as `torch.export.export` takes them.
+    part: the module to run, of a model of two towers.
     """
 
     name: str
@@ -32,12 +33,13 @@ class Tiny:
     dynamic: dict[str, dict[int, Any]]
     part: str | None = None
 
-    def build(self, **overrides: Any) -> torch.nn.Module:
+    def build(self, model: str | None = None, **settings: Any) -> torch.nn.Module:
+        """The model with random weights, or another one of its family; `settings` go into its configuration."""
         torch.manual_seed(0)
         config = self.config()
-        for name, value in overrides.items():
+        for name, value in settings.items():
             setattr(config, name, value)
-        model = getattr(transformers, self.model)(config).eval()
+        model = getattr(transformers, model or self.model)(config).eval()
         with torch.no_grad():
             for parameter in model.parameters():  # what starts at zero would hide a forgotten operand
                 if parameter.dim() == 1:
@@ -46,6 +48,9 @@ class Tiny:
 
     def dynamic_shapes(self) -> dict[str, Any]:
         return {name: dict(dims) for name, dims in self.dynamic.items()}
+
+    def __str__(self) -> str:
+        return self.name
 
 
 def text(batch: int, length: int) -> dict[str, torch.Tensor]:
@@ -92,6 +97,7 @@ def wave(batch: int, length: int) -> dict[str, torch.Tensor]:
 
 TEXT = {"input_ids": {0: BATCH, 1: LENGTH}, "attention_mask": {0: BATCH, 1: LENGTH}}
 TYPED_TEXT = {**TEXT, "token_type_ids": {0: BATCH, 1: LENGTH}}
+IMAGE = {"pixel_values": {0: BATCH}}
 TEXT_WITH_STATES = {**TEXT, "encoder_hidden_states": {0: BATCH}, "encoder_attention_mask": {0: BATCH}}
 
 ENCODER = {
@@ -105,22 +111,22 @@ ENCODER = {
 ROPED = {**ENCODER, "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
-def config(kind: str, **arguments: Any) -> Callable[[], Any]:
+def configuration(kind: str, **arguments: Any) -> Callable[[], Any]:
     return lambda: getattr(transformers, f"{kind}Config")(**arguments)
 
 
 def encoder(name: str, kind: str, inputs: Any = text, dynamic: Any = TEXT, **more: Any) -> Tiny:
-    return Tiny(name, config(kind, **{**ENCODER, **more}), f"{kind}Model", inputs, dynamic)
+    return Tiny(name, configuration(kind, **{**ENCODER, **more}), f"{kind}Model", inputs, dynamic)
 
 
 def decoder(name: str, kind: str, **more: Any) -> Tiny:
     arguments = {"use_cache": False, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, **more}
     model = "GPT2LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM"
-    return Tiny(name, config(kind, vocab_size=VOCABULARY, **arguments), model, text, TEXT)
+    return Tiny(name, configuration(kind, vocab_size=VOCABULARY, **arguments), model, text, TEXT)
 
 
 def roped(name: str, kind: str, **more: Any) -> Tiny:
-    return Tiny(name, config(kind, **{**ROPED, "use_cache": False, **more}), f"{kind}ForCausalLM", text, TEXT)
+    return Tiny(name, configuration(kind, **{**ROPED, "use_cache": False, **more}), f"{kind}ForCausalLM", text, TEXT)
 
 
 def clip() -> Any:
@@ -157,10 +163,8 @@ MODELS = [
     encoder("roberta", "Roberta", pad_token_id=0),
     Tiny(
         "distilbert",
-        config("DistilBert", vocab_size=VOCABULARY, dim=32, n_layers=2, n_heads=4, hidden_dim=37),
-        "DistilBertModel",
-        text,
-        TEXT,
+        configuration("DistilBert", vocab_size=VOCABULARY, dim=32, n_layers=2, n_heads=4, hidden_dim=37),
+        "DistilBertModel", text, TEXT,
     ),
     encoder("electra", "Electra", typed_text, TYPED_TEXT, embedding_size=16),
     encoder("albert", "Albert", typed_text, TYPED_TEXT, embedding_size=16),
@@ -170,8 +174,10 @@ MODELS = [
         position_buckets=8, norm_rel_ebd="layer_norm", share_att_key=True, type_vocab_size=2,
     ),
     encoder("xlm-roberta", "XLMRoberta", pad_token_id=0),
-    encoder("modernbert", "ModernBert", pad_token_id=0, local_attention=8, global_attn_every_n_layers=2,
-            bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2),
+    encoder(
+        "modernbert", "ModernBert", pad_token_id=0, local_attention=8, global_attn_every_n_layers=2, bos_token_id=1,
+        eos_token_id=2, cls_token_id=1, sep_token_id=2,
+    ),
     decoder("gpt2", "GPT2", n_embd=32, n_layer=2, n_head=4, n_positions=64),
     decoder(
         "gpt-neo", "GPTNeo", hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]],
@@ -193,16 +199,24 @@ MODELS = [
     roped("qwen3", "Qwen3", head_dim=8),
     roped("gemma", "Gemma", head_dim=8),
     roped("phi", "Phi"),
-    Tiny("t5-encoder", config("T5", **T5), "T5EncoderModel", text, TEXT),
-    Tiny("t5-decoder", config("T5", **T5, use_cache=False), "T5Model", text_with_states, TEXT_WITH_STATES, "decoder"),
-    Tiny("bart-encoder", config("Bart", **BART), "BartModel", text, TEXT, "encoder"),
-    Tiny("vit", config("ViT", **VISION), "ViTModel", image, {"pixel_values": {0: BATCH}}),
-    Tiny("deit", config("DeiT", **VISION), "DeiTModel", image, {"pixel_values": {0: BATCH}}),
-    Tiny("clip-text", clip, "CLIPModel", text, TEXT, "text_model"),
-    Tiny("clip-vision", clip, "CLIPModel", image, {"pixel_values": {0: BATCH}}, "vision_model"),
+    Tiny("t5-encoder", configuration("T5", **T5), "T5EncoderModel", text, TEXT),
     Tiny(
-        "whisper-encoder", config("Whisper", **WHISPER), "WhisperModel", spectrum, {"input_features": {0: BATCH}},
-        "encoder",
+        "t5-decoder", configuration("T5", **T5, use_cache=False), "T5Model", text_with_states, TEXT_WITH_STATES,
+        "decoder",
     ),
-    Tiny("wav2vec2", config("Wav2Vec2", **WAV2VEC2), "Wav2Vec2Model", wave, {"input_values": {0: BATCH}}),
+    Tiny("bart-encoder", configuration("Bart", **BART), "BartModel", text, TEXT, "encoder"),
+    Tiny("vit", configuration("ViT", **VISION), "ViTModel", image, IMAGE),
+    Tiny("deit", configuration("DeiT", **VISION), "DeiTModel", image, IMAGE),
+    Tiny("clip-text", clip, "CLIPModel", text, TEXT, "text_model"),
+    Tiny("clip-vision", clip, "CLIPModel", image, IMAGE, "vision_model"),
+    Tiny(
+        "whisper-encoder", configuration("Whisper", **WHISPER), "WhisperModel", spectrum,
+        {"input_features": {0: BATCH}}, "encoder",
+    ),
+    Tiny("wav2vec2", configuration("Wav2Vec2", **WAV2VEC2), "Wav2Vec2Model", wave, {"input_values": {0: BATCH}}),
 ]  # fmt: skip
+
+
+def tiny(name: str) -> Tiny:
+    """The model of this name."""
+    return next(model for model in MODELS if model.name == name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,9 @@ from torchtrt_bridge.shapes import TensorSpec
 
 # Called with the fraction that is done; returns False to cancel the build.
 OnProgress = Callable[[float], bool]
+
+# Engines of more bytes than this pass through a temporary file, as TensorRT holds a copy of the weights meanwhile.
+MOST_IN_MEMORY = 16 * 2**20
 
 
 def engine_from_network(
@@ -32,12 +36,25 @@ def engine_from_network(
     _add_profile(network, config)
     if on_progress is not None:
         config.progress_monitor = flavour.progress_monitor(on_progress)
-    network.log.errors.clear()
-    plan = network.builder.build_serialized_network(network.definition, config)
+    plan = _plan(network, config, flavour)
     if plan is None:
         errors = "; ".join(network.log.errors) or "it gave no reason"
         raise BuildError(f"{flavour} could not build the engine: {errors}")
-    return bytes(plan)
+    return plan
+
+
+def _plan(network: Network, config: Any, flavour: Flavour) -> bytes | None:
+    network.log.errors.clear()
+    with tempfile.SpooledTemporaryFile(max_size=MOST_IN_MEMORY) as file:
+        writer = flavour.stream_writer(file.write)
+        if network.builder.build_serialized_network_to_stream(network.definition, config, writer):
+            file.seek(0)
+            return file.read()
+    if not writer.has_failed:
+        return None
+    network.log.errors.clear()  # no room for the file; there may be enough memory
+    plan = network.builder.build_serialized_network(network.definition, config)
+    return None if plan is None else bytes(plan)
 
 
 def _add_profile(network: Network, config: Any) -> None:

@@ -92,6 +92,10 @@ class Flavour:
         """A TensorRT progress monitor that reports the fraction of the build's outermost phase that is done."""
         return _monitor_class(self.trt)(on_progress)
 
+    def stream_writer(self, write: Callable[[bytes], Any]) -> Any:
+        """What TensorRT writes an engine to, in parts; its ``has_failed`` says whether `write` raised OSError."""
+        return _writer_class(self.trt)(write)
+
     @functools.cached_property
     def refusal(self) -> str | None:
         """Why this TensorRT cannot run engines on this machine's GPU; None if it can. Found by trying."""
@@ -146,6 +150,25 @@ def _monitor_class(trt: Any) -> type:
             return bool(self.on_progress((step + 1) / self.outermost[1]))
 
     return Monitor
+
+
+@functools.cache
+def _writer_class(trt: Any) -> type:
+    class Writer(trt.IStreamWriter):  # type: ignore[misc]
+        def __init__(self, write: Callable[[bytes], Any]) -> None:
+            trt.IStreamWriter.__init__(self)
+            self._write = write
+            self.has_failed = False
+
+        def write(self, data: bytes) -> int:
+            try:
+                self._write(data)
+            except OSError:  # TensorRT's own code stands between this one and the caller
+                self.has_failed = True
+                return 0
+            return len(data)
+
+    return Writer
 
 
 def current_target() -> str | None:

@@ -51,6 +51,7 @@ class EngineModule(nn.Module):
         self.entry = entry
         self.options = options
         self.checked = False
+        self._told_unserved = False
         self._lock = threading.RLock()
 
     def forward(self, *inputs: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -87,12 +88,14 @@ class EngineModule(nn.Module):
         return None
 
     def _unserved(self, problem: str, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        widen = "Widen the range (dynamic_shapes, torch._dynamo.mark_dynamic, max_dynamic_size)"
         if self.options.fallback == "error":
             raise ShapeRangeError(
-                f"{self.entry.name}: {problem}. Widen the range (dynamic_shapes, torch._dynamo.mark_dynamic, "
-                "max_dynamic_size), or let PyTorch serve such calls with fallback='pytorch'."
+                f"{self.entry.name}: {problem}. {widen}, or let PyTorch serve such calls with fallback='pytorch'."
             )
-        tell_once(f"{self.entry.name}: {problem}; PyTorch runs such calls.")
+        if not self._told_unserved:
+            self._told_unserved = True
+            tell_once(f"{self.entry.name}: {problem}; PyTorch runs such calls. {widen} to have them in TensorRT.")
         return self._in_pytorch(inputs)
 
     def _first_call(self, runner: Runner, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from torch import nn
 
 import torchtrt_bridge as trtb
+from tests.huggingface.models import MODELS
 from torchtrt_bridge.cli import main
 from torchtrt_bridge.lower.op_table import with_table
 
@@ -52,7 +54,17 @@ def names() -> dict[str, Any]:
     """What the README's code takes as given."""
     model, images = Net().eval(), torch.randn(4, 3, 32, 32)
     fast = trtb.compile(model, precision="fp16", engine="reference")
-    return {"torch": torch, "trtb": trtb, "model": model, "images": images, "fast": fast}
+    config = transformers.BertConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24, initializer_range=0.5
+    )
+    classifier = transformers.BertForSequenceClassification(config).eval()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "fine", "film", "not", "for", "me", "too", "long"]
+    tokenizer = transformers.BertTokenizer(vocab={word: number for number, word in enumerate(words)})
+    pipe = transformers.pipeline("text-classification", model=classifier, tokenizer=tokenizer, device="cpu")
+    return {
+        "torch": torch, "trtb": trtb, "model": model, "images": images, "fast": fast, "classifier": classifier,
+        "tokenizer": tokenizer, "pipe": pipe,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("code", RUN, ids=lambda code: code.strip().splitlines()[0])
@@ -68,6 +80,24 @@ def test_changed_weights_are_served_as_told(names: dict[str, Any]) -> None:
         expected, found = names["model"](names["images"]), names["fast"](names["images"])
     torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-3)  # fp16
     assert trtb.report(names["fast"]).trt_nodes > 0
+
+
+def test_the_pipeline_is_served_as_told(names: dict[str, Any]) -> None:
+    texts = ["A fine film.", "Not for me: too long."]
+    expected = names["pipe"](texts)
+    code = next(code for code in RUN if "trtb.accelerate(" in code)
+    exec(code.replace("trtb.accelerate(pipe,", 'trtb.accelerate(pipe, engine="reference",'), names)
+    assert [answer["label"] for answer in names["answers"]] == [answer["label"] for answer in expected]
+    assert trtb.report(names["pipe"]).is_whole
+    names["pipe"](texts)
+    names["pipe"](texts * 3, batch_size=6)
+    assert len(trtb.report(names["pipe"]).engines) == 2  # batches, and a batch of one
+
+
+def test_the_families_are_those_tested() -> None:
+    shown = re.search(r"<!-- families -->\n(.*)\n", README)
+    assert shown is not None
+    assert re.findall(r"`(.+?)`", shown[1]) == [model.name for model in MODELS]
 
 
 @pytest.mark.parametrize(("path", "code"), QUOTED)

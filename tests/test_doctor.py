@@ -39,13 +39,13 @@ def plug_in(monkeypatch: pytest.MonkeyPatch, major: int, minor: int) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Test Card")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (major, minor))
-    monkeypatch.setattr(doctor, "_driver_version", lambda: "580.95")
+    monkeypatch.setattr(doctor, "driver_version", lambda: "580.95")
 
 
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(doctor, "_driver_version", lambda: None)
+    monkeypatch.setattr(doctor, "driver_version", lambda: None)
 
 
 def test_this_machine_is_looked_at(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_without_torchvision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 
 def test_a_driver_that_pytorch_cannot_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(doctor, "_driver_version", lambda: "580.95")
+    monkeypatch.setattr(doctor, "driver_version", lambda: "580.95")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     check = diagnose(tmp_path)["gpu"]
@@ -150,6 +150,6 @@ def test_a_check_that_breaks_is_a_failed_check(monkeypatch: pytest.MonkeyPatch, 
     def broken() -> str:
         raise OSError("libcuda is broken")
 
-    monkeypatch.setattr(doctor, "_driver_version", broken)
+    monkeypatch.setattr(doctor, "driver_version", broken)
     check = diagnose(tmp_path)["gpu"]
     assert (check.status, check.found) == ("fail", "could not be looked at: OSError: libcuda is broken")

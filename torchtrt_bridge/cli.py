@@ -1,4 +1,4 @@
-"""The command `torchtrt-bridge`: doctor, explain, export, demo."""
+"""The command `torchtrt-bridge`: doctor, explain, export, demo, bench."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import torchtrt_bridge as trtb
+from torchtrt_bridge.bench.command import add_arguments, bench
 from torchtrt_bridge.errors import BridgeError, CaptureError, OptionsError
 from torchtrt_bridge.options import Fallback, Precision
 
@@ -60,6 +61,12 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--targets", default="sm_86,sm_89,sm_120", help="what to build for where there is no GPU")
     demo.add_argument("--output", type=Path, help="a directory for the .pt2 file and the report")
     demo.set_defaults(run=_demo)
+
+    measure = commands.add_parser(
+        "bench", help="speed, start and memory of models, beside everything else that runs them"
+    )
+    add_arguments(measure)
+    measure.set_defaults(run=bench)
     return parser
 
 

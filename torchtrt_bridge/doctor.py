@@ -116,7 +116,7 @@ def _gpu() -> Iterator[Check]:
 
     from torchtrt_bridge.engine.flavour import current_target
 
-    driver = _driver_version()
+    driver = driver_version()
     if torch.cuda.is_available():
         name, target = torch.cuda.get_device_name(), current_target()
         major, minor = torch.cuda.get_device_capability()
@@ -136,7 +136,7 @@ def _gpu() -> Iterator[Check]:
         yield Check("gpu", "warn", found, advice)
 
 
-def _driver_version() -> str | None:
+def driver_version() -> str | None:
     """The NVIDIA driver's version; None where there is none."""
     command = shutil.which("nvidia-smi")
     if command is None:

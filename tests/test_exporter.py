@@ -11,13 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sympy
 import torch
-from torch import nn
+from torch import fx, nn
+from torch._dynamo.exc import UserError, UserErrorType
 from torch.export import Dim
+from torch.fx.experimental.sym_node import SymNode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._sympy.functions import Max, Min
 
 import torchtrt_bridge as trtb
 from tests.models import ConvNet, WithUnsupported, image, trained
-from torchtrt_bridge import archive
+from torchtrt_bridge import archive, capture
 
 TARGETS = ("sm_86", "sm_89", "sm_120")
 
@@ -127,14 +132,37 @@ def test_a_function_is_exported() -> None:
     torch.testing.assert_close(program(x), x.sigmoid() * 2)
 
 
-def test_later_changes_of_the_model_do_not_reach_the_program() -> None:
+@pytest.mark.parametrize("options", [{"engine": "reference"}, {"targets": TARGETS}], ids=["reference", "built"])
+def test_later_changes_of_the_model_do_not_reach_the_program(options: dict[str, Any]) -> None:
     model, x = trained(WithUnsupported()), image()
-    program = trtb.export(model, x, engine="reference")
+    program = trtb.export(model, x, **options)
     before = program(x)
     with torch.no_grad():
         model.head.weight.zero_()
         model.norm.weight.zero_()
     torch.testing.assert_close(program(x), before)
+
+
+class Tied(nn.Module):
+    """Its head is its embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(50, 6)
+        self.head = nn.Linear(6, 50, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.embedding(ids).relu())
+
+
+@pytest.mark.parametrize("options", [{"engine": "reference"}, {"targets": TARGETS}], ids=["reference", "built"])
+def test_a_weight_with_two_names_is_copied_once(options: dict[str, Any]) -> None:
+    model = Tied()
+    program = trtb.export(model, torch.arange(4), **options)
+    memories = {value.data_ptr() for value in program.exported.state_dict.values()}
+    assert len(memories) == 1
+    assert memories.isdisjoint({model.head.weight.data_ptr()})
 
 
 def test_training_mode_is_told(caplog: pytest.LogCaptureFixture) -> None:
@@ -168,6 +196,52 @@ def test_wrong_arguments(program: trtb.Program, call: Any, words: str) -> None:
 def test_data_dependent_control_flow_cannot_be_exported() -> None:
     with pytest.raises(trtb.CaptureError, match=r"torch\.compile"):
         trtb.export(lambda x: x + 1 if x.sum() > 0 else x - 1, torch.randn(3))
+
+
+def test_a_range_in_which_the_graph_does_not_hold_cannot_be_exported() -> None:
+    with pytest.raises(trtb.CaptureError, match=r"(?s)Constraints violated.*% 4\) == 0"):
+        trtb.export(lambda x: x.view(-1, 4).relu(), torch.randn(8), dynamic_shapes=({0: Dim("n", min=2, max=64)},))
+
+
+def test_what_pytorch_cannot_prove_of_a_range_may_be_proved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch 2.11 refuses most decoders of Hugging Face: min(8 * n, 16 * n) == 8 * n, it says, restricts n."""
+    real = torch.export.export
+
+    def export(*args: Any, **kwargs: Any) -> Any:
+        if not kwargs.get("prefer_deferred_runtime_asserts_over_guards"):
+            raise UserError(UserErrorType.CONSTRAINT_VIOLATION, "planted")
+        return real(*args, **kwargs)
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        n = x.shape[0]
+        torch._check(torch.sym_min(8 * n, 16 * n) == 8 * n)
+        return x.relu().view(n, -1) * 2
+
+    monkeypatch.setattr(torch.export, "export", export)
+    shapes = ({0: Dim("n", min=2, max=64)},)
+    program = trtb.export(model, torch.randn(8), dynamic_shapes=shapes, engine="reference", fallback="error")
+    x = torch.randn(5)
+    torch.testing.assert_close(program(x), model(x))
+    assert program.report.is_whole
+
+
+SIZE = sympy.Symbol("s", positive=True, integer=True)
+
+
+@pytest.mark.parametrize(
+    ("condition", "is_proved"),
+    [
+        (sympy.Eq(Min(8 * SIZE, 16 * SIZE, evaluate=False), 8 * SIZE, evaluate=False), True),
+        (sympy.Eq(Max(SIZE, 4 * SIZE, evaluate=False), 4 * SIZE, evaluate=False), True),
+        (sympy.Eq(Min(SIZE, 16, evaluate=False), SIZE, evaluate=False), False),
+        (sympy.Eq(sympy.Mod(SIZE, 4), 0), False),
+    ],
+)
+def test_what_is_proved_of_sizes(condition: sympy.Expr, is_proved: bool) -> None:
+    symbolic = torch.SymBool(SymNode(condition, ShapeEnv(), bool, hint=True))
+    node = fx.Graph().placeholder("condition")
+    node.meta["val"] = symbolic
+    assert capture._is_proved(node) is is_proved
 
 
 def test_what_cannot_be_exported() -> None:

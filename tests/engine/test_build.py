@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from torchtrt_bridge.engine import flavour
+from torchtrt_bridge.engine import build, flavour
 from torchtrt_bridge.engine.build import engine_from_network
 from torchtrt_bridge.engine.flavour import Flavour
 from torchtrt_bridge.errors import BuildError
@@ -62,6 +64,26 @@ def deep(trt: Any, definition: Any, tensors: list[Any]) -> Any:
 def test_an_engine_is_bytes(rtx: Flavour) -> None:
     plan = engine_from_network(network_of(rtx, negated, X), rtx, OPTIONS)
     assert isinstance(plan, bytes)
+    assert len(plan) > 1000
+
+
+@pytest.mark.parametrize("most", [0, 2**30], ids=["through a file", "in memory"])
+def test_an_engine_of_any_size_comes_whole(most: int, rtx: Flavour, monkeypatch: pytest.MonkeyPatch) -> None:
+    static = spec("x", ((3, 3), (4, 4)), (3, 4))
+    network = network_of(rtx, negated, static)
+    expected = network.builder.build_serialized_network(network.definition, network.builder.create_builder_config())
+    monkeypatch.setattr(build, "MOST_IN_MEMORY", most)
+    plan = engine_from_network(network_of(rtx, negated, static), rtx, dataclasses.replace(OPTIONS, targets=()))
+    assert len(plan) == len(bytes(expected))
+    assert plan[:16] == bytes(expected)[:16]
+
+
+def test_without_room_for_a_file_the_engine_is_built_in_memory(
+    rtx: Flavour, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(build, "MOST_IN_MEMORY", 1)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    plan = engine_from_network(network_of(rtx, negated, X), rtx, OPTIONS)
     assert len(plan) > 1000
 
 
@@ -123,8 +145,8 @@ class Recorder:
         self.profiles.append(self._builder.create_optimization_profile())
         return self.profiles[-1]
 
-    def build_serialized_network(self, definition: Any, config: Any) -> bytes:
-        return b"plan"
+    def build_serialized_network_to_stream(self, definition: Any, config: Any, writer: Any) -> bool:
+        return bool(writer.write(b"plan"))
 
 
 def recorded(rtx: Flavour, *inputs: TensorSpec, **options: Any) -> Recorder:

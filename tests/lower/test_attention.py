@@ -13,7 +13,7 @@ from torch import nn
 import torchtrt_bridge as trtb
 from tests.compare import assert_matches
 from tests.lower.case import TRACED, Case, Point, points_of
-from tests.lower.cases.attention import CASES, attend, grouped, heads, sdpa
+from tests.lower.cases.attention import CASES, attend, grouped, heads, sdpa, shown
 from tests.lower.lowering import Lowered, flat_tensors, in_float64, lower
 from torchtrt_bridge import pipeline
 from torchtrt_bridge.engine import flavour as flavours
@@ -83,6 +83,16 @@ def test_in_parts(point: Point) -> None:
 @pytest.mark.parametrize("point", [p for case in FORMS.values() for p in points_of(case)], ids=lambda point: point.id)
 def test_parts_are_built(point: Point) -> None:
     network = lowered(point, nothing).network
+    assert engine_from_network(network, flavours.load("tensorrt_rtx"), Options(targets=("sm_89",)))
+
+
+@pytest.mark.parametrize("size", [9, 15, 16])
+@pytest.mark.parametrize("mask", ["bools", "causal"])
+def test_sizes_of_heads_that_are_no_multiple_of_eight(size: int, mask: str) -> None:
+    """TensorRT-RTX fails to build these with an infinity where a key is hidden."""
+    call = attend if mask == "bools" else lambda q, k, v, mask: attend(q, k, v, is_causal=True)
+    case = Case(sdpa, call, lambda n: (*(torch.randn(n, 2, 6, size) for _ in range(3)), shown(n, 1, 6, 6)))
+    network = lowered(Point(case, False, torch.float16), nothing).network
     assert engine_from_network(network, flavours.load("tensorrt_rtx"), Options(targets=("sm_89",)))
 
 
@@ -181,6 +191,19 @@ def test_who_sees_a_key_is_asked_once_for_each_mask(kind: str) -> None:
     assert count(network, "ATTENTION_INPUT") == 2
     assert count(network, "REDUCE") == 1
     assert count(network, "SELECT") == 2
+
+
+@pytest.mark.parametrize("can", [anything, nothing], ids=["layer", "parts"])
+def test_two_masks_are_kept_apart(can: Callable[[str], bool]) -> None:
+    """What is made once for each mask is not made once for all."""
+
+    def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
+        return attend(attend(q, k, v, one), k, v, two)
+
+    tensors = (*[torch.randn(3, 2, size, 8) for size in (5, 7, 7)], shown(3, 1, 5, 7), shown(3, 1, 5, 7).flip(2))
+    found = lowered(Point(Case(sdpa, call, lambda n: tensors), False, torch.float32), can)
+    with torch.no_grad():
+        torch.testing.assert_close(computed(found, tensors), flat_tensors(found.model(*tensors)))
 
 
 def hidden_by(value: float) -> Callable[..., torch.Tensor]:

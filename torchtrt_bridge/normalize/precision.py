@@ -99,9 +99,12 @@ class _Lowering:
 
     def _is_beyond(self, constant: torch.Tensor | None) -> bool:
         """Whether a constant holds finite numbers that half precision would turn into infinities."""
-        if constant is None or constant.dtype != torch.float32 or self.dtype != torch.float16:
+        if constant is None or constant.dtype != torch.float32 or self.dtype != torch.float16 or not constant.numel():
             return False
         largest = torch.finfo(self.dtype).max
+        low, high = constant.aminmax()  # unlike what follows, these make no tensor of the weight's size
+        if -largest <= low and high <= largest:
+            return False
         return bool((constant.isfinite() & (constant.abs() > largest)).any())
 
     def _within_range(self, source: fx.Node, before: fx.Node) -> fx.Node:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
@@ -40,8 +38,13 @@ def _for_each_head(ctx, tensor, own, query):
 
 
 def _masked(ctx, scores, mask):
+    """Scores under a mask; a row of hidden ones comes to a mean, which the caller replaces by zeros.
+
+    What is hidden gets the lowest number: with an infinity here, TensorRT-RTX 1.6 and 1.7 fail to build an attention
+    in half precision whose size is no multiple of 8 ("tactics_tiled_layout").
+    """
     if ctx.dtype(mask) == torch.bool:
-        return ctx.select(ctx.tensor(mask), scores, -math.inf, torch.float32)
+        return ctx.select(ctx.tensor(mask), scores, torch.finfo(torch.float32).min, torch.float32)
     return ctx.elementwise("SUM", scores, mask, torch.float32)
 
 

@@ -33,6 +33,8 @@ class EngineEntry:
     engine: what built it, as "TensorRT-RTX 1.7.1.116"; "not built" in the report of `explain`.
     state: ``"ready"``, or why PyTorch runs this subgraph after all.
     error: relative L2 distance to PyTorch on the first real inputs; None before that.
+    milliseconds: time per call of the engine, of PyTorch and of who else took part in the trial.
+    choice: who serves since the trial: ``"engine"``, ``"PyTorch"`` or ``"inductor"``.
     """
 
     name: str
@@ -47,10 +49,18 @@ class EngineEntry:
     from_cache: bool = False
     state: str = "ready"
     error: float | None = None
+    milliseconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    choice: str = "engine"
 
     @property
     def is_ready(self) -> bool:
+        """Whether the engine is built and right."""
         return self.state == "ready"
+
+    @property
+    def serves(self) -> bool:
+        """Whether the engine is what runs."""
+        return self.is_ready and self.choice == "engine"
 
     @property
     def node_count(self) -> int:
@@ -83,11 +93,11 @@ class CompileReport:
 
     @property
     def trt_nodes(self) -> int:
-        return sum(entry.node_count for entry in self.engines if entry.is_ready)
+        return sum(entry.node_count for entry in self.engines if entry.serves)
 
     @property
     def torch_nodes(self) -> int:
-        return len(self.in_torch) + sum(e.node_count for e in self.engines if not e.is_ready)
+        return len(self.in_torch) + sum(e.node_count for e in self.engines if not e.serves)
 
     @property
     def is_whole(self) -> bool:

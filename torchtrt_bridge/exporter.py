@@ -21,10 +21,10 @@ from torchtrt_bridge.options import Options
 from torchtrt_bridge.partition import fuse
 from torchtrt_bridge.pipeline import bounded, compile_graph, input_specs, load_engine
 from torchtrt_bridge.program import Program
-from torchtrt_bridge.runtime import EngineModule
+from torchtrt_bridge.runtime import EngineModule, Execution
 
 # What `load` may change of a saved program's options: how it runs, not how it was built.
-RUN_OPTIONS = ("fallback", "cuda_graphs", "cache_dir", "cache_bytes")
+RUN_OPTIONS = ("fallback", "trial", "cuda_graphs", "reuse_outputs", "inductor", "cache_dir", "cache_bytes")
 
 
 def export(
@@ -54,7 +54,7 @@ def export(
     compiled = compile_graph(captured, checked, run=can_run, original=original)
     exported = archive.program_from_graph(original, captured, compiled.flat)
     manifest = _manifest(checked, compiled.proposal.subgraphs, compiled.plans, compiled.report)
-    return Program(exported, captured, compiled.module, compiled.report, manifest, compiled.plans)
+    return Program(exported, captured, compiled.run, manifest, compiled.plans)
 
 
 def save(program: Program, path: str | Path) -> None:
@@ -74,7 +74,7 @@ def load(path: str | Path, *, device: str | torch.device | None = None, **option
     """Read a program that `save` wrote, with its engines where this machine can run them.
 
     device: where it runs; None means the GPU if there is one.
-    options: those of how it runs, which the file does not keep: fallback, cuda_graphs, cache_dir, cache_bytes.
+    options: those of how it runs, which the file does not keep: `RUN_OPTIONS`.
     Raises EngineLoadError for a missing, damaged or foreign file.
     """
     wrong = sorted(set(options) - set(RUN_OPTIONS))
@@ -88,7 +88,8 @@ def load(path: str | Path, *, device: str | torch.device | None = None, **option
     engines, in_torch = manifest.entries()
     report = CompileReport(checked, engines, in_torch, graphs=1)
     module = _with_engines(captured, manifest, plans, report)
-    return Program(exported, captured, module, report, manifest, plans)
+    run = Execution(module, captured.outputs, captured.mutations, checked, report)
+    return Program(exported, captured, run, manifest, plans)
 
 
 def _as_module(model: Any) -> nn.Module:
@@ -137,6 +138,7 @@ def _with_engines(
         raise EngineLoadError(f"The program's graph has no node {error}, which its manifest names.") from error
     ranges = bounded(captured.ranges, report.options)
     for entry in report.engines:
+        entry.error, entry.milliseconds, entry.choice = None, {}, "engine"  # another machine's trial
         subgraph = subgraphs[entry.name]
         runner = _runner(entry, plans, manifest, report.options)
         specs = input_specs(subgraph, ranges)

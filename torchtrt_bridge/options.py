@@ -13,6 +13,9 @@ from torchtrt_bridge.errors import OptionsError
 Precision = Literal["fp32", "fp16", "bf16"]
 Fallback = Literal["pytorch", "error"]
 EngineKind = Literal["auto", "tensorrt", "tensorrt_rtx", "reference"]
+CudaGraphs = Literal["auto", "off"]
+TrialKind = Literal["off", "check", "check+time"]
+Inductor = Literal["off", "fallback", "compete"]
 TARGET_PREFIX = "sm_"
 
 
@@ -33,7 +36,13 @@ class Options:
     workspace_bytes: the most scratch memory an engine may take, in bytes; None leaves it to TensorRT.
     optimization_level: TensorRT's builder effort, 0 (fastest build) to 5 (fastest engine).
     max_dynamic_size: the upper end of a dynamic dimension whose range PyTorch does not bound.
-    cuda_graphs: replay engines of static shape from CUDA graphs.
+    cuda_graphs: ``"auto"`` replays whole calls from CUDA graphs, where sizes are static or come again;
+        ``"off"`` enqueues each call.
+    reuse_outputs: let a call overwrite the results of the one before, which saves a copy where they are still held.
+    trial: what is done with the first real inputs. ``"check"`` compares each engine with PyTorch, ``"check+time"``
+        also times both and keeps the faster one, ``"off"`` trusts engines unseen.
+    inductor: ``"fallback"`` lets PyTorch's inductor compile subgraphs whose engine failed; ``"compete"`` lets it also
+        take part in the trial of every subgraph. Both where sizes are static.
     cache_dir: where built engines are kept; None means the per-user cache directory, ``""`` keeps none.
     cache_bytes: the size to which the cache is trimmed, in bytes.
     progress: show a progress bar while engines build; None shows it on a terminal only.
@@ -49,7 +58,10 @@ class Options:
     workspace_bytes: int | None = None
     optimization_level: int = 3
     max_dynamic_size: int = 4096
-    cuda_graphs: bool = True
+    cuda_graphs: CudaGraphs = "auto"
+    reuse_outputs: bool = False
+    trial: TrialKind = "check+time"
+    inductor: Inductor = "off"
     cache_dir: str | Path | None = None
     cache_bytes: int = 20 * 2**30
     progress: bool | None = None
@@ -58,7 +70,10 @@ class Options:
         _check_choice("precision", self.precision, get_args(Precision))
         _check_choice("fallback", self.fallback, get_args(Fallback))
         _check_choice("engine", self.engine, get_args(EngineKind))
-        for name in ("tf32", "cuda_graphs"):
+        _check_choice("cuda_graphs", self.cuda_graphs, get_args(CudaGraphs))
+        _check_choice("trial", self.trial, get_args(TrialKind))
+        _check_choice("inductor", self.inductor, get_args(Inductor))
+        for name in ("tf32", "reuse_outputs"):
             _check_type(name, getattr(self, name), bool)
         if self.progress is not None:
             _check_type("progress", self.progress, bool)

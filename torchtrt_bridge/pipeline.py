@@ -25,7 +25,7 @@ from torchtrt_bridge.normalize import normalize
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.partition import Proposal, fuse, propose
 from torchtrt_bridge.progress import BuildProgress
-from torchtrt_bridge.runtime import EngineModule
+from torchtrt_bridge.runtime import EngineModule, Execution
 from torchtrt_bridge.runtime.gpu import GpuRunner
 from torchtrt_bridge.runtime.module import Runner
 from torchtrt_bridge.runtime.reference import ReferenceRunner
@@ -37,13 +37,14 @@ from torchtrt_bridge.source import describe
 class CompiledGraph:
     """A captured graph whose subgraphs `trt_0`, ... are engines.
 
-    module: the graph with an `EngineModule` for each subgraph.
+    module: the graph with an `EngineModule` for each subgraph; `run` computes it.
     flat: the same normalized graph before it was cut, in PyTorch throughout.
     plans: the bytes of each engine that was built, by subgraph.
     """
 
     captured: CapturedGraph
     module: fx.GraphModule
+    run: Execution
     flat: fx.GraphModule
     proposal: Proposal
     plans: dict[str, bytes]
@@ -82,7 +83,8 @@ def compile_graph(
             module.set_submodule(name, EngineModule(subgraph, input_specs(subgraph, ranges), runner, entry, options))
     if original is not None and not is_reference:
         own_constants([module, flat], original)  # not earlier: the builds need the memory
-    return CompiledGraph(captured, module, flat, proposal, plans, report)
+    run_it = Execution(module, captured.outputs, captured.mutations, options, report)
+    return CompiledGraph(captured, module, run_it, flat, proposal, plans, report)
 
 
 def input_specs(subgraph: fx.GraphModule, ranges: Mapping[Any, Range]) -> list[TensorSpec]:
@@ -191,4 +193,4 @@ def load_engine(plan: bytes, key: str, flavour: Flavour, options: Options) -> Ru
     cache = EngineCache.from_options(options)
     kernels = cache.get(key, "kernels") if cache else None
     keep = (lambda content: cache.put(key, content, "kernels")) if cache and kernels is None else None
-    return GpuRunner(plan, flavour, options.cuda_graphs, kernels, keep)
+    return GpuRunner(plan, flavour, kernels, keep)

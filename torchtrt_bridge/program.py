@@ -13,6 +13,7 @@ from torchtrt_bridge.archive import Manifest
 from torchtrt_bridge.capture import CapturedGraph
 from torchtrt_bridge.compile_report import CompileReport
 from torchtrt_bridge.errors import ShapeRangeError
+from torchtrt_bridge.runtime import Execution
 from torchtrt_bridge.shapes import UNBOUNDED, TensorSpec, spec_of
 
 
@@ -28,22 +29,20 @@ class Program:
         self,
         exported: ExportedProgram,
         captured: CapturedGraph,
-        module: fx.GraphModule,
-        report: CompileReport,
+        run: Execution,
         manifest: Manifest,
         plans: dict[str, bytes],
     ) -> None:
         self.exported = exported
-        self.report = report
+        self.report: CompileReport = run.report
         self.manifest = manifest
         self.plans = plans
-        self._captured = captured
-        self._module = module
+        self._run = run
         self._in_spec = exported.call_spec.in_spec
         self._out_spec = exported.call_spec.out_spec
         self._state = [exported.state_dict[name] for name in captured.state]
-        self._specs = _specs(module, captured)
-        self._devices = [n.meta["val"].device.type if _is_tensor(n) else None for n in _inputs(module, captured)]
+        self._specs = _specs(run.module, captured)
+        self._devices = [n.meta["val"].device.type if _is_tensor(n) else None for n in _inputs(run.module, captured)]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program, without gradients.
@@ -52,11 +51,8 @@ class Program:
         """
         inputs = [*self._flat(args, kwargs), *self._state]
         with torch.no_grad():
-            results = self._module(*inputs)
-            returned = self._captured.outputs
-            for value, position in zip(results[returned:], self._captured.mutations, strict=True):
-                inputs[position].copy_(value)
-        return pytree.tree_unflatten(list(results[:returned]), self._out_spec)
+            results = self._run(inputs)
+        return pytree.tree_unflatten(list(results), self._out_spec)
 
     def _flat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """The arguments as the graph takes them, checked."""

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 WIDTH = 100
 NOT_BUILT = "not built"  # what `explain` writes in place of the engine's name
-ENGINE_COLUMNS = ("name", "nodes", "layers", "dtypes", "engine", "build s", "MB", "cached", "error", "state")
+ENGINE_COLUMNS = ("name", "nodes", "dtypes", "engine", "build s", "MB", "error", "ms", "PyTorch ms", "runs in")
 PLANNED_COLUMNS = ("name", "nodes", "dtypes", "inputs")
 TORCH_COLUMNS = ("operator", "count", "reason", "first source line")
-_NUMBERS = {"nodes", "layers", "build s", "MB", "error", "count"}
+_NUMBERS = {"nodes", "build s", "MB", "error", "ms", "PyTorch ms", "count"}
 
 Rows = list[tuple[str, ...]]
 
@@ -37,8 +37,8 @@ def text_from_report(report: CompileReport) -> str:
         console.print(_table("Engines", *engine_table(report)))
     if failures(report):
         console.print()
-    for name, state in failures(report):
-        console.print(f"{name} runs in PyTorch: {state}")
+    for name, reason in failures(report):
+        console.print(f"{name} runs in {reason}")
     if report.in_torch:
         console.print()
         console.print(_table("In PyTorch", TORCH_COLUMNS, [_shortened(row) for row in torch_rows(report)]))
@@ -57,7 +57,7 @@ def headline(report: CompileReport) -> str:
             "Nothing was compiled yet: torch.compile compiles on the first call." if not report.notes else "No engine."
         )
     total = report.trt_nodes + report.torch_nodes
-    ready = [entry for entry in report.engines if entry.is_ready]
+    ready = [entry for entry in report.engines if entry.serves]
     where = "would run in TensorRT" if is_plan(report) else "in TensorRT"
     engines = _counted(len(ready), "engine")
     graphs = f", {report.graphs} graphs" if report.graphs > 1 else ""
@@ -97,23 +97,34 @@ def torch_rows(report: CompileReport) -> Rows:
 
 
 def failures(report: CompileReport) -> list[tuple[str, str]]:
-    """The engines that PyTorch replaces, each with its reason."""
-    return [(entry.name, entry.state) for entry in report.engines if not entry.is_ready]
+    """The engines that PyTorch or inductor replaces, each with its reason."""
+    return [(entry.name, _instead(entry)) for entry in report.engines if not entry.serves]
+
+
+def _instead(entry: EngineEntry) -> str:
+    if not entry.is_ready:
+        return f"PyTorch: {entry.state}"
+    times = entry.milliseconds
+    return f"{entry.choice}: it takes {times[entry.choice]:.3g} ms, the engine {times['engine']:.3g} ms"
 
 
 def _engine_row(entry: EngineEntry) -> tuple[str, ...]:
     return (
         entry.name,
         str(entry.node_count),
-        str(entry.layers) if entry.layers else "-",
         _short_dtypes(entry),
         entry.engine.replace("TensorRT-RTX", "RTX") or "-",
-        f"{entry.build_seconds:.2f}" if entry.build_seconds else "-",
+        "cached" if entry.from_cache else f"{entry.build_seconds:.2f}" if entry.build_seconds else "-",
         f"{entry.bytes / 1e6:.1f}" if entry.bytes else "-",
-        "yes" if entry.from_cache else "no",
         "-" if entry.error is None else f"{entry.error:.1e}" if entry.error else "0",
-        "ready" if entry.is_ready else "PyTorch",
+        _milliseconds(entry, "engine"),
+        _milliseconds(entry, "PyTorch"),
+        entry.choice if entry.is_ready else "PyTorch",
     )
+
+
+def _milliseconds(entry: EngineEntry, contender: str) -> str:
+    return f"{entry.milliseconds[contender]:.3g}" if contender in entry.milliseconds else "-"
 
 
 def _planned_row(entry: EngineEntry) -> tuple[str, ...]:

@@ -55,12 +55,7 @@ class ServedGraph:
             compiled = self._with_new_constants(args, self._bound)
             if compiled is None:
                 return self.original(*args)
-        inputs = [args[i] for i in self._inputs]
-        results = compiled.module(*inputs)
-        captured = compiled.captured
-        for value, position in zip(results[captured.outputs :], captured.mutations, strict=True):
-            inputs[position].copy_(value)
-        return results[: captured.outputs]
+        return compiled.run([args[i] for i in self._inputs])
 
     def _why_pytorch(self, inputs: Sequence[Any]) -> str | None:
         """Why PyTorch runs the whole graph; None if engines may."""

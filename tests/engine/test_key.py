@@ -123,7 +123,15 @@ def test_options_that_shape_an_engine_change_its_key(options: dict[str, Any]) ->
 
 @pytest.mark.parametrize(
     "options",
-    [{"fallback": "error"}, {"cuda_graphs": False}, {"cache_bytes": 1}, {"progress": False}],
+    [
+        {"fallback": "error"},
+        {"cuda_graphs": "off"},
+        {"reuse_outputs": True},
+        {"trial": "off"},
+        {"inductor": "compete"},
+        {"cache_bytes": 1},
+        {"progress": False},
+    ],
     ids=str,
 )
 def test_options_of_how_it_runs_do_not(options: dict[str, Any]) -> None:

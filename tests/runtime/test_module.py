@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,24 +42,17 @@ def raising(x: torch.Tensor) -> torch.Tensor:
 
 
 class FakeRunner:
-    """Computes `calls`; in rehearsal, one result of each of `rehearsals`."""
+    """Computes `calls`, after `first` in its first call, which is the trial's."""
 
-    device = torch.device("cpu")
-
-    def __init__(self, *rehearsals: Compute, calls: Compute = right, device: str = "cpu") -> None:
-        self.rehearsals = rehearsals or (right,)
+    def __init__(self, first: Compute = right, calls: Compute = right, device: str = "cpu") -> None:
+        self.first = first
         self.calls = calls
         self.device = torch.device(device)
         self.count = 0
-        self.rehearsed = 0
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         self.count += 1
-        return [self.calls(inputs[0])]
-
-    def rehearse(self, inputs: Sequence[torch.Tensor]) -> list[Sequence[torch.Tensor]]:
-        self.rehearsed += 1
-        return [[run(inputs[0])] for run in self.rehearsals]
+        return [(self.first if self.count == 1 else self.calls)(inputs[0])]
 
 
 class InPyTorch(torch.nn.Module):
@@ -67,16 +61,18 @@ class InPyTorch(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
+        self.delay = 0.0
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
         self.count += 1
+        time.sleep(self.delay)
         return (right(x),)
 
 
-def module_of(runner: Any, **options: Any) -> EngineModule:
+def module_of(runner: Any, engine: str = "reference", **options: Any) -> EngineModule:
     entry = EngineEntry("trt_0", {"aten.sin.default": 1}, [], [], {"float32": 1})
     pytorch: Any = InPyTorch()
-    return EngineModule(pytorch, [SPEC], runner, entry, Options(engine="reference", **options))
+    return EngineModule(pytorch, [SPEC], runner, entry, Options.from_mapping({"engine": engine, **options}))
 
 
 def in_pytorch(module: EngineModule) -> int:
@@ -97,43 +93,96 @@ def test_a_right_engine_serves_after_its_check() -> None:
     assert_right(module, x_of())
     assert_right(module, x_of())
     assert_right(module, x_of(3))
-    assert (runner.rehearsed, runner.count, in_pytorch(module)) == (1, 2, 1)
+    assert (runner.count, in_pytorch(module)) == (3, 1)
     assert module.entry.is_ready
     assert module.entry.error == 0.0
 
 
-WRONG: dict[str, tuple[tuple[Compute, ...], str]] = {
-    "wrong": ((wrong,), "relative L2 distance"),
-    "wrong in a later run": ((right, right, wrong), "relative L2 distance"),
-    "wrong in the first run": ((wrong, right), "relative L2 distance"),
-    "nan": ((nan,), "not finite"),
-    "nan in a later run": ((right, nan), "not finite"),
-    "of another shape": ((of_other_shape,), "PyTorch gives"),
-    "raising": ((raising,), "failed at run time: CUDA error"),
-    "raising in a later run": ((right, raising), "failed at run time: CUDA error"),
+WRONG: dict[str, tuple[Compute, str]] = {
+    "wrong": (wrong, "relative L2 distance"),
+    "nan": (nan, "not finite"),
+    "of another shape": (of_other_shape, "PyTorch gives"),
+    "raising": (raising, "failed at run time: CUDA error"),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_pytorch_serves_instead_of_a_wrong_engine(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    rehearsals, words = WRONG[name]
-    runner = FakeRunner(*rehearsals, calls=wrong)
+    first, words = WRONG[name]
+    runner = FakeRunner(first)
     module = module_of(runner)
     assert_right(module, x_of())
     assert_right(module, x_of())
-    assert runner.count == 0, "an engine that was caught is not asked again"
-    assert runner.rehearsed == 1
+    assert runner.count == 1, "an engine that was caught is not asked again"
     assert words in module.entry.state
     assert words in caplog.text
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_fallback_error_raises_instead(name: str) -> None:
-    rehearsals, words = WRONG[name]
-    module = module_of(FakeRunner(*rehearsals), fallback="error")
+    first, words = WRONG[name]
+    module = module_of(FakeRunner(first), fallback="error")
     with pytest.raises(EngineLoadError, match=f"trt_0 is not trusted: .*{words}.*fallback='pytorch'"):
         module(x_of())
     assert words in module.entry.state
+
+
+def test_without_a_trial_the_engine_is_trusted() -> None:
+    runner = FakeRunner(wrong)
+    module = module_of(runner, trial="off")
+    torch.testing.assert_close(module(x := x_of())[0], wrong(x))
+    assert in_pytorch(module) == 0
+    assert module.entry.error is None
+
+
+def test_a_slow_engine_is_replaced_by_pytorch() -> None:
+    def slow(x: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.02)
+        return right(x)
+
+    runner = FakeRunner(slow, slow)
+    module = module_of(runner, engine="auto")
+    assert_right(module, x_of())
+    asked = runner.count
+    assert_right(module, x_of())
+    assert runner.count == asked
+    assert module.entry.choice == "PyTorch"
+    assert module.entry.is_ready
+    assert not module.entry.serves
+    assert module.entry.milliseconds["engine"] >= 20 > module.entry.milliseconds["PyTorch"]
+
+
+def test_a_fast_engine_replaces_pytorch() -> None:
+    module = module_of(FakeRunner(), engine="auto")
+    module.pytorch.delay = 0.02  # type: ignore[assignment]
+    assert_right(module, x_of())
+    calls = in_pytorch(module)
+    assert_right(module, x_of())
+    assert in_pytorch(module) == calls
+    assert module.entry.serves
+    assert module.entry.milliseconds["PyTorch"] >= 20 > module.entry.milliseconds["engine"]
+
+
+def test_the_check_alone_times_nothing() -> None:
+    module = module_of(FakeRunner(), engine="auto", trial="check")
+    assert_right(module, x_of())
+    assert module.entry.milliseconds == {}
+    assert in_pytorch(module) == 1
+
+
+def test_inductor_takes_part_when_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(x: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.02)
+        return right(x)
+
+    monkeypatch.setattr("torchtrt_bridge.runtime.module.compiled_by_inductor", lambda *_: lambda x: (right(x),))
+    module = module_of(FakeRunner(slow, slow), engine="auto", inductor="compete")
+    module.specs = (TensorSpec("x", torch.float32, ((2, 2), (3, 3)), (2, 3), (2, 3)),)
+    module.pytorch.delay = 0.02  # type: ignore[assignment]
+    assert_right(module, x_of())
+    assert set(module.entry.milliseconds) == {"engine", "PyTorch", "inductor"}
+    assert module.entry.choice == "inductor"
+    assert_right(module, x_of())
 
 
 def test_fallback_error_raises_at_every_call() -> None:
@@ -152,7 +201,7 @@ def test_an_engine_that_fails_later_is_given_up() -> None:
     assert_right(module, x_of())
     assert "illegal memory access" in module.entry.state
     assert_right(module, x_of())
-    assert runner.count == 1
+    assert runner.count == 2
 
 
 def test_the_error_is_reported() -> None:
@@ -189,14 +238,14 @@ def test_inputs_outside_the_ranges_run_in_pytorch(
     module = module_of(runner)
     if is_checked:
         module(x_of())
-    before = runner.count, runner.rehearsed
+    before = runner.count
     x = make()
     torch.testing.assert_close(module(x)[0], right(x))
-    assert (runner.count, runner.rehearsed) == before
+    assert runner.count == before
     assert module.entry.is_ready, "the engine serves the calls that it is for"
     assert "the engine serves float32[1..4, 3]" in caplog.text
     assert_right(module, x_of())
-    assert (runner.count, runner.rehearsed) == ((1, 1) if is_checked else (0, 1))
+    assert runner.count == before + 1
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
@@ -211,22 +260,22 @@ def test_inputs_on_another_device_run_in_pytorch(caplog: pytest.LogCaptureFixtur
     runner = FakeRunner(device="cuda")
     module = module_of(runner)
     assert_right(module, x_of())
-    assert runner.rehearsed == 0
+    assert runner.count == 0
     assert "is on cpu, the engine runs on cuda" in caplog.text
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_inputs_that_are_not_finite_are_no_check(value: float) -> None:
-    """NaN in, NaN out: even a wrong engine would seem right."""
+def test_inputs_that_give_nan_are_no_check(value: float) -> None:
+    """NaN out: even a wrong engine would seem right."""
     runner = FakeRunner(wrong)
     module = module_of(runner)
     first = x_of()
     first[0] = value
     torch.testing.assert_close(module(first)[0], right(first), equal_nan=True)
-    assert runner.rehearsed == 0
+    assert runner.count == 0
     assert module.entry.is_ready
     assert_right(module, x_of())
-    assert runner.rehearsed == 1
+    assert runner.count == 1
     assert not module.entry.is_ready
 
 
@@ -234,24 +283,20 @@ def test_inputs_that_are_not_finite_are_no_check(value: float) -> None:
 
 
 class SlowRunner(FakeRunner):
-    """Its rehearsal lasts, so that other threads arrive during it; it tells whether two ran at once."""
+    """Its first call lasts, so that other threads arrive during it; it tells whether two ran at once."""
 
-    def __init__(self, *rehearsals: Compute, calls: Compute = right) -> None:
-        super().__init__(*rehearsals, calls=calls)
-        self.rehearsing = 0
-        self.most = 0
+    def __init__(self, first: Compute) -> None:
+        super().__init__(first)
+        self.in_trial = False
         self.served_early = 0
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        self.served_early += self.rehearsing > 0
+        self.served_early += self.in_trial
+        self.in_trial = self.count == 0
+        if self.in_trial:
+            time.sleep(0.2)
+        self.in_trial = False
         return super().__call__(inputs)
-
-    def rehearse(self, inputs: Sequence[torch.Tensor]) -> list[Sequence[torch.Tensor]]:
-        self.rehearsing += 1
-        self.most = max(self.most, self.rehearsing)
-        threading.Event().wait(0.2)
-        self.rehearsing -= 1
-        return super().rehearse(inputs)
 
 
 def called_from_threads(module: EngineModule, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -271,16 +316,16 @@ def called_from_threads(module: EngineModule, inputs: Sequence[torch.Tensor]) ->
     return results
 
 
-@pytest.mark.parametrize(("rehearsal", "served"), [(right, 7), (wrong, 0)], ids=["right", "wrong"])
-def test_the_first_call_of_eight_threads_is_checked_once(rehearsal: Compute, served: int) -> None:
-    runner = SlowRunner(rehearsal)
+@pytest.mark.parametrize(("first", "calls"), [(right, 8), (wrong, 1)], ids=["right", "wrong"])
+def test_the_first_call_of_eight_threads_is_checked_once(first: Compute, calls: int) -> None:
+    runner = SlowRunner(first)
     module = module_of(runner)
     inputs = [x_of() for _ in range(8)]
     results = called_from_threads(module, inputs)
     torch.testing.assert_close(results, [right(x) for x in inputs])
-    assert (runner.rehearsed, runner.most, runner.served_early) == (1, 1, 0)
-    assert runner.count == served
-    assert module.entry.is_ready is (served > 0)
+    assert (runner.count, runner.served_early) == (calls, 0)
+    assert in_pytorch(module) == (1 if calls == 8 else 8)
+    assert module.entry.is_ready is (calls == 8)
 
 
 def test_a_subgraph_is_what_serves(caplog: pytest.LogCaptureFixture) -> None:

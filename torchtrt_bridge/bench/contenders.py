@@ -90,8 +90,9 @@ CONTENDERS: Mapping[str, Contender] = {
     "torchtrt_bridge": Contender(_bridge(), "bridge", "bridge"),
     "torchtrt_bridge-cast": Contender(_casting_bridge, "bridge, cast", "bridge", keeps_fp32=True, is_default=False),
     "torchtrt_bridge-no-graphs": Contender(
-        _bridge(cuda_graphs=False), "bridge, no CUDA graphs", "bridge", is_default=False
+        _bridge(cuda_graphs="off"), "bridge, no CUDA graphs", "bridge", is_default=False
     ),
+    "torchtrt_bridge-inductor": Contender(_bridge(inductor="compete"), "bridge, inductor competes", "bridge"),
     EAGER: Contender(_eager, "eager", "eager", channels_last=True),
     "inductor": Contender(_inductor("default"), "inductor", "inductor", channels_last=True),
     "inductor-reduce-overhead": Contender(

@@ -78,8 +78,14 @@ class Flavour:
             )
 
     def context_config(self, engine: Any, kernels: bytes | None) -> tuple[Any, Any]:
-        """A runtime configuration, and in it TensorRT-RTX's cache of compiled kernels, filled with `kernels`."""
+        """A runtime configuration, and in it TensorRT-RTX's cache of compiled kernels, filled with `kernels`.
+
+        Where TensorRT lets it, contexts take their scratch memory from the caller: by itself it reserves, for as long
+        as a context lives, what the largest sizes of the profile need.
+        """
         config = engine.create_runtime_config()
+        if hasattr(config, "set_execution_context_allocation_strategy"):
+            config.set_execution_context_allocation_strategy(self.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if not self.is_rtx:
             return config, None
         cache = config.create_runtime_cache()
@@ -87,6 +93,13 @@ class Flavour:
             cache.deserialize(kernels)  # a refusal leaves the cache empty, and the kernels are compiled again
         config.set_runtime_cache(cache)
         return config, cache
+
+    def wants_scratch(self, config: Any) -> bool:
+        """Whether contexts of this configuration take their scratch memory from the caller."""
+        if not hasattr(config, "get_execution_context_allocation_strategy"):
+            return False
+        strategy = config.get_execution_context_allocation_strategy()
+        return bool(strategy == self.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
 
     def progress_monitor(self, on_progress: Callable[[float], bool]) -> Any:
         """A TensorRT progress monitor that reports the fraction of the build's outermost phase that is done."""

@@ -8,12 +8,14 @@ from torchtrt_bridge.normalize.fuse import fold_batch_norm
 from torchtrt_bridge.normalize.masks import simplify_masks
 from torchtrt_bridge.normalize.precision import set_precision
 from torchtrt_bridge.normalize.projections import merge_projections
+from torchtrt_bridge.normalize.selects import select_first
 from torchtrt_bridge.options import Options
 
 PASSES = (
     drop_metadata_checks,
     fold_constants,
     fold_batch_norm,
+    select_first,
     simplify_masks,
     set_precision,
     fold_constants,

@@ -1,5 +1,6 @@
-"""Run: an engine as a PyTorch module, with the same subgraph in PyTorch beside it."""
+"""Run: engines as PyTorch modules with the same subgraphs in PyTorch beside them, and whole calls as CUDA graphs."""
 
+from torchtrt_bridge.runtime.execution import Execution
 from torchtrt_bridge.runtime.module import EngineModule
 
-__all__ = ["EngineModule"]
+__all__ = ["EngineModule", "Execution"]

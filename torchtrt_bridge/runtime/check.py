@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -15,6 +16,9 @@ TF32_BOUND = 5e-3
 
 # Ties and rounding may move an index or a comparison now and then; more than this share is a wrong layer.
 INTEGER_SHARE = 0.01
+
+# Elements that are compared at once, in float64: logits of a large batch would fill the memory several times.
+CHUNK = 2**24
 
 
 def error_bound(dtypes: Iterable[torch.dtype], tf32: bool) -> float:
@@ -64,9 +68,10 @@ def _same_beyond_numbers(mine: torch.Tensor, theirs: torch.Tensor) -> bool:
 
 def relative_distance(mine: torch.Tensor, theirs: torch.Tensor) -> float:
     """||mine - theirs|| / ||theirs|| over the finite elements, in float64; 0 for two empty or zero tensors."""
-    a, b = mine.double(), theirs.double()
-    finite = b.isfinite()
-    a, b = torch.where(finite, a, 0), torch.where(finite, b, 0)
-    distance = float(torch.linalg.vector_norm(a - b))
-    norm = float(torch.linalg.vector_norm(b))
+    distance = norm = 0.0
+    for a, b in zip(mine.flatten().split(CHUNK), theirs.flatten().split(CHUNK), strict=True):
+        finite = b.isfinite()
+        a, b = torch.where(finite, a, 0).double(), torch.where(finite, b, 0).double()
+        distance = math.hypot(distance, float(torch.linalg.vector_norm(a - b)))
+        norm = math.hypot(norm, float(torch.linalg.vector_norm(b)))
     return 0.0 if distance == 0 else distance / max(norm, 1e-30)

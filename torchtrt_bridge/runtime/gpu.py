@@ -1,4 +1,4 @@
-"""Run an engine on the GPU: the caller's stream, a context per thread, a CUDA graph where shapes are static."""
+"""An engine on the GPU: deserialized once, with an execution context for each slot of threads."""
 
 from __future__ import annotations
 
@@ -8,16 +8,12 @@ from typing import Any
 
 import torch
 
-from torchtrt_bridge.compile_report import tell_once
 from torchtrt_bridge.engine.flavour import Flavour
 from torchtrt_bridge.errors import EngineLoadError
 from torchtrt_bridge.lower.dtypes import torch_dtype_from_trt
+from torchtrt_bridge.runtime.slots import current_slot
 
-# Runs before an engine is trusted: the first two are enqueued call by call, the others replay a CUDA graph.
-REHEARSALS = 8
-PLAIN_RUNS = 2
-
-# Contexts are created and graphs captured by one thread at a time.
+# Contexts are created by one thread at a time.
 _one_at_a_time = threading.Lock()
 
 
@@ -32,7 +28,6 @@ class GpuRunner:
         self,
         plan: bytes,
         flavour: Flavour,
-        cuda_graphs: bool = True,
         kernels: bytes | None = None,
         on_kernels: Callable[[bytes], None] | None = None,
     ) -> None:
@@ -41,44 +36,38 @@ class GpuRunner:
         self._runtime = flavour.trt.Runtime(self._log)
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
-            raise EngineLoadError(
-                f"{flavour} does not load the engine here: {'; '.join(self._log.errors) or 'no reason given'}"
-            )
+            raise EngineLoadError(f"{flavour} does not load the engine here: {self.errors}")
         trt = flavour.trt
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         self.inputs = [n for n in names if self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
         self.outputs = [n for n in names if n not in self.inputs]
         self.dtypes = {n: torch_dtype_from_trt(self._engine.get_tensor_dtype(n)) for n in names}
-        self.is_static = all(-1 not in tuple(self._engine.get_tensor_shape(n)) for n in names)
-        self._cuda_graphs = cuda_graphs
         self._context_config, self._kernel_cache = flavour.context_config(self._engine, kernels)
+        self.wants_scratch = flavour.wants_scratch(self._context_config)
         self._on_kernels = on_kernels
-        self._local = threading.local()
+        self._sessions: dict[int, Session] = {}
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        session = getattr(self._local, "session", None)
+        """Queue one run on the current stream."""
+        slot = current_slot()
+        session = self._sessions.get(slot)
         if session is None:
-            with _one_at_a_time:
-                session = self._local.session = self._new_session()
-        result: list[torch.Tensor] = session(inputs)
+            session = self._sessions[slot] = self._new_session()
+        results = session.enqueue([value.contiguous() for value in inputs])
         if self._on_kernels is not None:
             self._keep_kernels()
-        return result
+        return results
 
-    def rehearse(self, inputs: Sequence[torch.Tensor]) -> list[Sequence[torch.Tensor]]:
-        """Several runs, queued one behind the other, call by call and from the CUDA graph.
-
-        TensorRT-RTX 1.6 was seen to give other results from one run to the next on an H100: fp32 convolutions of
-        ResNet-50 went from an error of 5e-4 to 1e-1 at the second call, or at the first replay.
-        """
-        return [self(inputs) for _ in range(REHEARSALS)]
+    @property
+    def errors(self) -> str:
+        """What TensorRT logged of late."""
+        return "; ".join(self._log.errors[-3:]) or "TensorRT gave no reason"
 
     def _new_session(self) -> Session:
-        context = self._engine.create_execution_context(runtime_config=self._context_config)
+        with _one_at_a_time:
+            context = self._engine.create_execution_context(runtime_config=self._context_config)
         if context is None:
-            raise EngineLoadError(
-                f"TensorRT gives no execution context: {'; '.join(self._log.errors) or 'no reason given'}"
-            )
+            raise EngineLoadError(f"TensorRT gives no execution context: {self.errors}")
         return Session(self, context)
 
     def _keep_kernels(self) -> None:
@@ -87,81 +76,45 @@ class GpuRunner:
         if report is not None and self._kernel_cache is not None:
             report(bytes(self._kernel_cache.serialize()))
 
-    @property
-    def wants_graph(self) -> bool:
-        return self._cuda_graphs and self.is_static
-
-    def give_up_graphs(self, why: str) -> None:
-        self._cuda_graphs = False
-        tell_once(f"a CUDA graph could not be captured ({why}); the engine is enqueued call by call.")
-
 
 class Session:
-    """One thread's execution context, with the addresses that it is bound to."""
+    """An execution context, and what it is bound to; one thread uses it at a time."""
 
     def __init__(self, runner: GpuRunner, context: Any) -> None:
         self.runner = runner
         self.context = context
-        self.plain_runs = 0
-        self.graph: Graph | None = None
-        self.stream: torch.cuda.Stream | None = None
-
-    def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        inputs = [value.contiguous() for value in inputs]
-        stream = torch.cuda.current_stream(self.runner.device)
-        if stream != self.stream:
-            self._move_to(stream)
-        if not self.runner.wants_graph or torch.cuda.is_current_stream_capturing():
-            return self.enqueue(inputs)
-        if self.graph is None and self.plain_runs >= PLAIN_RUNS:
-            self._capture(inputs)
-        if self.graph is not None:
-            return self.graph(inputs)
-        self.plain_runs += 1
-        return self.enqueue(inputs)
-
-    def _move_to(self, stream: torch.cuda.Stream) -> None:
-        """Let `stream` wait for what this context and its buffers still do on another one."""
-        if self.stream is not None:
-            stream.wait_stream(self.stream)
-        self.stream = stream
-
-    def _capture(self, inputs: Sequence[torch.Tensor]) -> None:
-        try:
-            with _one_at_a_time:
-                self.graph = Graph(self, inputs)
-        except RuntimeError as error:
-            self.runner.give_up_graphs(str(error))
+        self._shapes: tuple[torch.Size, ...] | None = None
+        self._output_shapes: list[tuple[int, ...]] = []
+        self._scratch_bytes = 0
+        self._addresses: dict[str, int] = {}
 
     def enqueue(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Queue one run on the current stream."""
-        device = self.runner.device
-        for name, value in zip(self.runner.inputs, inputs, strict=True):
-            self.context.set_input_shape(name, tuple(value.shape))
-            self.context.set_tensor_address(name, value.data_ptr())
-        outputs = []
-        for name in self.runner.outputs:
-            shape = tuple(self.context.get_tensor_shape(name))
-            output = torch.empty(shape, dtype=self.runner.dtypes[name], device=device)
-            self.context.set_tensor_address(name, output.data_ptr())
-            outputs.append(output)
-        if not self.context.execute_async_v3(torch.cuda.current_stream(device).cuda_stream):
-            raise EngineLoadError(f"TensorRT could not run the engine: {'; '.join(self.runner._log.errors[-3:])}")
+        """Queue one run on the current stream; sizes and addresses are set where they differ from the last run's."""
+        runner = self.runner
+        shapes = tuple(value.shape for value in inputs)
+        if shapes != self._shapes:
+            self._set_shapes(shapes)
+        outputs = [
+            torch.empty(shape, dtype=runner.dtypes[name], device=runner.device)
+            for name, shape in zip(runner.outputs, self._output_shapes, strict=True)
+        ]
+        for name, value in zip((*runner.inputs, *runner.outputs), (*inputs, *outputs), strict=True):
+            address = value.data_ptr()
+            if self._addresses.get(name) != address:
+                self.context.set_tensor_address(name, address)
+                self._addresses[name] = address
+        if self._scratch_bytes:
+            # Given back as soon as the run is queued: what follows on this stream, another engine too, may have it.
+            scratch = torch.empty(self._scratch_bytes, dtype=torch.uint8, device=runner.device)
+            self.context.set_device_memory(scratch.data_ptr(), self._scratch_bytes)
+        if not self.context.execute_async_v3(torch.cuda.current_stream(runner.device).cuda_stream):
+            raise EngineLoadError(f"TensorRT could not run the engine: {runner.errors}")
         return outputs
 
-
-class Graph:
-    """A CUDA graph of one run, between buffers of its own; its results are copies, the caller's to keep."""
-
-    def __init__(self, session: Session, inputs: Sequence[torch.Tensor]) -> None:
-        self.inputs = [value.clone() for value in inputs]
-        self.graph = torch.cuda.CUDAGraph()
-        torch.cuda.synchronize()
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
-            self.outputs = session.enqueue(self.inputs)
-
-    def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        for buffer, value in zip(self.inputs, inputs, strict=True):
-            buffer.copy_(value)
-        self.graph.replay()
-        return [output.clone() for output in self.outputs]
+    def _set_shapes(self, shapes: tuple[torch.Size, ...]) -> None:
+        for name, shape in zip(self.runner.inputs, shapes, strict=True):
+            self.context.set_input_shape(name, tuple(shape))
+        self._output_shapes = [tuple(self.context.get_tensor_shape(name)) for name in self.runner.outputs]
+        if self.runner.wants_scratch:
+            self._scratch_bytes = max(int(self.context.update_device_memory_size_for_shapes()), 1)
+        self._shapes = shapes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import fx, nn
@@ -12,7 +12,9 @@ from torch import fx, nn
 from torchtrt_bridge.compile_report import EngineEntry, tell_once
 from torchtrt_bridge.errors import BridgeError, EngineLoadError, ShapeRangeError
 from torchtrt_bridge.options import Options
-from torchtrt_bridge.runtime.check import difference, error_bound
+from torchtrt_bridge.runtime.check import error_bound
+from torchtrt_bridge.runtime.inductor import compiled_by_inductor
+from torchtrt_bridge.runtime.trial import ENGINE, INDUCTOR, PLAIN_RUNS, PYTORCH, Outcome, Run, Trial
 from torchtrt_bridge.shapes import TensorSpec
 
 
@@ -23,16 +25,12 @@ class Runner(Protocol):
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]: ...
 
-    def rehearse(self, inputs: Sequence[torch.Tensor]) -> list[Sequence[torch.Tensor]]:
-        """Results of several runs, in each way that later calls may take: all of them must be right."""
-        ...
-
 
 class EngineModule(nn.Module):
-    """One subgraph: `runner` computes it once it has been checked against PyTorch on the first real inputs.
+    """One subgraph: `runner` computes it once the trial on the first real inputs has found it right and fast.
 
     pytorch: the same subgraph in PyTorch; it serves inputs outside the engine's ranges, and everything once
-        the engine has failed or differed.
+        the engine has failed, differed, or lost.
     entry: its line in the report, kept up to date.
     """
 
@@ -47,36 +45,50 @@ class EngineModule(nn.Module):
         super().__init__()
         self.pytorch = pytorch
         self.specs = tuple(specs)
-        self.runner = runner
         self.entry = entry
         self.options = options
-        self.checked = False
+        self.runner = runner
+        self.device = torch.device("cpu") if runner is None else runner.device
+        self._serve: Run | None = self._without_engine if runner is None else None
+        self._accepted: set[Any] = set()
+        self._compiled: Any = None
         self._told_unserved = False
         self._lock = threading.RLock()
+        if runner is not None and options.trial == "off":
+            self._serve = runner
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is decided what serves this subgraph."""
+        return self._serve is not None
 
     def forward(self, *inputs: torch.Tensor) -> Sequence[torch.Tensor]:
         runner = self.runner
         if runner is None:
-            return self._without_engine(inputs)
-        problem = self._problem(inputs, runner)
-        if problem is not None:
-            return self._unserved(problem, inputs)
-        if not self.checked:
+            assert self._serve is not None
+            return self._serve(inputs)
+        key = tuple((value.shape, value.dtype, value.device) for value in inputs)
+        if key not in self._accepted:
+            problem = self._problem(inputs, runner)
+            if problem is not None:
+                return self._unserved(problem, inputs)
+            self._accepted.add(key)
+        if self._serve is None:
             return self._first_call(runner, inputs)
         try:
-            return runner(inputs)
+            return self._serve(inputs)
         except (BridgeError, RuntimeError) as error:
             return self._give_up(f"it failed at run time: {error}", inputs)
 
-    @property
-    def _bound(self) -> float:
-        """How far from PyTorch rounding may take an engine of these dtypes."""
-        at_work = [getattr(torch, name) for name in self.entry.dtypes]
-        return error_bound(at_work, self.options.tf32)
-
     def _in_pytorch(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        result: Sequence[torch.Tensor] = self.pytorch(*inputs)
-        return result
+        results: Sequence[torch.Tensor] = self.pytorch(*inputs)
+        return results
+
+    def _inductor(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        if self._compiled is None:
+            self._compiled = compiled_by_inductor(self.pytorch, inputs)
+        results: Sequence[torch.Tensor] = self._compiled(*inputs)
+        return results
 
     def _problem(self, inputs: Sequence[torch.Tensor], runner: Runner) -> str | None:
         """Why the engine does not serve these inputs; None if it does."""
@@ -99,44 +111,82 @@ class EngineModule(nn.Module):
         return self._in_pytorch(inputs)
 
     def _first_call(self, runner: Runner, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """Compare the engine with PyTorch on these inputs, and trust it only if they agree."""
+        """Try the engine on these inputs, beside PyTorch; the results are right in any case."""
         with self._lock:
-            if self.checked or self.runner is None:
+            if self._serve is not None or self.runner is None:
                 return self.forward(*inputs)
             expected = self._in_pytorch(inputs)
-            if not all(bool(value.isfinite().all()) for value in inputs if value.is_floating_point()):
-                tell_once(f"{self.entry.name}: the first inputs are not finite; PyTorch runs it until they are.")
+            if any(value.is_cuda for value in inputs) and torch.cuda.is_current_stream_capturing():
+                return expected  # nothing can be looked at while the caller records a CUDA graph
+            if any(bool(value.isnan().any()) for value in (*inputs, *expected) if value.is_floating_point()):
+                tell_once(f"{self.entry.name}: its inputs or results hold NaN; PyTorch runs it until they do not.")
                 return expected
             try:
-                runs = runner.rehearse(inputs)
+                runs = PLAIN_RUNS if runner.device.type == "cuda" else 1
+                trial = Trial(inputs, expected, self._bound, self._is_recorded, runs)
+                outcome = trial.run(runner, self._others(inputs))
             except (BridgeError, RuntimeError) as error:
                 return self._give_up(f"it failed at run time: {error}", inputs, expected)
-            for results in runs:
-                verdict = difference(results, expected, self._bound)
-                self.entry.error = max(verdict.error, self.entry.error or 0.0)
-                if verdict.problem is not None:
-                    return self._give_up(verdict.problem, inputs, expected)
-            self.checked = True
-            return runs[-1]
+            self.entry.error = outcome.error
+            if outcome.problem is not None:
+                return self._give_up(outcome.problem, inputs, expected)
+            self._settle(outcome)
+            return outcome.results
+
+    def _others(self, inputs: Sequence[torch.Tensor]) -> dict[str, Run]:
+        """What the engine is timed against."""
+        if self.options.trial == "check" or self.options.engine == "reference":
+            return {}
+        others: dict[str, Run] = {PYTORCH: self._in_pytorch}
+        if self.options.inductor == "compete" and self._is_static:
+            self._inductor(inputs)  # compiles, which is not to be counted
+            others[INDUCTOR] = self._inductor
+        return others
+
+    def _settle(self, outcome: Outcome) -> None:
+        """Let the winner serve from now on."""
+        serving: dict[str, Run | None] = {
+            ENGINE: self.runner, PYTORCH: self._in_pytorch, INDUCTOR: self._inductor
+        }  # fmt: skip
+        self.entry.milliseconds = {name: seconds * 1e3 for name, seconds in outcome.seconds.items()}
+        self.entry.choice = outcome.winner
+        self._serve = serving[outcome.winner]
+        if outcome.winner != ENGINE:
+            self.runner = None
+
+    @property
+    def _is_recorded(self) -> bool:
+        """Whether calls of this subgraph will be replayed from CUDA graphs."""
+        return self.options.cuda_graphs == "auto" and self.device.type == "cuda" and self._is_static
+
+    @property
+    def _is_static(self) -> bool:
+        return all(low == high for spec in self.specs for low, high in spec.ranges)
+
+    @property
+    def _bound(self) -> float:
+        """How far from PyTorch rounding may take an engine of these dtypes."""
+        at_work = [getattr(torch, name) for name in self.entry.dtypes]
+        return error_bound(at_work, self.options.tf32)
 
     def _give_up(
         self, why: str, inputs: Sequence[torch.Tensor], expected: Sequence[torch.Tensor] | None = None
     ) -> Sequence[torch.Tensor]:
         self.runner = None
+        self._serve = self._without_engine
         self.entry.state = why
-        result = self._without_engine(inputs, expected)
         tell_once(f"{self.entry.name}: {why}; PyTorch runs this subgraph from now on.")
-        return result
+        return self._without_engine(inputs) if expected is None or self.options.fallback == "error" else expected
 
-    def _without_engine(
-        self, inputs: Sequence[torch.Tensor], expected: Sequence[torch.Tensor] | None = None
-    ) -> Sequence[torch.Tensor]:
+    def _without_engine(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         if self.options.fallback == "error" and not self.entry.is_ready:
             raise EngineLoadError(
                 f"{self.entry.name} is not trusted: {self.entry.state}. fallback='pytorch' lets PyTorch run it; "
                 "torch_ops=(...) keeps chosen operators in PyTorch."
             )
-        return self._in_pytorch(inputs) if expected is None else expected
+        return (
+            self._inductor(inputs) if self.options.inductor != "off" and self._is_static else self._in_pytorch(inputs)
+        )
 
 
 def _kind(value: torch.Tensor) -> str:

@@ -1,0 +1,257 @@
+"""Whole calls from CUDA graphs: right on any stream, from any thread, for results that are kept, dropped or changed."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import torchtrt_bridge as trtb
+from tests.models import ConvNet, WithUnsupported, image, trained
+from torchtrt_bridge import backend
+from torchtrt_bridge.runtime.execution import Execution, Recordings
+
+pytestmark = pytest.mark.gpu
+
+FP16 = 5e-3
+
+
+@pytest.fixture
+def model() -> ConvNet:
+    return trained(ConvNet(32)).cuda()
+
+
+def images(batch: int = 2, size: int = 16) -> torch.Tensor:
+    return image(batch, size).cuda()
+
+
+def assert_near(result: torch.Tensor, expected: torch.Tensor) -> None:
+    assert float((result - expected).norm() / expected.norm()) < FP16
+
+
+def compiled(model: nn.Module, **options: Any) -> Any:
+    """Engines are compared with PyTorch but not timed, so that it is they that serve."""
+    return trtb.compile(model, **{"precision": "fp16", "trial": "check", **options})
+
+
+def execution() -> Execution:
+    (graph,) = [graph for graph in backend._all_graphs if graph.compiled is not None]
+    assert graph.compiled is not None
+    return graph.compiled.run
+
+
+def recordings() -> list[Recordings]:
+    return list(execution().lane._shapes.values())
+
+
+@pytest.fixture(autouse=True)
+def _no_other_graphs() -> None:
+    torch._dynamo.reset()
+    backend._all_graphs.clear()
+
+
+def test_a_static_call_is_recorded(model: ConvNet) -> None:
+    fast = compiled(model)
+    with torch.inference_mode():
+        for _ in range(4):
+            x = images()
+            assert_near(fast(x), model(x))
+    assert [r.lent is not None for r in recordings()] == [True]
+    assert trtb.report(fast).notes == []
+
+
+def test_results_that_are_kept_are_never_overwritten(model: ConvNet) -> None:
+    fast = compiled(model)
+    inputs = [images() for _ in range(12)]
+    with torch.inference_mode():
+        results = [fast(x) for x in inputs]
+        views = [fast(x)[0] for x in inputs]  # a view keeps its memory as the whole does
+        for x, result, view in zip(inputs, results, views, strict=True):
+            assert_near(result, model(x))
+            assert_near(view, model(x)[0])
+
+
+def test_results_may_be_changed_in_place(model: ConvNet) -> None:
+    fast, x = compiled(model), images()
+    with torch.no_grad():
+        for _ in range(6):
+            result = fast(x)
+            assert_near(result, model(x))
+            result.zero_()
+
+
+def test_reuse_outputs(model: ConvNet) -> None:
+    fast = compiled(model, reuse_outputs=True)
+    with torch.inference_mode():
+        results = [fast(images()) for _ in range(6)]
+    assert results[-1].data_ptr() == results[-2].data_ptr()
+
+
+def test_off(model: ConvNet) -> None:
+    fast = compiled(model, cuda_graphs="off")
+    with torch.inference_mode():
+        for _ in range(4):
+            x = images()
+            assert_near(fast(x), model(x))
+    assert recordings() == []
+
+
+def test_engines_and_pytorch_in_one_graph() -> None:
+    model = trained(WithUnsupported(32)).cuda()
+    fast = compiled(model)
+    with torch.inference_mode():
+        for _ in range(5):
+            x = images(size=4) * 0.3
+            assert_near(fast(x), model(x))
+    assert trtb.report(fast).in_torch
+
+
+class Counted(nn.Module):
+    """What no CUDA graph can hold: the number of results is known only after looking."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = (x * 2).relu()
+        return y.sum() + y.nonzero().shape[0] * 0.5
+
+
+def test_what_cannot_be_recorded_is_enqueued(model: ConvNet) -> None:
+    counted = Counted().cuda()
+    fast, x = compiled(counted), images()
+    with torch.inference_mode():
+        for _ in range(5):
+            assert_near(fast(x), counted(x))
+
+
+def test_dynamic_sizes_are_recorded_when_they_come_again(model: ConvNet) -> None:
+    fast = compiled(model, dynamic=True)
+    with torch.inference_mode():
+        for batch in [4, 5, 7] * 6 + list(range(4, 20)):
+            x = images(batch)
+            assert_near(fast(x), model(x))
+        lane = execution().lane
+        assert len(lane._shapes) <= 8
+        for batch in [5] * 6:
+            x = images(batch)
+            assert_near(fast(x), model(x))
+    assert any(r.lent is not None for r in recordings())
+
+
+def test_eight_threads_each_on_its_stream(model: ConvNet) -> None:
+    fast = compiled(model)
+    with torch.inference_mode():
+        fast(images())
+    failures: list[BaseException] = []
+
+    def serve() -> None:
+        try:
+            with torch.inference_mode(), torch.cuda.stream(torch.cuda.Stream()):
+                for _ in range(20):
+                    x = images()
+                    assert_near(fast(x), model(x))
+        except BaseException as failure:
+            failures.append(failure)
+
+    threads = [threading.Thread(target=serve) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert len(execution()._lanes) <= 9
+
+
+def test_streams_in_turn(model: ConvNet) -> None:
+    """A lane's buffers are written on one stream after the other, in the order of the calls."""
+    fast = compiled(model)
+    streams = [torch.cuda.Stream() for _ in range(3)]
+    inputs = [images() for _ in range(12)]
+    results = []
+    torch.cuda.synchronize()
+    with torch.inference_mode():
+        for index, x in enumerate(inputs):
+            with torch.cuda.stream(streams[index % 3]):
+                results.append(fast(x))
+        torch.cuda.synchronize()
+        for x, result in zip(inputs, results, strict=True):
+            assert_near(result, model(x))
+
+
+@pytest.mark.parametrize("warm", [True, False], ids=["later", "at first"])
+def test_the_caller_records_a_graph(model: ConvNet, warm: bool) -> None:
+    x = images()
+    with torch.inference_mode():
+        program = trtb.export(model, x, precision="fp16", trial="check")
+        expected = model(x)
+        if warm:
+            for _ in range(4):
+                program(x)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = program(x)
+        result.zero_()
+        graph.replay()
+        torch.cuda.synchronize()
+    assert_near(result, expected)
+
+
+@pytest.mark.parametrize("context", [torch.inference_mode, torch.no_grad], ids=["inference_mode", "no_grad"])
+def test_modes_may_change_between_calls(model: ConvNet, context: Any) -> None:
+    program = trtb.export(model, images(), precision="fp16", trial="check")
+    with context():
+        for _ in range(3):
+            program(images())
+    for other in (torch.no_grad, torch.inference_mode):
+        with other():
+            for _ in range(3):
+                x = images()
+                assert_near(program(x), model(x))
+
+
+class Passing(nn.Module):
+    """One result is the input itself."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x, x * 2
+
+
+def test_a_result_that_is_an_input_stays_that_input() -> None:
+    fast, x = compiled(Passing()), images()
+    with torch.inference_mode():
+        for _ in range(4):
+            same, twice = fast(x)
+            assert same.data_ptr() == x.data_ptr()
+            torch.testing.assert_close(twice, x * 2)
+
+
+def test_the_trial_times_both(model: ConvNet) -> None:
+    fast, x = compiled(model, trial="check+time"), images()
+    with torch.inference_mode():
+        for _ in range(4):
+            assert_near(fast(x), model(x))
+    (entry,) = trtb.report(fast).engines
+    assert set(entry.milliseconds) == {"engine", "PyTorch"}
+    best = min(entry.milliseconds, key=entry.milliseconds.__getitem__)
+    assert entry.choice in (best, "engine")
+
+
+def test_inductor_competes(model: ConvNet) -> None:
+    fast, x = compiled(model, trial="check+time", inductor="compete"), images()
+    with torch.inference_mode():
+        for _ in range(4):
+            assert_near(fast(x), model(x))
+    (entry,) = trtb.report(fast).engines
+    assert set(entry.milliseconds) == {"engine", "PyTorch", "inductor"}
+
+
+def test_scratch_memory_is_given_back() -> None:
+    """Engines of the largest profile hold no memory for sizes that do not come."""
+    big = nn.Sequential(nn.Linear(64, 4096), nn.GELU(), nn.Linear(4096, 64)).half().cuda()
+    fast = compiled(big, dynamic=True, max_dynamic_size=2**20)
+    with torch.inference_mode():
+        for batch in (16, 32, 48):
+            fast(torch.randn(batch, 64, device="cuda").half())
+    assert torch.cuda.max_memory_allocated() < 2**31

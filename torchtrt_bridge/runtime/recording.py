@@ -1,0 +1,74 @@
+"""A CUDA graph of one call, between buffers of its own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+# Graphs are captured by one thread at a time.
+_one_at_a_time = threading.Lock()
+
+
+class Recording:
+    """What `run` does with `inputs`, recorded once and replayed with other values of the same shapes.
+
+    outputs: its results, which each replay overwrites.
+    Raises RuntimeError, with CUDA's own words, for a call that cannot be recorded.
+    """
+
+    def __init__(self, run: Callable[..., Sequence[Any]], inputs: Sequence[Any], pool: Any = None) -> None:
+        self._tensors = [i for i, value in enumerate(inputs) if isinstance(value, torch.Tensor)]
+        self._graph = torch.cuda.CUDAGraph()
+        # Buffers made under the caller's inference mode could not be written to outside it.
+        with torch.inference_mode(False), torch.no_grad(), _one_at_a_time:
+            values = [value.clone() if isinstance(value, torch.Tensor) else value for value in inputs]
+            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+                self.outputs = tuple(run(*values))
+        self._buffers = [values[i] for i in self._tensors]
+        self._storages = _storages(self.outputs)
+        self._unused = [_use_count(storage) for storage in self._storages]
+
+    def replay(self) -> None:
+        """Queue the recorded work on the current stream."""
+        self._graph.replay()
+
+    def __call__(self, inputs: Sequence[Any]) -> None:
+        """Compute `outputs` from new inputs."""
+        if self._buffers:
+            torch._foreach_copy_(self._buffers, [inputs[i] for i in self._tensors])
+        self._graph.replay()
+
+    @property
+    def is_free(self) -> bool:
+        """Whether nobody holds an output, or a view of one, any more."""
+        return all(map(_is_count, self._storages, self._unused))
+
+    @property
+    def returns_inputs(self) -> bool:
+        """Whether an output shares memory with a buffer of the inputs, which the caller's own tensor should."""
+        memory = {buffer.untyped_storage().data_ptr() for buffer in self._buffers}
+        return any(storage.data_ptr() in memory for storage in self._storages)
+
+    def lent(self) -> list[Any]:
+        """The outputs, for a caller to keep: `is_free` tells when the last of them is gone."""
+        return [value.detach() if isinstance(value, torch.Tensor) else value for value in self.outputs]
+
+    def copied(self) -> list[Any]:
+        """Copies of the outputs."""
+        return [value.clone() if isinstance(value, torch.Tensor) else value for value in self.outputs]
+
+
+def _storages(values: Sequence[Any]) -> list[torch.UntypedStorage]:
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    return list({t.untyped_storage()._cdata: t.untyped_storage() for t in tensors}.values())
+
+
+def _use_count(storage: torch.UntypedStorage) -> int:
+    return int(torch._C._storage_Use_Count(storage._cdata))
+
+
+def _is_count(storage: torch.UntypedStorage, count: int) -> bool:
+    return _use_count(storage) == count

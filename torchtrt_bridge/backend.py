@@ -115,6 +115,12 @@ def backend_of_calls(module: Any) -> Backend | None:
     return getattr(getattr(module, "_compiled_call_impl", None), _ATTRIBUTE, None)
 
 
+def backend_of(compiled: Any) -> Backend | None:
+    """The backend of what `compile` returned; None for anything else."""
+    backend = getattr(compiled, _ATTRIBUTE, None) or backend_of_calls(compiled)
+    return backend if isinstance(backend, Backend) else None
+
+
 def _with_code_of_its_own(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     """`function` in an outermost frame that no other compiled function shares.
 
@@ -140,8 +146,8 @@ def report(compiled: Any) -> CompileReport:
     own = getattr(compiled, "report", None)
     if isinstance(own, CompileReport):
         return own
-    backend = getattr(compiled, _ATTRIBUTE, None) or backend_of_calls(compiled)
-    if isinstance(backend, Backend):
+    backend = backend_of(compiled)
+    if backend is not None:
         return backend.report
     if is_pipeline(compiled):
         return report(compiled.model)

@@ -12,6 +12,7 @@ from torch import nn
 
 from tests.models import ConvNet, image, trained
 from tests.normalize.case import assert_computes, aten, call, calls, passed
+from torchtrt_bridge.lower.bounds import bounds_of
 from torchtrt_bridge.normalize import normalize
 from torchtrt_bridge.normalize.precision import set_precision
 
@@ -220,6 +221,38 @@ def test_a_constant_mask_beyond_fp16_keeps_the_result_finite(make: type[nn.Modul
 
 
 # What is left alone -----------------------------------------------------------------------------------------------
+
+
+class ChosenMask(nn.Module):
+    """A mask chosen between zeros and a constant that fp16 does not hold; its first row hides everything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("lowest", torch.tensor(torch.finfo(torch.float32).min))
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shown = (x > 0) & (torch.arange(4)[:, None] > 0)
+        return F.scaled_dot_product_attention(x, x, self.linear(x), torch.where(shown, 0.0, self.lowest))
+
+
+def test_a_mask_made_of_a_constant_beyond_fp16_stays_finite() -> None:
+    model, x = ChosenMask(), x_of()
+    module = passed(model, x, set_precision, precision="fp16")
+    mask = call(module, aten.scaled_dot_product_attention.default).args[3]
+    assert bounds_of(mask) == (-65504, 0)
+    with torch.no_grad():
+        assert bool((module(x)[0][0] != 0).any())  # of minus infinities alone, attention makes zeros
+
+
+@pytest.mark.parametrize("precision", HALVES)
+@pytest.mark.parametrize("use", [lambda part: part * 2, lambda part: part.exp()], ids=["half", "delicate"])
+def test_parts_of_a_product_are_taken_in_its_precision(use: Callable[..., Any], precision: str) -> None:
+    """As GPT-2 splits one product into query, key and value."""
+    model, x = after_linear(lambda y: [use(part) for part in y.split(2, 1)]), x_of()
+    module = passed(model, x, set_precision, precision=precision)
+    assert dtype_of(module, aten.split_with_sizes.default) == HALVES[precision]
+    assert_computes(module, model, x, **CLOSE[precision])
 
 
 def test_the_users_own_casts_are_kept() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torchtrt_bridge.backend import Backend
+from torchtrt_bridge.backend import backend_of
 
 
 def engine_replay(compiled: Any) -> Callable[[], Any] | None:
@@ -13,7 +13,7 @@ def engine_replay(compiled: Any) -> Callable[[], Any] | None:
 
     None where there is no such thing: another contender's callable, several graphs, or none that was recorded.
     """
-    backends = [value for value in getattr(compiled, "__dict__", {}).values() if isinstance(value, Backend)]
-    graphs = [graph.compiled for backend in backends for graph in backend.graphs if graph.compiled is not None]
+    backend = backend_of(compiled)
+    graphs = [] if backend is None else [graph.compiled for graph in backend.graphs if graph.compiled is not None]
     recordings = [recording for graph in graphs for recording in graph.run.lane.replays()]
     return recordings[0].replay if len(recordings) == 1 else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -86,9 +87,13 @@ class _Lowering:
     def _is_wide(self, node: fx.Node) -> bool:
         if node.target in HALF or _name(node) in DELICATE:
             return False
-        return any(not self._fits(arg) for arg in node.args) or any(n in self.wide for n in node.all_input_nodes)
+        if any(not self._fits(arg) for arg in node.args):
+            return True
+        return any(n in self.wide or self._is_beyond(constant_of(n)) for n in node.all_input_nodes)
 
     def _stays_fp32(self, node: fx.Node) -> bool:
+        if node.target is operator.getitem:  # an item of several results goes with them: no cast takes a list
+            return False
         if _name(node) in DELICATE or any(not self._fits(arg) for arg in node.args):
             return True
         return str(node.target) in self.torch_ops or why_not(node) is not None

@@ -133,13 +133,13 @@ CASES: list[Case] = [
     Case(
         aten.masked_scatter.default,
         lambda x, m, v: x.masked_scatter(m.unsqueeze(-1), v),
-        lambda n: (*masked(n), torch.randn(6 * n, 8)),
+        lambda n: (torch.randn(n, 6, 8), torch.arange(6).expand(n, 6) % 3 != 1, torch.randn(2 * n, 8)),
         name="rows",  # as the features of images take the places of their tokens
     ),
     Case(
         aten.masked_scatter.default,
         lambda x, m, v: x.masked_scatter(m, v),
-        lambda n: (torch.randint(-9, 9, (n, 6)), torch.randn(6) > 0, torch.randint(-9, 9, (6 * n + 1,))),
+        lambda n: (torch.randint(-9, 9, (n, 6)), torch.arange(6) % 3 != 1, torch.randint(-9, 9, (2 * n + 1,))),
         half=False,
         name="int64",
     ),

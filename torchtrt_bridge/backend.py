@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from torchtrt_bridge.compile_report import CompileReport, merged
 from torchtrt_bridge.errors import OptionsError
-from torchtrt_bridge.huggingface.classes import is_model, is_pipeline
+from torchtrt_bridge.huggingface.classes import install_hooks, is_model, is_pipeline
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.served import ServedGraph
 
@@ -83,6 +83,7 @@ def _compile(target: Any, dynamic: bool | None, fullgraph: bool, options: Option
     if not callable(target):
         raise OptionsError(f"compile() takes a module, a function or a class, not {type(target).__name__}.")
     if isinstance(target, nn.Module) and (is_model(target) or hasattr(type(target), "generate")):
+        install_hooks(target)
         twin = copy.copy(target)  # its parameters, buffers, submodules and hooks are those of the original
         compile_calls(twin, backend, dynamic, fullgraph)
         return twin

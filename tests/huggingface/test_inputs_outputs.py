@@ -187,3 +187,12 @@ def test_shared_layers_are_kept_once() -> None:
     assert_serves(program, model, inputs)
     kept = {value.data_ptr(): value.numel() for value in program.exported.state_dict.values()}
     assert sum(kept.values()) <= sum(value.numel() for value in (*model.parameters(), *model.buffers()))
+
+
+def test_the_original_gives_its_hidden_states_once_after_the_compiled_one_did() -> None:
+    model = tiny("bert").build()
+    fast = trtb.compile(model, engine="reference")
+    with torch.no_grad():
+        of_compiled = fast(**ids(), output_hidden_states=True).hidden_states
+        own = model(**ids(), output_hidden_states=True).hidden_states
+    assert len(own) == len(of_compiled) == model.config.num_hidden_layers + 1

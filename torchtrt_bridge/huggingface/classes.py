@@ -16,6 +16,20 @@ def is_pipeline(target: Any) -> bool:
     return _is_a(target, "transformers.pipelines.base", "Pipeline")
 
 
+def install_hooks(model: Any) -> None:
+    """Let transformers put in its hooks for hidden states and attentions, as it does at a model's first call.
+
+    It notes on the model that it did, but the hooks lie in submodules: a copy made before would get them twice.
+    """
+    if not is_model(model):
+        return
+    try:
+        from transformers.utils.output_capturing import maybe_install_capturing_hooks
+    except ImportError:  # another version's business: then there are no such hooks
+        return
+    maybe_install_capturing_hooks(model)
+
+
 def _is_a(target: Any, module: str, name: str) -> bool:
     loaded = sys.modules.get(module)
     return loaded is not None and isinstance(target, getattr(loaded, name))

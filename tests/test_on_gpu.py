@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 import copy
-import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch.export import Dim
 
 import torchtrt_bridge as trtb
+from tests.gpu import assert_near, assert_serves_threads, images
 from tests.models import ConvNet, WithUnsupported, image, trained
 
 pytestmark = pytest.mark.gpu
-
-# Relative L2 distance to fp32 that fp16 rounding explains in a network this small.
-FP16 = 5e-3
 
 
 @pytest.fixture
 def model() -> ConvNet:
     return trained(ConvNet(32)).cuda()
-
-
-def images(batch: int = 2, size: int = 16) -> torch.Tensor:
-    return image(batch, size).cuda()
-
-
-def assert_near(result: torch.Tensor, expected: torch.Tensor) -> None:
-    assert float((result - expected).norm() / expected.norm()) < FP16
 
 
 def test_compile(model: ConvNet) -> None:
@@ -94,23 +82,7 @@ def test_another_stream(model: ConvNet) -> None:
 
 def test_threads(model: ConvNet) -> None:
     program = trtb.export(model, images(), precision="fp16")
-    errors: list[Any] = []
-
-    def serve() -> None:
-        try:
-            with torch.inference_mode(), torch.cuda.stream(torch.cuda.Stream()):
-                for _ in range(5):
-                    x = images()
-                    assert_near(program(x), model(x))
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=serve) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+    assert_serves_threads(program, model, calls=5)
 
 
 def test_built_on_the_cpu_run_on_the_gpu(model: ConvNet, tmp_path: Path) -> None:

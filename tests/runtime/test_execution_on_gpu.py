@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import pytest
@@ -10,26 +9,17 @@ import torch
 from torch import nn
 
 import torchtrt_bridge as trtb
-from tests.models import ConvNet, WithUnsupported, image, trained
+from tests.gpu import assert_near, assert_serves_threads, images
+from tests.models import ConvNet, WithUnsupported, trained
 from torchtrt_bridge import backend
 from torchtrt_bridge.runtime.execution import Execution, Recordings
 
 pytestmark = pytest.mark.gpu
 
-FP16 = 5e-3
-
 
 @pytest.fixture
 def model() -> ConvNet:
     return trained(ConvNet(32)).cuda()
-
-
-def images(batch: int = 2, size: int = 16) -> torch.Tensor:
-    return image(batch, size).cuda()
-
-
-def assert_near(result: torch.Tensor, expected: torch.Tensor) -> None:
-    assert float((result - expected).norm() / expected.norm()) < FP16
 
 
 def compiled(model: nn.Module, **options: Any) -> Any:
@@ -143,23 +133,7 @@ def test_eight_threads_each_on_its_stream(model: ConvNet) -> None:
     fast = compiled(model)
     with torch.inference_mode():
         fast(images())
-    failures: list[BaseException] = []
-
-    def serve() -> None:
-        try:
-            with torch.inference_mode(), torch.cuda.stream(torch.cuda.Stream()):
-                for _ in range(20):
-                    x = images()
-                    assert_near(fast(x), model(x))
-        except BaseException as failure:
-            failures.append(failure)
-
-    threads = [threading.Thread(target=serve) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+    assert_serves_threads(fast, model, calls=20)
     assert len(execution()._lanes) <= 9
 
 

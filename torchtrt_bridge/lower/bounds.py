@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from torchtrt_bridge.schema import operator_name
 from torchtrt_bridge.shapes import UNBOUNDED
 
 # Smallest and largest element. False counts as 0 and True as 1; NaN lies within any bounds.
@@ -49,7 +50,7 @@ def _bounds(node: fx.Node, known: dict[fx.Node, Bounds]) -> Bounds:
     schema = getattr(node.target, "_schema", None)
     if node.op != "call_function" or schema is None or schema.overload_name == "dtype":  # another type's bits
         return ANY
-    name = str(schema.name).split("::")[-1]
+    name = operator_name(node)
     if name in _MOVES:
         return bounds_of(node.args[0], known)
     if name == "arange":

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torchtrt_bridge.lower import why_not
 from torchtrt_bridge.normalize.graph import constant_of, fake_mode_of, infer, insert_call
 from torchtrt_bridge.options import Options
+from torchtrt_bridge.schema import operator_name
 
 aten = torch.ops.aten
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -85,7 +86,7 @@ class _Lowering:
             self.lowered.add(node)
 
     def _is_wide(self, node: fx.Node) -> bool:
-        if node.target in HALF or _name(node) in DELICATE:
+        if node.target in HALF or operator_name(node) in DELICATE:
             return False
         if any(not self._fits(arg) for arg in node.args):
             return True
@@ -94,7 +95,7 @@ class _Lowering:
     def _stays_fp32(self, node: fx.Node) -> bool:
         if node.target is operator.getitem:  # an item of several results goes with them: no cast takes a list
             return False
-        if _name(node) in DELICATE or any(not self._fits(arg) for arg in node.args):
+        if operator_name(node) in DELICATE or any(not self._fits(arg) for arg in node.args):
             return True
         return str(node.target) in self.torch_ops or why_not(node) is not None
 
@@ -143,12 +144,6 @@ class _Lowering:
             if dtype == self.dtype:
                 self.lowered.add(cast)
         return self.casts[key]
-
-
-def _name(node: fx.Node) -> str:
-    """The operator's name without its overload."""
-    schema = getattr(node.target, "_schema", None)
-    return "" if schema is None else str(schema.name).split("::")[-1]
 
 
 def _after(node: fx.Node) -> fx.Node:

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torchtrt_bridge.lower import why_not
 from torchtrt_bridge.normalize.graph import constant_of, fake_mode_of, finish, insert_call, insert_constant
 from torchtrt_bridge.options import Options
+from torchtrt_bridge.schema import returns_view
 
 aten = torch.ops.aten
 LINEAR = aten.linear.default
@@ -140,10 +141,7 @@ def _views(layer: fx.Node, part: torch.Tensor, mode: FakeTensorMode) -> Views | 
 
 
 def _is_view(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
-        return node.target is operator.getitem
-    return any(result.alias_info is not None for result in schema.returns)
+    return node.target is operator.getitem or returns_view(node)
 
 
 # The merge -------------------------------------------------------------------------------------------------------

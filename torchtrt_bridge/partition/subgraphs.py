@@ -17,6 +17,7 @@ from torch.fx.passes.utils.fuser_utils import fuse_by_partitions
 
 from torchtrt_bridge.lower import why_not
 from torchtrt_bridge.options import Options
+from torchtrt_bridge.schema import operator_name, returns_view
 
 aten = torch.ops.aten
 SUBGRAPH_PREFIX = "trt_"
@@ -112,8 +113,8 @@ class _Support(OperatorSupportBase):
 
 
 def _is_move(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is None or schema.name.split("::")[-1] in _MOVES
+    name = operator_name(node)
+    return not name or name in _MOVES
 
 
 def _without_shared_views(nodes: list[fx.Node]) -> list[fx.Node]:
@@ -139,9 +140,7 @@ def _is_view_of_input(node: fx.Node, inside: set[fx.Node]) -> bool:
 
 
 def _is_alias(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    is_view = schema is not None and any(ret.alias_info is not None for ret in schema.returns)
-    return is_view and bool(node.all_input_nodes)
+    return returns_view(node) and bool(node.all_input_nodes)
 
 
 def _give_each_user_its_own(module: fx.GraphModule) -> None:

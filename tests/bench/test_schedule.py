@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -206,3 +206,48 @@ def test_after_a_cold_failure_nothing_is_called_warm(results: Results) -> None:
     carry_out(results, processes, START)
     assert [job.part for job in processes.jobs] == ["cold"]
     assert found(results, "failed") == {"a": "cold: no"}
+
+
+# Side by side ------------------------------------------------------------------------------------------------------
+
+
+class Together(Processes):
+    """The same for jobs that get ready side by side; keeps how many came at a time."""
+
+    def __init__(self, answer: Callable[[Job], Outcome] | None = None) -> None:
+        super().__init__(answer)
+        self.counts: list[int] = []
+
+    def wave(self, jobs: Sequence[Job], timeout: float, variables: Mapping[str, str]) -> list[Outcome]:
+        self.counts.append(len(jobs))
+        return [self(job, timeout, variables) for job in jobs]
+
+
+def test_rows_get_ready_side_by_side_in_groups(results: Results) -> None:
+    jobs = [dataclasses.replace(SPEED, batch=batch) for batch in (1, 8, 32)] + [START]
+    processes = Together()
+    left = carry_out(results, processes, *jobs, together=2, supervise_together=processes.wave)
+    assert left == 0
+    assert processes.counts == [2]  # the third row and the start are alone
+    assert [bool(job.lock) for job in processes.jobs] == [True, True, False, False, False]
+    assert len(results.rows) == 10
+
+
+def test_what_died_among_others_is_measured_alone(results: Results) -> None:
+    died = Outcome({"a": {"ms": 1.0}}, "it died", "b")
+    processes = Together(
+        lambda job: died if job.lock and job.batch == 8 else Outcome({name: {"ms": 2.0} for name in job.contenders})
+    )
+    jobs = [SPEED, dataclasses.replace(SPEED, batch=8)]
+    assert carry_out(results, processes, *jobs, together=4, supervise_together=processes.wave) == 0
+    rows = {row["contender"]: row for row in results.rows if row["batch"] == 8}
+    assert (rows["a"]["ms"], rows["b"]["failed"], rows["c"]["ms"]) == (1.0, "it died", 2.0)
+    assert processes.jobs[-1].contenders == ("c",)
+
+
+def test_at_the_deadline_no_row_is_called_failed(results: Results) -> None:
+    processes = Together(lambda job: Outcome({}, "killed", "a", is_timeout=True))
+    jobs = [SPEED, dataclasses.replace(SPEED, batch=8)]
+    options = {"together": 2, "deadline": 5.0, "supervise_together": processes.wave}
+    carry_out(results, processes, *jobs, **options)
+    assert results.rows == []

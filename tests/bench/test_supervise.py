@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from torchtrt_bridge.bench.job import Job
-from torchtrt_bridge.bench.supervise import Outcome, supervise
+from torchtrt_bridge.bench.supervise import Outcome, supervise, supervise_together
 
 JOB = Job("speed", "tiny-cnn", 1, "fp16", ("a", "b"))
 
@@ -89,3 +90,33 @@ def is_gone(process: int, patience: float = 10.0) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+READY_THEN = """
+import time
+job = json.loads(sys.argv[1])
+tell(contender="a", doing="compiling")
+time.sleep(float(job["precision"]))
+tell(contender=None, doing="waiting for its turn")
+began = time.monotonic()
+sys.stdin.read()
+measured = time.monotonic()
+time.sleep(0.3)
+tell(contender="a", row={"waited": measured - began, "from": measured, "to": time.monotonic()})
+"""
+
+
+def test_jobs_get_ready_side_by_side_and_measure_one_at_a_time() -> None:
+    jobs = [dataclasses.replace(JOB, precision=seconds) for seconds in ("0", "1.5", "0")]
+    outcomes = supervise_together(jobs, 60.0, {}, [sys.executable, "-c", START + READY_THEN])
+    rows = [outcome.rows["a"] for outcome in outcomes]
+    assert rows[0]["waited"] > 0.5  # for the second, which was not ready yet
+    assert rows[0]["to"] <= rows[1]["from"]
+    assert rows[1]["to"] <= rows[2]["from"]
+
+
+def test_one_that_does_not_get_ready_costs_its_own_row_only() -> None:
+    jobs = [dataclasses.replace(JOB, precision=seconds) for seconds in ("60", "0")]
+    late, early = supervise_together(jobs, 4.0, {}, [sys.executable, "-c", START + READY_THEN])
+    assert (late.rows, late.contender, late.is_timeout) == ({}, "a", True)
+    assert "a" in early.rows

@@ -26,6 +26,9 @@ EXAMPLES = """examples:
 
 The same command again goes on where the last one ended: rows that are in the file are not measured again.
 
+With --together N the processes of N rows compile side by side, which saves time on a machine of many cores; what they
+time to choose a kernel or an engine has the GPU alone. When all are ready, they measure one after the other.
+
 kinds:
   speed  all contenders in one process for each row, in turns: time per call with calls queued back to back, time
          of single calls, the engine alone, error against eager fp32, device memory
@@ -53,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--again", action="store_true", help="measure anew what the file has already")
     how.add_argument("--deadline", type=float, metavar="SECONDS", help="end by then, with what is done by then")
     how.add_argument("--row-timeout", type=float, default=900.0, metavar="SECONDS", help="default: %(default).0f")
+    how.add_argument("--together", type=int, default=1, metavar="N", help="rows that get ready side by side (below)")
     how.add_argument("--calls", type=int, default=Job.calls, help="queued for one time, at most; default: %(default)s")
     how.add_argument("--rounds", type=int, default=Job.rounds, help="turns of each contender; default: %(default)s")
     how.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
@@ -93,7 +97,7 @@ def _measured(arguments: argparse.Namespace) -> Any:
     results = Results.open(path, environment(arguments.device, arguments.engine))
     command = shlex.join(["torchtrt-bridge", *sys.argv[1:]])
     results.runs.append({"date": datetime.date.today().isoformat(), "command": command})
-    run = Run(results, arguments.again, arguments.deadline, arguments.row_timeout, tell=_tell)
+    run = Run(results, arguments.again, arguments.deadline, arguments.row_timeout, arguments.together, tell=_tell)
     left = run.carry_out(jobs)
     if left:
         _tell(f"{left} jobs were left for lack of time; the same command again goes on with them.")
@@ -108,8 +112,8 @@ def jobs_of(arguments: argparse.Namespace) -> list[Job]:
     batches = _listed(arguments.batches)
     if not batches or not all(batch.isdigit() and int(batch) > 0 for batch in batches):
         raise OptionsError(f"--batches {arguments.batches}: write sizes with commas between them, as 1,8,32.")
-    if arguments.calls < 1 or arguments.rounds < 1:
-        raise OptionsError("--calls and --rounds must be 1 or more.")
+    if min(arguments.calls, arguments.rounds, arguments.together) < 1:
+        raise OptionsError("--calls, --rounds and --together must be 1 or more.")
     job = Job("speed", "", 0, "", (), arguments.device, arguments.engine, arguments.calls, arguments.rounds)
     if arguments.tiny:
         job = Job("speed", "", 0, "", (), arguments.device, arguments.engine, **TINY)  # type: ignore[arg-type]

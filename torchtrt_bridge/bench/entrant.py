@@ -117,10 +117,12 @@ def _warm(
     peak = memory.peak  # before comparing, which takes memory of its own
     error = relative_error(tensors(call()), expected)
     calls = clock.calls_within(job.turn_seconds, call, job.calls, wait)
-    facts = {"error": error if math.isfinite(error) else None, "first_s": first, **reported(name, run)}
+    facts: Row = {"error": error if math.isfinite(error) else None, **reported(name, run)}
+    if not job.lock:  # where others compile beside this one, neither is of this contender alone
+        facts |= {"first_s": first, "device_held_mib": mib(memory.held)}
     if not math.isfinite(error):
         facts["problems"] = [*facts.get("problems", []), "its results are not finite"]
-    facts |= {"device_held_mib": mib(memory.held), "device_peak_mib": mib(peak)}
+    facts["device_peak_mib"] = mib(peak)
     return Entrant(call, wait, engine_replay(run), calls, facts)
 
 

@@ -12,6 +12,9 @@ Row = dict[str, Any]
 # What the process tells: {"contender": NAME or None, "doing": TEXT}, or {"contender": NAME, "row": ROW}.
 Event = dict[str, Any]
 
+# What it is doing when all that is left is to measure: it waits for the end of its input then.
+READY = "waiting for its turn"
+
 # A kind whose jobs take several processes names them. Their figures stand in one row, each behind its part's name.
 PARTS: dict[str, tuple[str, ...]] = {"speed": ("",), "start": ("cold", "warm"), "build": ("stages", "cold", "warm")}
 
@@ -24,6 +27,7 @@ class Job:
     calls: how many calls are queued for one time, at most; `rounds`: how many such times.
     turn_seconds: how long these calls may take; slow models are called less often.
     cache_dir: where torchtrt_bridge keeps its engines.
+    lock: the file whose lock gives a turn on the GPU, where other processes get ready beside this one; else empty.
     """
 
     kind: Kind
@@ -38,6 +42,7 @@ class Job:
     turn_seconds: float = 0.25
     part: str = ""
     cache_dir: str = ""
+    lock: str = ""
 
     def __str__(self) -> str:
         return f"{self.model}, batch {self.batch}, {self.precision}, {self.kind}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import itertools
+import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from torchtrt_bridge.bench.environment import source_digest
 from torchtrt_bridge.bench.job import PARTS, Job, Kind, Row
 from torchtrt_bridge.bench.results import KEY, Results
 from torchtrt_bridge.bench.suite import SUITE
-from torchtrt_bridge.bench.supervise import Outcome, supervise
+from torchtrt_bridge.bench.supervise import Outcome, supervise, supervise_together
 
 BUILDER = "torchtrt_bridge"  # the only one that builds without a GPU
 FP32_COST = 4  # fp32 without TF32 is at least so much slower than half precision
@@ -22,6 +23,8 @@ KIND_ORDER: tuple[Kind, ...] = ("build", "speed", "start")
 
 Tell = Callable[[str], None]
 Supervise = Callable[[Job, float, Mapping[str, str]], Outcome]
+SuperviseTogether = Callable[[Sequence[Job], float, Mapping[str, str]], list[Outcome]]
+Due = tuple[Job, tuple[str, ...]]
 
 
 def plan(
@@ -60,14 +63,17 @@ class Run:
     again: measure anew what the file has already.
     deadline: the seconds from now after which nothing is started or goes on; None for no end.
     row_timeout: the seconds after which a process is killed.
+    together: how many jobs of the kind "speed" get ready side by side, before each measures alone.
     """
 
     results: Results
     again: bool = False
     deadline: float | None = None
     row_timeout: float = 900.0
+    together: int = 1
     tell: Tell = print
     supervise: Supervise = supervise
+    supervise_together: SuperviseTogether = supervise_together
 
     def __post_init__(self) -> None:
         self._started = time.monotonic()
@@ -80,15 +86,29 @@ class Run:
         if len(due) < len(jobs):
             self.tell(f"{len(jobs) - len(due)} of {len(jobs)} are in {self.results.path} already{self._old(jobs)}")
         with tempfile.TemporaryDirectory(prefix="torchtrt_bridge-") as caches:
-            for index, (job, todo) in enumerate(due):
-                if self._time_left < self._seconds.get(job.kind, 0.0) or self._time_left <= 0:
-                    return len(due) - index
-                self.tell(f"[{index + 1}/{len(due)}] {job}: {', '.join(todo)}")
+            total = len(due)
+            while due:
+                kind, count = due[0][0].kind, self._count_together(due)
+                if self._time_left < self._seconds.get(kind, 0.0) or self._time_left <= 0:
+                    break
                 started = time.monotonic()
-                if not self._measure(job, todo, Path(caches)):
-                    return len(due) - index
-                self._seconds[job.kind] = time.monotonic() - started
-        return 0
+                if not self._carry_out_next(due[:count], f"{total - len(due) + 1}/{total}", Path(caches)):
+                    break
+                self._seconds[kind] = time.monotonic() - started
+                due = due[count:]
+        return len(due)
+
+    def _count_together(self, due: Sequence[Due]) -> int:
+        """How many of the first jobs get ready side by side."""
+        speed = list(itertools.takewhile(lambda pair: pair[0].kind == "speed", due))
+        return max(1, min(self.together, len(speed)))
+
+    def _carry_out_next(self, jobs: Sequence[Due], place: str, caches: Path) -> bool:
+        """Returns False if time ran out."""
+        for job, todo in jobs:
+            self.tell(f"[{place}] {job}: {', '.join(todo)}")
+        rest = jobs if len(jobs) == 1 else self._measure_together(jobs, caches)
+        return all(self._measure(job, todo, caches) for job, todo in rest)
 
     def due(self, job: Job) -> tuple[str, ...]:
         """The contenders to measure: none if each has a row; else all but those that failed.
@@ -132,6 +152,24 @@ class Run:
             self._keep(job, done)
             todo = tuple(name for name in todo if name not in done)
         return True
+
+    def _measure_together(self, jobs: Sequence[Due], caches: Path) -> list[Due]:
+        """Measure what gets ready side by side. Returns the contenders that have no row yet, to be measured alone."""
+        timeout = min(self.row_timeout, self._time_left)
+        folder = str(caches / "engines")
+        own = [
+            dataclasses.replace(job, contenders=todo, cache_dir=folder, lock=str(caches / "gpu.lock"))
+            for job, todo in jobs
+        ]
+        threads = max(2, (os.cpu_count() or 1) // len(jobs))
+        variables = _cache_variables(caches) | {"TORCHINDUCTOR_COMPILE_THREADS": str(threads)}
+        rest = []
+        for (job, todo), outcome in zip(jobs, self.supervise_together(own, timeout, variables), strict=True):
+            at_deadline = outcome.is_timeout and timeout < self.row_timeout
+            rows = {**outcome.rows, **({} if at_deadline else _without_row(outcome, todo))}
+            self._keep(job, rows)
+            rest.append((job, tuple(name for name in todo if name not in rows)))
+        return rest
 
     def _outcome(self, job: Job, todo: tuple[str, ...], part: str, folder: Path) -> Outcome | None:
         """What the process gave; None if it was the deadline that ended it."""

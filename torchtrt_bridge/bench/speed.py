@@ -8,13 +8,16 @@ import torch
 from torch import nn
 
 from torchtrt_bridge.bench.entrant import Entrant, entrant, strict_torch, tensors
-from torchtrt_bridge.bench.job import Event, Job, failure
+from torchtrt_bridge.bench.job import READY, Event, Job, failure
 from torchtrt_bridge.bench.suite import SUITE, Inputs, build
+from torchtrt_bridge.bench.turns import take_turns
 
 
 def measure(job: Job) -> Iterator[Event]:
     """Compile each contender, then give each a turn, round by round; a row for each at the end, or when it fails."""
     strict_torch()
+    if job.lock:
+        take_turns(job.lock)
     yield {"contender": None, "doing": "building the model"}
     original = build(SUITE[job.model], job.device)
     inputs = SUITE[job.model].inputs(job.batch)
@@ -26,6 +29,7 @@ def measure(job: Job) -> Iterator[Event]:
             entrants[name] = entrant(name, job, original, inputs, expected)
         except Exception as error:
             yield {"contender": name, "row": failure(error)}
+    yield {"contender": None, "doing": READY}
     yield from rounds(entrants, job.rounds)
     for name, ready in entrants.items():
         yield {"contender": name, "row": ready.row()}

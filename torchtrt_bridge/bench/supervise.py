@@ -10,12 +10,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from torchtrt_bridge.bench.job import Event, Job, Row
+from torchtrt_bridge.bench.job import READY, Event, Job, Row
 
 WORKER = (sys.executable, "-m", "torchtrt_bridge.bench.worker")
+POLL_SECONDS = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,32 +41,99 @@ def supervise(job: Job, timeout: float, environment: Mapping[str, str], command:
     environment: variables beside those of this process.
     command: what is started, with the job and a file for its events as arguments.
     """
-    with tempfile.TemporaryDirectory(prefix="torchtrt_bridge-") as folder:
-        events, output = Path(folder, "events"), Path(folder, "output")
-        events.touch()
-        with output.open("wb") as file:
-            process = subprocess.Popen(
-                [*command, job.to_json(), str(events)],
-                stdin=subprocess.DEVNULL,
+    with Worker(job, environment, command) as worker:
+        worker.go()
+        worker.wait(timeout)
+        return worker.outcome()
+
+
+def supervise_together(
+    jobs: Sequence[Job], timeout: float, environment: Mapping[str, str], command: Sequence[str] = WORKER
+) -> list[Outcome]:
+    """Let jobs get ready side by side, and then measure one after the other, each while the others wait or are gone.
+
+    timeout: the seconds to get ready in, and again those to measure in; who takes longer is killed.
+    """
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(Worker(job, environment, command)) for job in jobs]
+        deadline = time.monotonic() + timeout
+        for worker in workers:
+            worker.wait(deadline - time.monotonic(), until_ready=True)
+        for worker in workers:
+            worker.go()
+            worker.wait(timeout)
+        return [worker.outcome() for worker in workers]
+
+
+class Worker:
+    """The process of a job, which waits before it measures until `go`; nothing of it outlives the context."""
+
+    def __init__(self, job: Job, environment: Mapping[str, str], command: Sequence[str]) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="torchtrt_bridge-")
+        self._events, self._output = Path(self._folder.name, "events"), Path(self._folder.name, "output")
+        self._events.touch()
+        self._started = time.monotonic()
+        self._killed_after: float | None = None
+        with self._output.open("wb") as file:
+            self._process = subprocess.Popen(
+                [*command, job.to_json(), str(self._events)],
+                stdin=subprocess.PIPE,
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **environment},
                 start_new_session=True,
             )
-            try:
-                status: int | None = process.wait(timeout)
-            except subprocess.TimeoutExpired:
-                status = None
-            finally:
-                _kill_group(process)
-        return _outcome(_told(events), status, timeout, output)
 
+    def __enter__(self) -> Worker:
+        return self
 
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    """End the process and the compilers that it started."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    def __exit__(self, *error: object) -> None:
+        self.go()
+        self._kill_group()
+        self._folder.cleanup()
+
+    def go(self) -> None:
+        """End the input, for which it waits."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+
+    def wait(self, timeout: float, until_ready: bool = False) -> None:
+        """Wait until it has ended, or is ready to measure; kill it after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while self._process.poll() is None and not (until_ready and self._is_ready):
+            if time.monotonic() > deadline:
+                self._killed_after = time.monotonic() - self._started
+                self._kill_group()
+                return
+            time.sleep(POLL_SECONDS)
+
+    def outcome(self) -> Outcome:
+        """What it told, and how it ended."""
+        events = _told(self._events)
+        rows = {event["contender"]: event["row"] for event in events if "row" in event}
+        if self._process.returncode == 0:
+            return Outcome(rows)
+        last: Event = events[-1] if events else {"contender": None, "doing": "starting"}
+        busy = last["contender"] if "doing" in last else None
+        return Outcome(rows, self._death(str(last.get("doing", "going on"))), busy, self._killed_after is not None)
+
+    def _death(self, doing: str) -> str:
+        if self._killed_after is not None:
+            return f"killed after {self._killed_after:.0f} s, while {doing}"
+        status = self._process.returncode
+        ended = f"was ended by signal {-status}" if status < 0 else f"exited with status {status}"
+        return f"the process {ended} while {doing}{_last_words(self._output)}"
+
+    @property
+    def _is_ready(self) -> bool:
+        events = _told(self._events)
+        return bool(events) and events[-1].get("doing") == READY
+
+    def _kill_group(self) -> None:
+        """End the process and the compilers that it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
 
 
 def _told(path: Path) -> list[Event]:
@@ -74,21 +143,6 @@ def _told(path: Path) -> list[Event]:
         with contextlib.suppress(json.JSONDecodeError):
             events.append(json.loads(line))
     return events
-
-
-def _outcome(events: Sequence[Event], status: int | None, timeout: float, output: Path) -> Outcome:
-    rows = {event["contender"]: event["row"] for event in events if "row" in event}
-    if status == 0:
-        return Outcome(rows)
-    last = events[-1] if events else {"contender": None, "doing": "starting"}
-    doing = last.get("doing", "going on")
-    if status is None:
-        death = f"killed after {timeout:.0f} s, while {doing}"
-    else:
-        ended = f"was ended by signal {-status}" if status < 0 else f"exited with status {status}"
-        death = f"the process {ended} while {doing}{_last_words(output)}"
-    busy = last["contender"] if "doing" in last else None
-    return Outcome(rows, death, busy, is_timeout=status is None)
 
 
 def _last_words(output: Path) -> str:

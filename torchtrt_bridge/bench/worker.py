@@ -1,6 +1,7 @@
 """The process that measures a job: python -m torchtrt_bridge.bench.worker JOB EVENTS.
 
-JOB is the job as JSON; to the file EVENTS go its events, a line of JSON each, as they happen.
+JOB is the job as JSON; to the file EVENTS go its events, a line of JSON each, as they happen. Before it measures speed
+it waits for the end of its standard input.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from torchtrt_bridge.bench import building, speed, start
-from torchtrt_bridge.bench.job import Event, Job
+from torchtrt_bridge.bench.job import READY, Event, Job
 
 MEASURES: Mapping[str, Callable[[Job], Iterator[Event]]] = {
     "speed": speed.measure,
@@ -29,6 +30,8 @@ def main(job: str, events: str) -> None:
     with Path(events).open("a", buffering=1, encoding="utf-8") as file:
         for event in MEASURES[parsed.kind](parsed):
             file.write(json.dumps(event) + "\n")
+            if event.get("doing") == READY:
+                sys.stdin.read()
 
 
 def _end_with_parent() -> None:

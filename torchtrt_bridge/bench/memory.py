@@ -5,8 +5,8 @@ processes are not in it.
 
 Device: `allocated` is what PyTorch's allocator has given out, and its peak is PyTorch's own. `used` is what the
 driver says is in use on the device, of whatever process, once PyTorch's allocator has handed back what it kept in
-store; engines, CUDA graphs and libraries show only there. So `used` is right where nothing else uses the device, and rows
-that got ready side by side have none.
+store; engines, CUDA graphs and libraries show only there. So `used` is right where nothing else uses the device, and
+rows that got ready side by side have none.
 
 In rows of speed a contender's memory counts from before its copy of the weights, and libraries that an earlier
 contender loaded are not in it. In rows of start the process has one contender, and counts from its loaded model.

@@ -108,7 +108,7 @@ tell(contender="a", row={"waited": measured - began, "from": measured, "to": tim
 
 def test_jobs_get_ready_side_by_side_and_measure_one_at_a_time() -> None:
     jobs = [dataclasses.replace(JOB, precision=seconds) for seconds in ("0", "1.5", "0")]
-    outcomes = supervise_together(jobs, 60.0, {}, [sys.executable, "-c", START + READY_THEN])
+    outcomes = list(supervise_together(jobs, 60.0, {}, [sys.executable, "-c", START + READY_THEN]))
     rows = [outcome.rows["a"] for outcome in outcomes]
     assert rows[0]["waited"] > 0.5  # for the second, which was not ready yet
     assert rows[0]["to"] <= rows[1]["from"]
@@ -117,6 +117,6 @@ def test_jobs_get_ready_side_by_side_and_measure_one_at_a_time() -> None:
 
 def test_one_that_does_not_get_ready_costs_its_own_row_only() -> None:
     jobs = [dataclasses.replace(JOB, precision=seconds) for seconds in ("60", "0")]
-    late, early = supervise_together(jobs, 4.0, {}, [sys.executable, "-c", START + READY_THEN])
+    late, early = supervise_together(jobs, 6.0, {}, [sys.executable, "-c", START + READY_THEN])
     assert (late.rows, late.contender, late.is_timeout) == ({}, "a", True)
     assert "a" in early.rows

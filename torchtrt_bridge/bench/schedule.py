@@ -8,7 +8,7 @@ import itertools
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from torchtrt_bridge.bench.environment import source_digest
@@ -23,7 +23,7 @@ KIND_ORDER: tuple[Kind, ...] = ("build", "speed", "start")
 
 Tell = Callable[[str], None]
 Supervise = Callable[[Job, float, Mapping[str, str]], Outcome]
-SuperviseTogether = Callable[[Sequence[Job], float, Mapping[str, str]], list[Outcome]]
+SuperviseTogether = Callable[[Sequence[Job], float, Mapping[str, str]], Iterable[Outcome]]
 Due = tuple[Job, tuple[str, ...]]
 
 
@@ -161,8 +161,7 @@ class Run:
             dataclasses.replace(job, contenders=todo, cache_dir=folder, lock=str(caches / "gpu.lock"))
             for job, todo in jobs
         ]
-        threads = max(2, (os.cpu_count() or 1) // len(jobs))
-        variables = _cache_variables(caches) | {"TORCHINDUCTOR_COMPILE_THREADS": str(threads)}
+        variables = _cache_variables(caches) | _thread_variables(len(jobs))
         rest = []
         for (job, todo), outcome in zip(jobs, self.supervise_together(own, timeout, variables), strict=True):
             at_deadline = outcome.is_timeout and timeout < self.row_timeout
@@ -217,6 +216,12 @@ def _cache_variables(folder: Path) -> dict[str, str]:
         "TRITON_CACHE_DIR": str(folder / "triton"),
         "CUDA_CACHE_PATH": str(folder / "cuda"),
     }
+
+
+def _thread_variables(processes: int) -> dict[str, str]:
+    """A share of the cores for each of so many processes."""
+    share = max(1, (os.cpu_count() or 1) // processes)
+    return {"TORCHINDUCTOR_COMPILE_THREADS": str(2 * share), "OMP_NUM_THREADS": str(share)}
 
 
 def _gist(row: Row) -> str:

@@ -11,13 +11,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from torchtrt_bridge.bench.job import READY, Event, Job, Row
 
 WORKER = (sys.executable, "-m", "torchtrt_bridge.bench.worker")
 POLL_SECONDS = 0.02
+READY_SHARE = 0.7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,20 +50,21 @@ def supervise(job: Job, timeout: float, environment: Mapping[str, str], command:
 
 def supervise_together(
     jobs: Sequence[Job], timeout: float, environment: Mapping[str, str], command: Sequence[str] = WORKER
-) -> list[Outcome]:
+) -> Iterator[Outcome]:
     """Let jobs get ready side by side, and then measure one after the other, each while the others wait or are gone.
 
-    timeout: the seconds to get ready in, and again those to measure in; who takes longer is killed.
+    timeout: the seconds for all of them, of which READY_SHARE are there to get ready; who takes longer is killed.
+    Gives the outcomes in the order of the jobs, each when it is there.
     """
     with contextlib.ExitStack() as stack:
         workers = [stack.enter_context(Worker(job, environment, command)) for job in jobs]
-        deadline = time.monotonic() + timeout
+        started = time.monotonic()
         for worker in workers:
-            worker.wait(deadline - time.monotonic(), until_ready=True)
+            worker.wait(started + READY_SHARE * timeout - time.monotonic(), until_ready=True)
         for worker in workers:
             worker.go()
-            worker.wait(timeout)
-        return [worker.outcome() for worker in workers]
+            worker.wait(started + timeout - time.monotonic())
+            yield worker.outcome()
 
 
 class Worker:

@@ -13,7 +13,7 @@ from torch import nn
 
 import torchtrt_bridge as trtb
 from tests.models import ConvNet, WithUnsupported, image, trained
-from torchtrt_bridge import pipeline
+from torchtrt_bridge import builder, pipeline
 
 REFERENCE = {"engine": "reference"}
 
@@ -332,12 +332,14 @@ def test_a_real_engine_leaves_cpu_tensors_to_pytorch(caplog: pytest.LogCaptureFi
     assert "trtb.export" in trtb.report(fast).notes[0]
 
 
-@pytest.mark.parametrize("stage", ["normalize", "propose", "network_from_graph"])
-def test_a_mistake_of_ours_leaves_the_model_running(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("home", "stage"), [(pipeline, "normalize"), (pipeline, "propose"), (builder, "network_from_graph")]
+)
+def test_a_mistake_of_ours_leaves_the_model_running(home: Any, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("planted")
 
-    monkeypatch.setattr(pipeline, stage, fail)
+    monkeypatch.setattr(home, stage, fail)
     model, x = trained(ConvNet()), image()
     fast = compiled(model)
     with torch.no_grad():

@@ -14,6 +14,8 @@ from torch import fx
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.source import source_of
 
+READY = "ready"
+
 logger = logging.getLogger("torchtrt_bridge")
 _told: set[str] = set()
 
@@ -31,7 +33,7 @@ class EngineEntry:
 
     nodes: how many ATen operators it computes, by operator.
     engine: what built it, as "TensorRT-RTX 1.7.1.116"; "not built" in the report of `explain`.
-    state: ``"ready"``, or why PyTorch runs this subgraph after all.
+    state: ``"ready"``, ``"building"``, or why PyTorch runs this subgraph after all.
     error: relative L2 distance to PyTorch on the first real inputs; None before that.
     milliseconds: time per call of the engine, of PyTorch and of who else took part in the trial.
     choice: who serves since the trial: ``"engine"``, ``"PyTorch"`` or ``"inductor"``.
@@ -47,7 +49,7 @@ class EngineEntry:
     build_seconds: float = 0.0
     bytes: int = 0
     from_cache: bool = False
-    state: str = "ready"
+    state: str = READY
     error: float | None = None
     milliseconds: dict[str, float] = dataclasses.field(default_factory=dict)
     choice: str = "engine"
@@ -55,7 +57,7 @@ class EngineEntry:
     @property
     def is_ready(self) -> bool:
         """Whether the engine is built and right."""
-        return self.state == "ready"
+        return self.state == READY
 
     @property
     def serves(self) -> bool:

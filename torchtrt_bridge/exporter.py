@@ -13,13 +13,15 @@ from torch import fx, nn
 from torch.export.passes import move_to_device_pass
 
 from torchtrt_bridge import archive
+from torchtrt_bridge.builder import load_engine
 from torchtrt_bridge.capture import CapturedGraph, export_program, graph_from_program
 from torchtrt_bridge.compile_report import CompileReport, EngineEntry, tell_once
 from torchtrt_bridge.engine import flavour as flavours
+from torchtrt_bridge.engine.cache import EngineCache
 from torchtrt_bridge.errors import BridgeError, CaptureError, EngineLoadError, OptionsError
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.partition import fuse
-from torchtrt_bridge.pipeline import bounded, compile_graph, input_specs, load_engine
+from torchtrt_bridge.pipeline import bounded, compile_graph, input_specs
 from torchtrt_bridge.program import Program
 from torchtrt_bridge.runtime import EngineModule, Execution
 
@@ -151,7 +153,8 @@ def _runner(entry: EngineEntry, plans: Mapping[str, bytes], manifest: archive.Ma
         return None
     try:
         flavour = flavours.load("tensorrt" if manifest.versions["tensorrt"].startswith("TensorRT ") else "tensorrt_rtx")
-        return load_engine(plans[entry.name], manifest.sha256[entry.name], flavour, options)
+        cache = EngineCache.from_options(options)
+        return load_engine(plans[entry.name], manifest.sha256[entry.name], flavour, cache)
     except BridgeError as error:
         if options.fallback == "error":
             raise

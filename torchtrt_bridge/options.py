@@ -16,6 +16,7 @@ EngineKind = Literal["auto", "tensorrt", "tensorrt_rtx", "reference"]
 CudaGraphs = Literal["auto", "off"]
 TrialKind = Literal["off", "check", "check+time"]
 Inductor = Literal["off", "fallback", "compete"]
+BuildKind = Literal["wait", "background"]
 TARGET_PREFIX = "sm_"
 
 
@@ -35,6 +36,7 @@ class Options:
     min_subgraph_nodes: subgraphs with fewer operators than this are not worth an engine and stay in PyTorch.
     workspace_bytes: the most scratch memory an engine may take, in bytes; None leaves it to TensorRT.
     optimization_level: TensorRT's builder effort, 0 (fastest build) to 5 (fastest engine).
+    build: ``"wait"`` has the first call wait for its engines; ``"background"`` has PyTorch serve until they are there.
     max_dynamic_size: the upper end of a dynamic dimension whose range PyTorch does not bound.
     cuda_graphs: ``"auto"`` replays whole calls from CUDA graphs, where sizes are static or come again;
         ``"off"`` enqueues each call.
@@ -57,6 +59,7 @@ class Options:
     min_subgraph_nodes: int = 1
     workspace_bytes: int | None = None
     optimization_level: int = 3
+    build: BuildKind = "wait"
     max_dynamic_size: int = 4096
     cuda_graphs: CudaGraphs = "auto"
     reuse_outputs: bool = False
@@ -70,6 +73,7 @@ class Options:
         _check_choice("precision", self.precision, get_args(Precision))
         _check_choice("fallback", self.fallback, get_args(Fallback))
         _check_choice("engine", self.engine, get_args(EngineKind))
+        _check_choice("build", self.build, get_args(BuildKind))
         _check_choice("cuda_graphs", self.cuda_graphs, get_args(CudaGraphs))
         _check_choice("trial", self.trial, get_args(TrialKind))
         _check_choice("inductor", self.inductor, get_args(Inductor))

@@ -3,42 +3,58 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
 
 class BuildProgress:
-    """A context manager that shows one bar per engine, on a terminal only unless asked otherwise."""
+    """A bar for each of `total` engines that is being built.
+
+    wanted: None shows them on a terminal only. Engines may begin and end in any thread.
+    """
 
     def __init__(self, total: int, wanted: bool | None) -> None:
         self.total = total
         self.is_shown = total > 0 and (sys.stderr.isatty() if wanted is None else wanted)
         self._bars: Any = None
-        self._count = 0
+        self._begun: dict[str, Any] = {}
+        self._active = 0
+        self._lock = threading.Lock()
 
-    def __enter__(self) -> BuildProgress:
-        if self.is_shown:
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-            columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-            self._bars = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._bars.start()
-        return self
-
-    def next(self, name: str) -> Callable[[float], bool] | None:
-        """The callback of the next engine's build, given the fraction that is done."""
-        self._count += 1
-        if self._bars is None:
+    def begin(self, name: str) -> Callable[[float], bool] | None:
+        """The callback of an engine's build, given the fraction that is done."""
+        if not self.is_shown:
             return None
-        task = self._bars.add_task(f"building {name} ({self._count} of {self.total})", total=1.0)
+        with self._lock:
+            bars = self._bars = self._bars or _started_bars()
+            task = bars.add_task(f"building {name} ({len(self._begun) + 1} of {self.total})", total=1.0)
+            self._begun[name] = task
+            self._active += 1
 
         def on_progress(fraction: float) -> bool:
-            self._bars.update(task, completed=fraction)
+            bars.update(task, completed=fraction)
             return True
 
         return on_progress
 
-    def __exit__(self, *error: object) -> None:
-        if self._bars is not None:
-            self._bars.stop()
+    def end(self, name: str) -> None:
+        """The engine is there, or failed."""
+        with self._lock:
+            if self._bars is None:
+                return
+            self._bars.update(self._begun[name], visible=False)
+            self._active -= 1
+            if self._active == 0:
+                self._bars.stop()
+                self._bars = None
+
+
+def _started_bars() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    bars = Progress(*columns, console=Console(stderr=True), transient=True)
+    bars.start()
+    return bars

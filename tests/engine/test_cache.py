@@ -18,7 +18,7 @@ import torch
 
 import torchtrt_bridge as trtb
 from tests.models import ConvNet, WithUnsupported, image, trained
-from torchtrt_bridge import pipeline
+from torchtrt_bridge import builder
 from torchtrt_bridge.engine.cache import EngineCache
 from torchtrt_bridge.options import Options
 
@@ -314,7 +314,7 @@ def test_a_warm_cache_builds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*_: Any) -> bytes:
         raise AssertionError("an engine was built although the cache holds it")
 
-    monkeypatch.setattr(pipeline, "engine_from_network", forbidden)
+    monkeypatch.setattr(builder, "engine_from_network", forbidden)
     warm = trtb.export(model, image(), targets=TARGETS)
     assert [entry.from_cache for entry in cold.report.engines] == [False, False]
     assert [entry.from_cache for entry in warm.report.engines] == [True, True]

@@ -16,7 +16,7 @@ import transformers
 from torch._guards import tracing
 
 import torchtrt_bridge as trtb
-from torchtrt_bridge import dynamo, pipeline
+from torchtrt_bridge import builder, dynamo, pipeline
 from torchtrt_bridge.options import Options
 
 OPTIONS = {"targets": ("sm_89",), "cache_dir": "", "fallback": "error"}
@@ -68,14 +68,14 @@ def status(field: str) -> int:
 def measured(road: Callable[[torch.nn.Module], Any], model: torch.nn.Module) -> dict[str, int]:
     """The bytes of the weights, and the peaks of memory above what is taken now."""
     peaks = []
-    lower = pipeline.network_from_graph
+    lower = builder.network_from_graph
 
     def lowered(*args: Any, **kwargs: Any) -> Any:
         network = lower(*args, **kwargs)
         peaks.append(status("VmHWM"))
         return network
 
-    pipeline.network_from_graph = lowered
+    builder.network_from_graph = lowered
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # the peak is counted anew
     before = status("VmRSS")

@@ -15,7 +15,7 @@ from tests.compare import assert_matches
 from tests.lower.case import TRACED, Case, Point, points_of
 from tests.lower.cases.attention import CASES, attend, grouped, heads, sdpa, shown
 from tests.lower.lowering import Lowered, flat_tensors, in_float64, lower
-from torchtrt_bridge import pipeline
+from torchtrt_bridge import builder
 from torchtrt_bridge.engine import flavour as flavours
 from torchtrt_bridge.engine.build import engine_from_network
 from torchtrt_bridge.engine.probe import Support
@@ -130,9 +130,9 @@ def test_the_probe_decides(can: Callable[[str], bool], precision: str, monkeypat
         networks.append(original(*args))
         return networks[-1]
 
-    original = pipeline.network_from_graph
-    monkeypatch.setattr(pipeline, "supports", supports)
-    monkeypatch.setattr(pipeline, "network_from_graph", spied)
+    original = builder.network_from_graph
+    monkeypatch.setattr(builder, "supports", supports)
+    monkeypatch.setattr(builder, "network_from_graph", spied)
     model = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
     x = torch.randn(2, 5, 16)
     with torch.no_grad():

@@ -46,6 +46,13 @@ class GpuRunner:
         self.wants_scratch = flavour.wants_scratch(self._context_config)
         self._on_kernels = on_kernels
         self._sessions: dict[int, Session] = {}
+        self._spare: Session | None = None
+
+    def prepare(self) -> None:
+        """Make what the first call will need, which compiles kernels and takes seconds."""
+        session = self._new_session()
+        with _one_at_a_time:
+            self._spare = session
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Queue one run on the current stream."""
@@ -65,6 +72,9 @@ class GpuRunner:
 
     def _new_session(self) -> Session:
         with _one_at_a_time:
+            if self._spare is not None:
+                spare, self._spare = self._spare, None
+                return spare
             context = self._engine.create_execution_context(runtime_config=self._context_config)
         if context is None:
             raise EngineLoadError(f"TensorRT gives no execution context: {self.errors}")

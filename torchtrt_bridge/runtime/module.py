@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Any, Protocol
 
 import torch
@@ -31,6 +32,8 @@ class EngineModule(nn.Module):
 
     pytorch: the same subgraph in PyTorch; it serves inputs outside the engine's ranges, and everything once
         the engine has failed, differed, or lost.
+    runner: one that is still being built is waited for in the first call, or with ``build="background"`` until it is
+        there; None leaves all to PyTorch.
     entry: its line in the report, kept up to date.
     """
 
@@ -38,7 +41,7 @@ class EngineModule(nn.Module):
         self,
         pytorch: fx.GraphModule,
         specs: Sequence[TensorSpec],
-        runner: Runner | None,
+        runner: Future[Runner | None] | Runner | None,
         entry: EngineEntry,
         options: Options,
     ) -> None:
@@ -47,15 +50,19 @@ class EngineModule(nn.Module):
         self.specs = tuple(specs)
         self.entry = entry
         self.options = options
-        self.runner = runner
-        self.device = torch.device("cpu") if runner is None else runner.device
-        self._serve: Run | None = self._without_engine if runner is None else None
+        self.runner: Runner | None = None
+        self._serve: Run | None = None
+        self._pending: Future[Runner | None] | None = None
         self._accepted: set[Any] = set()
         self._compiled: Any = None
         self._told_unserved = False
         self._lock = threading.RLock()
-        if runner is not None and options.trial == "off":
-            self._serve = runner
+        if isinstance(runner, Future):
+            self.device = _computing_device(options)
+            self._pending = runner
+        else:
+            self.device = torch.device("cpu") if runner is None else runner.device
+            self._take(runner)
 
     @property
     def is_settled(self) -> bool:
@@ -63,6 +70,8 @@ class EngineModule(nn.Module):
         return self._serve is not None
 
     def forward(self, *inputs: torch.Tensor) -> Sequence[torch.Tensor]:
+        if self._pending is not None:
+            return self._while_building(self._pending, inputs)
         runner = self.runner
         if runner is None:
             assert self._serve is not None
@@ -79,6 +88,28 @@ class EngineModule(nn.Module):
             return self._serve(inputs)
         except (BridgeError, RuntimeError) as error:
             return self._give_up(f"it failed at run time: {error}", inputs)
+
+    def wait(self) -> None:
+        """Wait for the engine. Raises, with ``fallback="error"``, why there is none."""
+        with self._lock:
+            if self._pending is not None:
+                self._take(self._pending.result())
+                self._pending = None
+
+    def _take(self, runner: Runner | None) -> None:
+        self.runner = runner
+        if runner is None:
+            self._serve = self._without_engine
+        elif self.options.trial == "off":
+            self._serve = runner
+
+    def _while_building(self, pending: Future[Runner | None], inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        if not pending.done() and self.options.build == "background":
+            return self._in_pytorch(inputs)
+        if not pending.done() and self.options.trial != "off":
+            self._in_pytorch(inputs)  # the trial will: so what PyTorch loads for its first call is loaded meanwhile
+        self.wait()
+        return self.forward(*inputs)
 
     def _in_pytorch(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         results: Sequence[torch.Tensor] = self.pytorch(*inputs)
@@ -187,6 +218,12 @@ class EngineModule(nn.Module):
         return (
             self._inductor(inputs) if self.options.inductor != "off" and self._is_static else self._in_pytorch(inputs)
         )
+
+
+def _computing_device(options: Options) -> torch.device:
+    """Where an engine that is built here will run."""
+    on_gpu = options.engine != "reference" and torch.cuda.is_available()
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
 
 
 def _kind(value: torch.Tensor) -> str:

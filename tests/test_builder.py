@@ -98,9 +98,9 @@ def test_the_bar_is_there_while_an_engine_is_built(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich draws no bars into a file
-    progress = BuildProgress(2, wanted=True)
-    first = progress.begin("trt_0")
-    second = progress.begin("trt_1")
+    progress = BuildProgress(wanted=True)
+    first = progress.begin("trt_0", 2)
+    second = progress.begin("trt_1", 2)
     assert first is not None
     assert second is not None
     assert first(0.5)
@@ -113,7 +113,7 @@ def test_the_bar_is_there_while_an_engine_is_built(
 
 
 def test_no_bar_is_shown_unasked(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = BuildProgress(1, wanted=None)
-    assert progress.begin("trt_0") is None
+    progress = BuildProgress(wanted=None)
+    assert progress.begin("trt_0", 2) is None
     progress.end("trt_0")
     assert capsys.readouterr().err == ""

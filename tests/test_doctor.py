@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from torchtrt_bridge import doctor
 from torchtrt_bridge.doctor import diagnose
 from torchtrt_bridge.engine import flavour as flavours
 from torchtrt_bridge.errors import EngineLoadError
+from torchtrt_bridge.interop import torch_tensorrt as interop
+from torchtrt_bridge.interop.torch_tensorrt import Library
 
 REFUSAL = "TensorRT-RTX 1.7.1.116: The engine cannot run on this GPU, which has compute capability 9.0."
 
@@ -119,6 +122,26 @@ def test_without_torchvision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.setattr(importlib.metadata, "version", missing)
     check = diagnose(tmp_path)["torchvision"]
     assert (check.status, check.advice) == ("warn", 'pip install "torchtrt_bridge[vision]"')
+
+
+@pytest.mark.parametrize(
+    ("found", "status", "words"),
+    [
+        ("not installed", "ok", "not installed"),
+        ("installed, but does not import: OSError: no", "warn", "does not import: OSError: no"),
+        (Library("2.11.0", int, {}, dict, dict), "ok", "2.11.0, writes operators that have no converter here"),
+        (Library("2.11.0", str, {}, dict, dict), "warn", "networks of another TensorRT than TensorRT-RTX 1.7.1.116"),
+    ],
+    ids=["none", "broken", "well", "another TensorRT"],
+)
+def test_torch_tensorrt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, found: Any, status: str, words: str) -> None:
+    flavour = FakeFlavour("tensorrt_rtx", None)
+    flavour.trt.INetworkDefinition = int
+    monkeypatch.setattr(flavours, "choose", lambda engine: flavour)
+    monkeypatch.setattr(interop, "find", lambda: found)
+    check = diagnose(tmp_path)["torch_tensorrt"]
+    assert check.status == status
+    assert words in check.found
 
 
 def test_a_driver_that_pytorch_cannot_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from tests.models import ConvNet, image
         ({"enabled_precisions": {torch.half}}, "Unknown option 'enabled_precisions'"),
         ({"precision": "float16"}, "precision='float16' is not a choice"),
         ({"fallback": "raise"}, "Known: pytorch, error"),
+        ({"torch_tensorrt": False}, "Known: auto, off"),
         ({"targets": ("8.9",)}, "sm_89"),
         ({"targets": 89}, "tuple of strings"),
         ({"optimization_level": 9}, "0 to 5"),

@@ -19,7 +19,8 @@ from torchtrt_bridge.engine.cache import EngineCache
 from torchtrt_bridge.engine.flavour import Flavour
 from torchtrt_bridge.engine.key import engine_key
 from torchtrt_bridge.engine.probe import supports
-from torchtrt_bridge.errors import BridgeError, EngineLoadError
+from torchtrt_bridge.errors import BridgeError, BuildError, EngineLoadError, LoweringError
+from torchtrt_bridge.interop import TorchTensorRT
 from torchtrt_bridge.lower.network import Network, network_from_graph
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.progress import BuildProgress
@@ -32,20 +33,32 @@ from torchtrt_bridge.shapes import Range
 AT_ONCE = max(1, min(4, os.cpu_count() or 1))
 
 
+class GuestError(Exception):
+    """A subgraph of which the guest wrote nodes came to nothing; these nodes it refuses from now on."""
+
+
 class Builder:
     """Takes the subgraphs of one graph, one after the other; a failure of any kind is kept to its subgraph.
 
+    guest: writes the nodes that have no converter here.
     run: load the engines, to compute with them. keep: put their bytes into `plans`, by subgraph.
-    count: how many subgraphs there will be.
     """
 
     def __init__(
-        self, flavour: Flavour, options: Options, ranges: Mapping[Any, Range], *, run: bool, keep: bool, count: int
+        self,
+        flavour: Flavour,
+        options: Options,
+        ranges: Mapping[Any, Range],
+        guest: TorchTensorRT | None = None,
+        *,
+        run: bool,
+        keep: bool,
     ) -> None:
-        self.flavour, self.options, self.ranges, self.run, self.keep = flavour, options, ranges, run, keep
+        self.flavour, self.options, self.ranges, self.guest = flavour, options, ranges, guest
+        self.run, self.keep = run, keep
         self.plans: dict[str, bytes] = {}
         self.cache = EngineCache.from_options(options)
-        self._progress = BuildProgress(count, options.progress)
+        self._progress = BuildProgress(options.progress)
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="torchtrt_bridge-build")
         self._free = threading.BoundedSemaphore(AT_ONCE)
 
@@ -56,14 +69,15 @@ class Builder:
         """What was begun goes on in its thread."""
         self._threads.shutdown(wait=False)
 
-    def begin(self, module: fx.GraphModule, entry: EngineEntry) -> Future[Runner | None]:
+    def begin(self, module: fx.GraphModule, entry: EngineEntry, count: int) -> Future[Runner | None]:
         """What will run the subgraph; None if PyTorch does, for a reason that the entry has then.
 
-        With ``fallback="error"`` the reason is raised, here or by the future.
+        count: how many subgraphs there will be.
+        With ``fallback="error"`` the reason is raised, here or by the future; GuestError in any case.
         """
         self._free.acquire()
         entry.state = "building"
-        engine = _Engine(self, entry, self._progress.begin(entry.name))
+        engine = _Engine(self, entry, self._progress.begin(entry.name, count))
         try:
             engine.prepare(module)  # reads the graph, which belongs to this thread
         except BaseException as error:
@@ -92,6 +106,9 @@ class Builder:
     def _note_failure(self, error: BaseException, entry: EngineEntry) -> None:
         if self.options.fallback == "error" or not isinstance(error, Exception):
             raise error
+        if self.guest is not None and entry.by_torch_tensorrt and isinstance(error, (LoweringError, BuildError)):
+            self.guest.refuse(list(entry.by_torch_tensorrt), str(error))
+            raise GuestError from error
         entry.state = str(error) if isinstance(error, BridgeError) else f"{type(error).__name__}: {error}"
         tell_once(f"{entry.name} stays in PyTorch: {error}")
 
@@ -110,7 +127,7 @@ class _Engine:
     def prepare(self, module: fx.GraphModule) -> None:
         """Find the engine in the cache, or lower the subgraph."""
         if self.options.engine != "reference":
-            self._key = engine_key(module, self.flavour, self.options, self.builder.ranges)
+            self._key = engine_key(module, self.flavour, self.options, self.builder.ranges, self.builder.guest)
             self._plan = self._cached()
         if self._plan is None:
             self._lower(module)
@@ -132,7 +149,8 @@ class _Engine:
             return runner
 
     def _lower(self, module: fx.GraphModule) -> None:
-        network = self._network = network_from_graph(module, self.flavour, self.builder.ranges, self._can)
+        builder = self.builder
+        network = self._network = network_from_graph(module, self.flavour, builder.ranges, self._can, builder.guest)
         self.entry.layers = network.layers
         self.entry.inputs = [f"{spec.name}: {spec}" for spec in network.inputs]
         self.entry.outputs = [str(spec) for spec in network.outputs]

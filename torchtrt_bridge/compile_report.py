@@ -37,6 +37,7 @@ class EngineEntry:
     error: relative L2 distance to PyTorch on the first real inputs; None before that.
     milliseconds: time per call of the engine, of PyTorch and of who else took part in the trial.
     choice: who serves since the trial: ``"engine"``, ``"PyTorch"`` or ``"inductor"``.
+    by_torch_tensorrt: the nodes that converters of torch_tensorrt wrote, each with its operator.
     """
 
     name: str
@@ -53,6 +54,7 @@ class EngineEntry:
     error: float | None = None
     milliseconds: dict[str, float] = dataclasses.field(default_factory=dict)
     choice: str = "engine"
+    by_torch_tensorrt: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def is_ready(self) -> bool:

@@ -75,6 +75,7 @@ def diagnose(cache_dir: str | Path | None = None) -> Diagnosis:
         ("tensorrt", _tensorrt),
         ("torchvision", _torchvision),
         ("transformers", _transformers),
+        ("torch_tensorrt", _torch_tensorrt),
         ("engine cache", lambda: _cache(cache_dir)),
         ("torch.compile backend", _entry_point),
     ):
@@ -227,6 +228,22 @@ def _optional(package: str, extra: str, purpose: str) -> Check:
             f"pip install --force-reinstall {package}",
         )
     return Check(package, "ok", version)
+
+
+def _torch_tensorrt() -> Iterator[Check]:
+    from torchtrt_bridge.engine import flavour as flavours
+    from torchtrt_bridge.interop import torch_tensorrt as interop
+
+    found = interop.find()
+    if found == "not installed":
+        install = 'pip install "torchtrt_bridge[torch-tensorrt]"'
+        yield Check("torch_tensorrt", "ok", "not installed; operators without a converter run in PyTorch", install)
+        return
+    problem = found if isinstance(found, str) else interop.mismatch(found, flavours.choose("auto"))
+    if isinstance(found, str) or problem is not None:
+        yield Check("torch_tensorrt", "warn", f"{problem}; operators without a converter run in PyTorch")
+    else:
+        yield Check("torch_tensorrt", "ok", f"{found.version}, writes operators that have no converter here")
 
 
 def _cache(directory: str | Path | None) -> Iterator[Check]:

@@ -12,12 +12,13 @@ from torch._dynamo.utils import counters
 from torch._guards import tracing
 
 from torchtrt_bridge import dynamo
-from torchtrt_bridge.compile_report import CompileReport, engine_entry, merged, torch_entry
+from torchtrt_bridge.compile_report import CompileReport, merged, torch_entry
 from torchtrt_bridge.errors import BridgeError
+from torchtrt_bridge.interop import guest_for
 from torchtrt_bridge.normalize import normalize
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.partition import fuse, propose
-from torchtrt_bridge.pipeline import bounded, input_specs
+from torchtrt_bridge.pipeline import bounded, input_specs, planned_entry
 
 
 def explain(
@@ -67,11 +68,11 @@ class _Analysis:
         weights, numbers = dynamo.weight_positions(module, args), dynamo.number_positions(module, args)
         captured, _ = dynamo.capture(module, args, weights, numbers)
         normalized = normalize(captured.module, self.options)
-        proposal = propose(normalized, self.options)
+        proposal = propose(normalized, self.options, guest_for(self.options))
         report.in_torch = [torch_entry(rejection.node, rejection.reason) for rejection in proposal.rejections]
         ranges = bounded(captured.ranges, self.options)
         for name, subgraph in fuse(normalized, proposal.subgraphs).items():
-            entry = engine_entry(name, subgraph)
+            entry = planned_entry(name, subgraph)
             entry.inputs = [f"{spec.name}: {spec}" for spec in input_specs(subgraph, ranges)]
             entry.engine = "not built"
             report.engines.append(entry)

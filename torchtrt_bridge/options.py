@@ -17,6 +17,7 @@ CudaGraphs = Literal["auto", "off"]
 TrialKind = Literal["off", "check", "check+time"]
 Inductor = Literal["off", "fallback", "compete"]
 BuildKind = Literal["wait", "background"]
+TorchTensorRT = Literal["auto", "off"]
 TARGET_PREFIX = "sm_"
 
 
@@ -33,6 +34,8 @@ class Options:
     targets: compute capabilities to build for, as ``("sm_86", "sm_120")``; empty means the GPU of this
         machine, or the portable engine (Ampere and newer) where there is none.
     torch_ops: operators to leave in PyTorch, as ``("aten.softmax.int",)``, for debugging.
+    torch_tensorrt: ``"auto"`` lets converters of torch_tensorrt, where it is installed and a GPU is visible, write
+        the operators that have no converter here; ``"off"`` leaves these to PyTorch.
     min_subgraph_nodes: subgraphs with fewer operators than this are not worth an engine and stay in PyTorch.
     workspace_bytes: the most scratch memory an engine may take, in bytes; None leaves it to TensorRT.
     optimization_level: TensorRT's builder effort, 0 (fastest build) to 5 (fastest engine).
@@ -56,6 +59,7 @@ class Options:
     engine: EngineKind = "auto"
     targets: tuple[str, ...] = ()
     torch_ops: tuple[str, ...] = ()
+    torch_tensorrt: TorchTensorRT = "auto"
     min_subgraph_nodes: int = 1
     workspace_bytes: int | None = None
     optimization_level: int = 3
@@ -77,6 +81,7 @@ class Options:
         _check_choice("cuda_graphs", self.cuda_graphs, get_args(CudaGraphs))
         _check_choice("trial", self.trial, get_args(TrialKind))
         _check_choice("inductor", self.inductor, get_args(Inductor))
+        _check_choice("torch_tensorrt", self.torch_tensorrt, get_args(TorchTensorRT))
         for name in ("tf32", "reuse_outputs"):
             _check_type(name, getattr(self, name), bool)
         if self.progress is not None:

@@ -9,11 +9,13 @@ from typing import Any
 from torch import fx
 from torch.export import ExportedProgram
 
-from torchtrt_bridge.builder import Builder
+from torchtrt_bridge.builder import Builder, GuestError
 from torchtrt_bridge.capture import CapturedGraph, copy_graph, own_constants
-from torchtrt_bridge.compile_report import CompileReport, engine_entry, tell_once, torch_entry
+from torchtrt_bridge.compile_report import CompileReport, EngineEntry, engine_entry, op_name, tell_once, torch_entry
 from torchtrt_bridge.engine import flavour as flavours
 from torchtrt_bridge.errors import UnsupportedOpError
+from torchtrt_bridge.interop import guest_for
+from torchtrt_bridge.lower import is_foreign
 from torchtrt_bridge.normalize import normalize
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.partition import Proposal, fuse, propose
@@ -49,34 +51,55 @@ def compile_graph(
     original: the program that `captured` comes from, if the result is to keep no memory of the user's model.
     Raises, with ``fallback="error"``, what would otherwise become an entry of the report.
     """
-    report = CompileReport(options, graphs=1)
     flavour = flavours.choose(options.engine)
     module = normalize(captured.module, options)
     is_reference = options.engine == "reference"
     if original is not None and is_reference:
         own_constants([module], original)  # the interpreter reads them from the network, which holds addresses
-    proposal = propose(module, options)
-    _report_rejections(proposal, options, report)
-    flat = fx.GraphModule(module, copy_graph(module.graph))
-    subgraphs = fuse(module, proposal.subgraphs)
-    ranges = bounded(captured.ranges, options)
+    guest, compiled = guest_for(options), None
     is_result = original is not None or not run  # else the engines that run are, and nobody asks for their bytes
-    engines = []
-    with Builder(flavour, options, ranges, run=run, keep=is_result, count=len(subgraphs)) as builder:
-        for name, subgraph in subgraphs.items():
-            entry = engine_entry(name, subgraph)
-            report.engines.append(entry)
-            runner = builder.begin(subgraph, entry)
-            engines.append(EngineModule(subgraph, input_specs(subgraph, ranges), runner, entry, options))
-            module.set_submodule(name, engines[-1])
-    if is_result or options.fallback == "error":
-        for engine in engines:
-            engine.wait()
+    while compiled is None:
+        proposal = propose(module, options, guest)
+        flat = fx.GraphModule(module, copy_graph(module.graph))
+        ranges = bounded(captured.ranges, options)
+        try:
+            with Builder(flavour, options, ranges, guest, run=run, keep=is_result) as builder:
+                compiled = _compiled(captured, module, flat, proposal, builder)
+        except GuestError:  # without the nodes that its guest wrote, the graph is cut anew
+            module = flat
     if original is not None and not is_reference:
-        own_constants([module, flat], original)  # not earlier: the builds need the memory
-    run_it = Execution(module, captured.outputs, captured.mutations, options, report)
+        own_constants([compiled.module, compiled.flat], original)  # not earlier: the builds need the memory
+    return compiled
+
+
+def _compiled(
+    captured: CapturedGraph, module: fx.GraphModule, flat: fx.GraphModule, proposal: Proposal, builder: Builder
+) -> CompiledGraph:
+    """Cut `module` as proposed, and begin to build its subgraphs; `flat`, its copy, stays as it is."""
+    options, ranges = builder.options, builder.ranges
+    report = CompileReport(options, graphs=1)
+    _report_rejections(proposal, options, report)
+    engines = []
+    subgraphs = fuse(module, proposal.subgraphs)
+    for name, subgraph in subgraphs.items():
+        entry = planned_entry(name, subgraph)
+        report.engines.append(entry)
+        runner = builder.begin(subgraph, entry, len(subgraphs))
+        engines.append(EngineModule(subgraph, input_specs(subgraph, ranges), runner, entry, options))
+        module.set_submodule(name, engines[-1])
+    for engine in engines:
+        if builder.keep or options.fallback == "error" or engine.entry.by_torch_tensorrt:
+            engine.wait()
     plans = {name: builder.plans[name] for name in subgraphs if name in builder.plans}
-    return CompiledGraph(captured, module, run_it, flat, proposal, plans, report)
+    run = Execution(module, captured.outputs, captured.mutations, options, report)
+    return CompiledGraph(captured, module, run, flat, proposal, plans, report)
+
+
+def planned_entry(name: str, subgraph: fx.GraphModule) -> EngineEntry:
+    """The report's entry of a subgraph that is to be built, with the nodes that are torch_tensorrt's to write."""
+    entry = engine_entry(name, subgraph)
+    entry.by_torch_tensorrt = {node.name: op_name(node) for node in subgraph.graph.nodes if is_foreign(node)}
+    return entry
 
 
 def input_specs(subgraph: fx.GraphModule, ranges: Mapping[Any, Range]) -> list[TensorSpec]:

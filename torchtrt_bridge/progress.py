@@ -9,26 +9,25 @@ from typing import Any
 
 
 class BuildProgress:
-    """A bar for each of `total` engines that is being built.
+    """A bar for each engine that is being built.
 
     wanted: None shows them on a terminal only. Engines may begin and end in any thread.
     """
 
-    def __init__(self, total: int, wanted: bool | None) -> None:
-        self.total = total
-        self.is_shown = total > 0 and (sys.stderr.isatty() if wanted is None else wanted)
+    def __init__(self, wanted: bool | None) -> None:
+        self.is_shown = sys.stderr.isatty() if wanted is None else wanted
         self._bars: Any = None
         self._begun: dict[str, Any] = {}
         self._active = 0
         self._lock = threading.Lock()
 
-    def begin(self, name: str) -> Callable[[float], bool] | None:
-        """The callback of an engine's build, given the fraction that is done."""
+    def begin(self, name: str, total: int) -> Callable[[float], bool] | None:
+        """The callback of the build of one of `total` engines, given the fraction that is done."""
         if not self.is_shown:
             return None
         with self._lock:
             bars = self._bars = self._bars or _started_bars()
-            task = bars.add_task(f"building {name} ({len(self._begun) + 1} of {self.total})", total=1.0)
+            task = bars.add_task(f"building {name} ({len(self._begun) + 1} of {total})", total=1.0)
             self._begun[name] = task
             self._active += 1
 

@@ -35,10 +35,12 @@ def text_from_report(report: CompileReport) -> str:
     if report.engines:
         console.print()
         console.print(_table("Engines", *engine_table(report)))
-    if failures(report):
+    if failures(report) or borrowed(report):
         console.print()
     for name, reason in failures(report):
         console.print(f"{name} runs in {reason}")
+    for name, nodes in borrowed(report):
+        console.print(f"{name} has nodes that converters of torch_tensorrt wrote: {nodes}")
     if report.in_torch:
         console.print()
         console.print(_table("In PyTorch", TORCH_COLUMNS, [_shortened(row) for row in torch_rows(report)]))
@@ -99,6 +101,12 @@ def torch_rows(report: CompileReport) -> Rows:
 def failures(report: CompileReport) -> list[tuple[str, str]]:
     """The engines that PyTorch or inductor replaces, each with its reason."""
     return [(entry.name, _instead(entry)) for entry in report.engines if not entry.serves]
+
+
+def borrowed(report: CompileReport) -> list[tuple[str, str]]:
+    """The engines with nodes that torch_tensorrt's converters wrote, and these nodes."""
+    listed = [(e.name, [f"{op} ({node})" for node, op in e.by_torch_tensorrt.items()]) for e in report.engines]
+    return [(name, ", ".join(nodes)) for name, nodes in listed if nodes]
 
 
 def _instead(entry: EngineEntry) -> str:
@@ -214,6 +222,8 @@ def html_from_report(report: CompileReport) -> str:
             "<h2>Engines that PyTorch replaces</h2>",
             _html_table(("name", "reason"), list(failures(report))),
         ]
+    if borrowed(report):
+        sections += ["<h2>Nodes by torch_tensorrt</h2>", _html_table(("name", "nodes"), borrowed(report))]
     if report.in_torch:
         sections += ["<h2>In PyTorch</h2>", _html_table(TORCH_COLUMNS, torch_rows(report))]
     if report.notes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.machinery
+import sys
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -31,6 +33,14 @@ def rtx() -> Flavour:
 
 def pretend_installed(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     monkeypatch.setattr(flavour, "installed", lambda name: name in names)
+
+
+def test_a_second_name_of_tensorrt_rtx_is_no_installed_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch_tensorrt gives TensorRT-RTX the name `tensorrt` when it is imported."""
+    alias = ModuleType("tensorrt")
+    alias.__package__, alias.__spec__ = "tensorrt_rtx", importlib.machinery.ModuleSpec("tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt", alias)
+    assert not flavour.installed("tensorrt")
 
 
 def test_load_names_package_and_version(rtx: Flavour) -> None:

@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.metadata
 import importlib.util
+import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
@@ -193,6 +194,10 @@ def current_target() -> str | None:
 
 
 def installed(name: str) -> bool:
+    """Whether a package of this name is installed: torch_tensorrt, once imported, gives TensorRT-RTX a second name."""
+    loaded = sys.modules.get(name)
+    if loaded is not None and loaded.__package__ != name:
+        return False
     return importlib.util.find_spec(name) is not None
 
 

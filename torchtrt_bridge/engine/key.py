@@ -15,19 +15,31 @@ from torch import fx
 
 import torchtrt_bridge
 from torchtrt_bridge.engine.flavour import Flavour, current_target
+from torchtrt_bridge.lower.registry import Guest, is_foreign
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.shapes import Range, spec_of
 
 PORTABLE = "portable"
 
 
-def engine_key(module: fx.GraphModule, flavour: Flavour, options: Options, ranges: Mapping[Any, Range]) -> str:
-    """The digest, in hexadecimal, of a subgraph, its constants' contents, its ranges, options, TensorRT and target."""
+def engine_key(
+    module: fx.GraphModule,
+    flavour: Flavour,
+    options: Options,
+    ranges: Mapping[Any, Range],
+    guest: Guest | None = None,
+) -> str:
+    """The digest, in hexadecimal, of a subgraph, its constants' contents, its ranges, options, TensorRT and target.
+
+    guest: what it writes goes in with the version of its converters.
+    """
     digest = hashlib.sha256()
     digest.update(json.dumps(_environment(flavour, options)).encode())
     order = {node: index for index, node in enumerate(module.graph.nodes)}
     for node in module.graph.nodes:
         digest.update(_canonical(_describe(node, order, ranges)).encode())
+        if guest is not None and is_foreign(node):
+            digest.update(guest.identity(node).encode())
         if node.op == "get_attr":
             _add_tensor(digest, module.get_buffer(str(node.target)))
     return digest.hexdigest()

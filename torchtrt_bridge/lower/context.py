@@ -93,6 +93,10 @@ class Context:
         self._kept.append(host)
         return self.trt.Weights(trt_dtype_from_torch(self.trt, host.dtype), host.data_ptr(), host.numel())
 
+    def keep(self, value: Any) -> None:
+        """Keep `value` alive until the engine is built."""
+        self._kept.append(value)
+
     # Tensors ---------------------------------------------------------------------------------------------
 
     def tensor(self, value: Value, dtype: torch.dtype | None = None, rank: int | None = None) -> Any:

@@ -14,7 +14,7 @@ from torchtrt_bridge.engine.flavour import Flavour
 from torchtrt_bridge.errors import BridgeError, LoweringError, UnsupportedOpError
 from torchtrt_bridge.lower.context import Context, NamedNetwork
 from torchtrt_bridge.lower.dtypes import trt_dtype_from_torch
-from torchtrt_bridge.lower.registry import CONVERTERS
+from torchtrt_bridge.lower.registry import CONVERTERS, Guest
 from torchtrt_bridge.shapes import TensorSpec, spec_of
 from torchtrt_bridge.source import describe
 
@@ -51,17 +51,20 @@ def network_from_graph(
     flavour: Flavour,
     ranges: Mapping[Any, tuple[int, int]] | None = None,
     can: Callable[[str], bool] = _anything,
+    guest: Guest | None = None,
 ) -> Network:
     """Write every node of `module` into a new network.
 
     ranges: smallest and largest value of each symbolic size.
     can: whether TensorRT builds what a probe of this name asks for; without it, everything is taken for buildable.
+    guest: writes the nodes that have no converter here.
     Raises LoweringError, naming operator, node and source line.
     """
     log = flavour.new_log()
     builder = flavour.trt.Builder(log)
     definition = flavour.new_network(builder)
     ctx = Context(flavour.trt, NamedNetwork(definition, log), can)
+    ranges = {} if ranges is None else ranges
     values: dict[fx.Node, Any] = {}
     inputs: list[TensorSpec] = []
     outputs: list[TensorSpec] = []
@@ -69,15 +72,15 @@ def network_from_graph(
         ctx.node = node
         ctx.network.enter(node.name)
         if node.op == "placeholder":
-            spec = spec_of(node.name, node.meta["val"], ranges or {})
+            spec = spec_of(node.name, node.meta["val"], ranges)
             inputs.append(spec)
             values[node] = _add_input(ctx, spec)
         elif node.op == "get_attr":
             values[node] = module.get_buffer(str(node.target))
         elif node.op == "call_function":
-            values[node] = _lower(ctx, node, values)
+            values[node] = _lower(ctx, node, values, guest)
         elif node.op == "output":
-            outputs = _mark_outputs(ctx, node, values, ranges or {})
+            outputs = _mark_outputs(ctx, node, values, ranges)
     return Network(definition, builder, log, inputs, outputs, ctx.constants, ctx)
 
 
@@ -86,12 +89,12 @@ def _add_input(ctx: Context, spec: TensorSpec) -> Any:
     return ctx.network.definition.add_input(spec.name, trt_dtype_from_torch(ctx.trt, spec.dtype), shape)
 
 
-def _lower(ctx: Context, node: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+def _lower(ctx: Context, node: fx.Node, values: Mapping[fx.Node, Any], guest: Guest | None) -> Any:
     mapped: Any = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
     args, kwargs = mapped
     if node.target is operator.getitem:
         return args[0][args[1]]
-    found = CONVERTERS.get(node.target)
+    found = CONVERTERS.get(node.target) or guest
     if found is None:
         raise UnsupportedOpError(f"{describe(node)} has no converter.")
     try:

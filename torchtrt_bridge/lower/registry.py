@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import operator
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.fx import Node
 
 from torchtrt_bridge.lower.dtypes import COMPUTE_DTYPES
 
+if TYPE_CHECKING:
+    from torchtrt_bridge.lower.context import Context
+
 MAX_RANK = 8
+NO_CONVERTER = "no converter for this operator"
 
 WhyNot = Callable[..., "str | None"]
 
@@ -28,6 +33,19 @@ class Converter:
 
 
 CONVERTERS: dict[Any, Converter] = {}
+
+
+class Guest(Protocol):
+    """Another library's converters, which are asked for the operators that have none here."""
+
+    def why_not(self, node: Node) -> str | None:
+        """Why it cannot write `node`; None if it can."""
+
+    def lower(self, ctx: Context, *args: Any, **kwargs: Any) -> Any:
+        """Write ``ctx.node``."""
+
+    def identity(self, node: Node) -> str:
+        """What tells its way of writing `node` from those of its other versions."""
 
 
 def converter(
@@ -76,23 +94,32 @@ def _plain(default: Any) -> Any:
     return list(default) if isinstance(default, tuple) else default
 
 
-def why_not(node: Node) -> str | None:
-    """Why TensorRT cannot run `node`, in words for the user; None if it can."""
+def why_not(node: Node, guest: Guest | None = None) -> str | None:
+    """Why TensorRT cannot run `node`, in words for the user; None if it can.
+
+    guest: asked about an operator that has no converter here.
+    """
     found = CONVERTERS.get(node.target)
     if found is None:
-        return "no converter for this operator"
-    values = _values(node)
-    for value in values:
-        reason = _tensor_reason(value, found)
-        if reason:
-            return reason
-    if found.why_not is None:
-        return None
+        return NO_CONVERTER if guest is None else guest.why_not(node)
+    reason = tensor_reason(node, found.dtypes)
+    if reason is not None or found.why_not is None:
+        return reason
     args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: n.meta.get("val"))
     if not hasattr(found.op, "_schema"):
         return found.why_not(*args, **kwargs)
     names = [argument.name for argument in found.op._schema.arguments]
     return found.why_not(**dict(zip(names, args, strict=False)), **kwargs)
+
+
+def is_foreign(node: Node) -> bool:
+    """Whether `node` calls an operator that has no converter here: what is lowered of these, a guest writes."""
+    return node.op == "call_function" and node.target is not operator.getitem and node.target not in CONVERTERS
+
+
+def tensor_reason(node: Node, dtypes: tuple[torch.dtype, ...] = COMPUTE_DTYPES) -> str | None:
+    """What is wrong with a tensor that `node` takes or gives; None if TensorRT has such tensors."""
+    return next((reason for value in _values(node) if (reason := _reason_of(value, dtypes))), None)
 
 
 def _values(node: Node) -> list[Any]:
@@ -104,12 +131,12 @@ def _values(node: Node) -> list[Any]:
     return own_list + [n.meta.get("val") for n in node.all_input_nodes]
 
 
-def _tensor_reason(value: Any, found: Converter) -> str | None:
+def _reason_of(value: Any, dtypes: tuple[torch.dtype, ...]) -> str | None:
     if not isinstance(value, torch.Tensor):
         return None
     if value.layout is not torch.strided:
         return f"a {value.layout} tensor: TensorRT knows dense tensors only"
-    if value.dtype not in found.dtypes:
+    if value.dtype not in dtypes:
         return f"dtype {str(value.dtype).removeprefix('torch.')}"
     if value.dim() > MAX_RANK:
         return f"{value.dim()} dimensions; TensorRT has at most {MAX_RANK}"

@@ -15,7 +15,7 @@ from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
 from torch.fx.passes.operator_support import OperatorSupportBase
 from torch.fx.passes.utils.fuser_utils import fuse_by_partitions
 
-from torchtrt_bridge.lower import why_not
+from torchtrt_bridge.lower import Guest, why_not
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.schema import operator_name, returns_view
 
@@ -45,13 +45,14 @@ class Proposal:
     rejections: list[Rejection]
 
 
-def propose(module: fx.GraphModule, options: Options) -> Proposal:
+def propose(module: fx.GraphModule, options: Options, guest: Guest | None = None) -> Proposal:
     """Group the nodes that TensorRT can run into acyclic subgraphs, as large as they can be.
 
+    guest: asked about operators that have no converter here.
     `module` is changed in that each user of a constant or a size gets a copy of its own.
     """
     _give_each_user_its_own(module)
-    reasons = {node: reason for node in module.graph.nodes if (reason := _reason(node, options))}
+    reasons = {node: reason for node in module.graph.nodes if (reason := _reason(node, options, guest))}
     partitioner = CapabilityBasedPartitioner(module, _Support(reasons), allows_single_node_partition=True)
     groups = []
     with _quiet(logging.getLogger("torch.fx.passes")):
@@ -87,12 +88,12 @@ def _with_constants(calls: list[fx.Node]) -> dict[fx.Node, int | None]:
     return {node: None for node in calls[0].graph.nodes if node in inside}
 
 
-def _reason(node: fx.Node, options: Options) -> str | None:
+def _reason(node: fx.Node, options: Options, guest: Guest | None) -> str | None:
     if node.op != "call_function" or node.target is operator.getitem:
         return None
     if str(node.target) in options.torch_ops:
         return "the option torch_ops names it"
-    return why_not(node)
+    return why_not(node, guest)
 
 
 class _Support(OperatorSupportBase):

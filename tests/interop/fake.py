@@ -1,0 +1,101 @@
+"""Operators that have no converter here, and a registry like torch_tensorrt's that has some for them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from torchtrt_bridge.engine import flavour as flavours
+from torchtrt_bridge.interop.torch_tensorrt import Library
+
+NAMESPACE = "torchtrt_bridge_tests"
+
+
+@torch.library.custom_op(f"{NAMESPACE}::cube", mutates_args=())
+def cube(x: torch.Tensor) -> torch.Tensor:
+    return x * x * x
+
+
+@cube.register_fake
+def _(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::square_and_cube", mutates_args=())
+def square_and_cube(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return x * x, x * x * x
+
+
+@square_and_cube.register_fake
+def _(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(x), torch.empty_like(x)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::times", mutates_args=())
+def times(x: torch.Tensor, weight: torch.Tensor, number: int) -> torch.Tensor:
+    return x * weight * number
+
+
+@times.register_fake
+def _(x: torch.Tensor, weight: torch.Tensor, number: int) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+OPS = getattr(torch.ops, NAMESPACE)
+CUBE, SQUARE_AND_CUBE, TIMES = OPS.cube.default, OPS.square_and_cube.default, OPS.times.default
+
+
+@dataclasses.dataclass
+class Context:
+    """What a converter takes, as far as it is used here."""
+
+    net: Any
+    compilation_settings: Any
+    requires_output_allocator: bool = False
+
+
+@dataclasses.dataclass
+class Support:
+    """An entry of the registry."""
+
+    converter_implementation: Callable[..., Any]
+    capability_validator: Callable[[Any, Any], bool] = lambda node, settings: True
+    supports_dynamic_shapes: bool = True
+    requires_output_allocator: bool = False
+
+
+def library(supports: dict[Any, Sequence[Support]], version: str = "2.11.0", network_type: Any = None) -> Library:
+    network_type = network_type or flavours.load("tensorrt_rtx").trt.INetworkDefinition
+    return Library(version, network_type, supports, Context, dict)
+
+
+def trt() -> Any:
+    return flavours.load("tensorrt_rtx").trt
+
+
+def product(ctx: Context, left: Any, right: Any) -> Any:
+    return ctx.net.add_elementwise(left, right, trt().ElementWiseOperation.PROD).get_output(0)
+
+
+def write_cube(ctx: Context, target: Any, args: Any, kwargs: Any, name: str) -> Any:
+    return product(ctx, product(ctx, args[0], args[0]), args[0])
+
+
+def write_square_and_cube(ctx: Context, target: Any, args: Any, kwargs: Any, name: str) -> Any:
+    square = product(ctx, args[0], args[0])
+    return square, product(ctx, square, args[0])
+
+
+def write_square_alone(ctx: Context, target: Any, args: Any, kwargs: Any, name: str) -> Any:
+    return product(ctx, args[0], args[0]), None
+
+
+def write_times(ctx: Context, target: Any, args: Any, kwargs: Any, name: str) -> Any:
+    """Of a constant weight with one dimension less than `x`; it writes into the weight that it is given."""
+    x, weight, number = args
+    weight.mul_(number)
+    constant = ctx.net.add_constant((1, *weight.shape), trt().Weights(weight.numpy())).get_output(0)
+    return product(ctx, x, constant)

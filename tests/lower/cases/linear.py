@@ -55,6 +55,8 @@ CASES: list[Case] = [
         reason="the product is rounded to fp16 before the bias is added",
     ),
     Case(aten.linear.default, nn.Linear(8, 6), sequences, name="3d"),
+    Case(aten.linear.default, nn.Linear(8, 1025), sequences, name="wide"),
+    Case(aten.linear.default, nn.Linear(8, 1031, bias=False), rows, name="wide-no-bias"),
     Case(aten.linear.default, nn.Linear(8, 1), lambda n: (torch.randn(n, 2, 3, 8),), name="4d-to-one"),
     Case(
         aten.linear.default,

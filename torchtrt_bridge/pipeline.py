@@ -20,6 +20,7 @@ from torchtrt_bridge.normalize import normalize
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.partition import Proposal, fuse, propose
 from torchtrt_bridge.runtime import EngineModule, Execution
+from torchtrt_bridge.runtime.pytorch_form import flatten_linear_inputs
 from torchtrt_bridge.shapes import Range, TensorSpec, spec_of
 from torchtrt_bridge.source import describe
 
@@ -85,6 +86,7 @@ def _compiled(
         entry = planned_entry(name, subgraph)
         report.engines.append(entry)
         runner = builder.begin(subgraph, entry, len(subgraphs))
+        flatten_linear_inputs(subgraph)
         engines.append(EngineModule(subgraph, input_specs(subgraph, ranges), runner, entry, options))
         module.set_submodule(name, engines[-1])
     for engine in engines:

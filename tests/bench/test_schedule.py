@@ -245,9 +245,14 @@ def test_what_died_among_others_is_measured_alone(results: Results) -> None:
     assert processes.jobs[-1].contenders == ("c",)
 
 
-def test_at_the_deadline_no_row_is_called_failed(results: Results) -> None:
-    processes = Together(lambda job: Outcome({}, "killed", "a", is_timeout=True))
+def test_who_is_late_among_others_is_left_for_the_next_run(results: Results) -> None:
+    late = Outcome({}, "killed after 5 s, while compiling", "a", is_timeout=True)
+    processes = Together(
+        lambda job: late if job.batch == 8 else Outcome({name: {"ms": 1.0} for name in job.contenders})
+    )
     jobs = [SPEED, dataclasses.replace(SPEED, batch=8)]
-    options = {"together": 2, "deadline": 5.0, "supervise_together": processes.wave}
-    carry_out(results, processes, *jobs, **options)
-    assert results.rows == []
+    assert carry_out(results, processes, *jobs, together=2, supervise_together=processes.wave) == 1
+    assert {row["batch"] for row in results.rows} == {1}
+    again = Together()
+    assert carry_out(results, again, *jobs, together=2, supervise_together=again.wave) == 0
+    assert [job.batch for job in again.jobs] == [8]

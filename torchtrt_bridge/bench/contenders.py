@@ -92,6 +92,9 @@ CONTENDERS: Mapping[str, Contender] = {
     "torchtrt_bridge-no-graphs": Contender(
         _bridge(cuda_graphs="off"), "bridge, no CUDA graphs", "bridge", is_default=False
     ),
+    "torchtrt_bridge-background": Contender(
+        _bridge(build="background"), "bridge, built in the background", "bridge", is_default=False
+    ),
     "torchtrt_bridge-inductor": Contender(_bridge(inductor="compete"), "bridge, inductor competes", "bridge"),
     EAGER: Contender(_eager, "eager", "eager", channels_last=True),
     "inductor": Contender(_inductor("default"), "inductor", "inductor", channels_last=True),

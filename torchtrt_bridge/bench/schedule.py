@@ -78,6 +78,7 @@ class Run:
     def __post_init__(self) -> None:
         self._started = time.monotonic()
         self._seconds: dict[str, float] = {}
+        self._late = 0
         self._source = source_digest()
 
     def carry_out(self, jobs: Sequence[Job]) -> int:
@@ -96,7 +97,7 @@ class Run:
                     break
                 self._seconds[kind] = time.monotonic() - started
                 due = due[count:]
-        return len(due)
+        return len(due) + self._late
 
     def _count_together(self, due: Sequence[Due]) -> int:
         """How many of the first jobs get ready side by side."""
@@ -154,7 +155,10 @@ class Run:
         return True
 
     def _measure_together(self, jobs: Sequence[Due], caches: Path) -> list[Due]:
-        """Measure what gets ready side by side. Returns the contenders that have no row yet, to be measured alone."""
+        """Measure what gets ready side by side, and in time.
+
+        Returns the contenders that have no row yet because one before them died, to be measured alone.
+        """
         timeout = min(self.row_timeout, self._time_left)
         folder = str(caches / "engines")
         own = [
@@ -164,8 +168,11 @@ class Run:
         variables = _cache_variables(caches) | _thread_variables(len(jobs))
         rest = []
         for (job, todo), outcome in zip(jobs, self.supervise_together(own, timeout, variables), strict=True):
-            at_deadline = outcome.is_timeout and timeout < self.row_timeout
-            rows = {**outcome.rows, **({} if at_deadline else _without_row(outcome, todo))}
+            if outcome.is_timeout:
+                self.tell(f"    {job}: {outcome.death}; left out")
+                self._late += 1
+                continue
+            rows = {**outcome.rows, **_without_row(outcome, todo)}
             self._keep(job, rows)
             rest.append((job, tuple(name for name in todo if name not in rows)))
         return rest

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,8 +21,9 @@ class BoundValues:
     """
 
     def __init__(self, args: Sequence[Any], weights: Sequence[int], numbers: Sequence[int]) -> None:
-        self._weights, self._numbers = tuple(weights), tuple(numbers)
-        self._tensors = [args[i] for i in weights]
+        self._numbers = tuple(numbers)
+        self._pick = _picker(weights)
+        self._tensors = self._pick(args)
         self._versioned = [tensor for tensor in self._tensors if not tensor.is_inference()]
         self._memories = list(map(_memory, self._tensors))
         self._versions = list(map(_version, self._versioned))
@@ -31,7 +32,7 @@ class BoundValues:
     def hold(self, args: Sequence[Any]) -> bool:
         """Whether these arguments are what was bound, unchanged since."""
         return (
-            all(map(operator.is_, [args[i] for i in self._weights], self._tensors))
+            all(map(operator.is_, self._pick(args), self._tensors))
             and list(map(_version, self._versioned)) == self._versions
             and list(map(_memory, self._tensors)) == self._memories
             and [number_from(args[i]) for i in self._numbers] == self._values
@@ -41,6 +42,13 @@ class BoundValues:
         """The indices of the numbers that differ from what was bound."""
         pairs = zip(self._numbers, self._values, strict=True)
         return [index for index, value in pairs if number_from(args[index]) != value]
+
+
+def _picker(indices: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """What takes the items at `indices` as a tuple; for one or none, `itemgetter` gives none."""
+    if len(indices) > 1:
+        return operator.itemgetter(*indices)
+    return lambda values: tuple(values[index] for index in indices)
 
 
 def number_from(argument: Any) -> Any:

@@ -13,6 +13,7 @@ from tests.gpu import assert_near, assert_serves_threads, images
 from tests.models import ConvNet, WithUnsupported, trained
 from torchtrt_bridge import backend
 from torchtrt_bridge.runtime.execution import Execution, Recordings
+from torchtrt_bridge.runtime.recording import Recording
 
 pytestmark = pytest.mark.gpu
 
@@ -229,3 +230,22 @@ def test_scratch_memory_is_given_back() -> None:
         for batch in (16, 32, 48):
             fast(torch.randn(batch, 64, device="cuda").half())
     assert torch.cuda.max_memory_allocated() < 2**31
+
+
+def test_a_recording_outlives_others_and_pytorchs_workspaces() -> None:
+    """cuBLAS writes into a workspace that PyTorch may free: each recording has its own."""
+    torch.manual_seed(0)
+    weight, x = torch.randn(512, 512, device="cuda").half(), torch.randn(512, 512, device="cuda").half()
+
+    def product(value: torch.Tensor) -> tuple[torch.Tensor]:
+        return (value @ weight,)
+
+    with torch.inference_mode():
+        first, second = Recording(product, [x]), Recording(product, [x])
+        del first
+        torch._C._cuda_clearCublasWorkspaces()
+        torch.cuda.empty_cache()
+        others = [torch.zeros(2**20, device="cuda") for _ in range(64)]
+        second([x])
+        torch.testing.assert_close(second.outputs[0], x @ weight)
+        assert not any(bool(other.any()) for other in others)

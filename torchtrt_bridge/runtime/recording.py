@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,13 +20,13 @@ class Recording:
     Raises RuntimeError, with CUDA's own words, for a call that cannot be recorded.
     """
 
-    def __init__(self, run: Callable[..., Sequence[Any]], inputs: Sequence[Any], pool: Any = None) -> None:
+    def __init__(self, run: Callable[..., Sequence[Any]], inputs: Sequence[Any]) -> None:
         self._tensors = [i for i, value in enumerate(inputs) if isinstance(value, torch.Tensor)]
         self._graph = torch.cuda.CUDAGraph()
         # Buffers made under the caller's inference mode could not be written to outside it.
         with torch.inference_mode(False), torch.no_grad(), _one_at_a_time:
             values = [value.clone() if isinstance(value, torch.Tensor) else value for value in inputs]
-            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+            with _own_workspaces(), torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self.outputs = tuple(run(*values))
         self._buffers = [values[i] for i in self._tensors]
         self._storages = _storages(self.outputs)
@@ -59,6 +60,21 @@ class Recording:
     def copied(self) -> list[Any]:
         """Copies of the outputs."""
         return [value.clone() if isinstance(value, torch.Tensor) else value for value in self.outputs]
+
+
+@contextlib.contextmanager
+def _own_workspaces() -> Iterator[None]:
+    """Let cuBLAS take its workspace from the memory of the graph that is captured within.
+
+    PyTorch keeps one workspace for the stream on which all graphs are captured. Without this, it would lie in the
+    memory of the first of them: to be freed with it, or by `torch.compile(mode="reduce-overhead")`, which drops
+    workspaces, while later graphs write there.
+    """
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
 
 
 def _storages(values: Sequence[Any]) -> list[torch.UntypedStorage]:

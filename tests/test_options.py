@@ -25,6 +25,7 @@ from tests.models import ConvNet, image
         ({"min_subgraph_nodes": 0}, "1 or more"),
         ({"min_subgraph_nodes": 2.5}, "must be an integer"),
         ({"tf32": 1}, "tf32 must be bool"),
+        ({"release_weights": "yes"}, "release_weights must be bool"),
         ({"engine": "reference", "targets": ("sm_89",)}, "Leave out one"),
         ({"tf32": True, "precision": "fp16"}, "Leave out one"),
         ({"cache_dir": 7}, "cache_dir must be a path"),

@@ -52,6 +52,10 @@ class Backend:
         _all_graphs.add(graph)
         return graph
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles, as for the workers of a DataLoader, compile anew: engines are of one process."""
+        return Backend, (self.options,)
+
     @property
     def report(self) -> CompileReport:
         return merged([graph.report for graph in self.graphs]) if self.graphs else CompileReport(self.options)

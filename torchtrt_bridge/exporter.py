@@ -21,13 +21,15 @@ from torchtrt_bridge.engine.cache import EngineCache
 from torchtrt_bridge.errors import BridgeError, CaptureError, EngineLoadError, OptionsError
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.partition import fuse
-from torchtrt_bridge.pipeline import bounded, compile_graph, input_specs
+from torchtrt_bridge.pipeline import bounded, compile_graph, give_pieces_to_inductor, input_specs
 from torchtrt_bridge.program import Program
 from torchtrt_bridge.runtime import EngineModule, Execution
 from torchtrt_bridge.runtime.pytorch_form import flatten_linear_inputs
 
 # What `load` may change of a saved program's options: how it runs, not how it was built.
-RUN_OPTIONS = ("fallback", "trial", "cuda_graphs", "reuse_outputs", "inductor", "cache_dir", "cache_bytes")
+RUN_OPTIONS = (
+    "fallback", "trial", "cuda_graphs", "reuse_outputs", "release_weights", "inductor", "cache_dir", "cache_bytes"
+)  # fmt: skip
 
 
 def export(
@@ -55,6 +57,7 @@ def export(
     captured = graph_from_program(original)
     can_run = checked.engine == "reference" or (torch.cuda.is_available() and not checked.targets)
     compiled = compile_graph(captured, checked, run=can_run, original=original)
+    assert compiled.flat is not None
     exported = archive.program_from_graph(original, captured, compiled.flat)
     manifest = _manifest(checked, compiled.proposal.subgraphs, compiled.plans, compiled.report)
     return Program(exported, captured, compiled.run, manifest, compiled.plans)
@@ -147,6 +150,7 @@ def _with_engines(
         runner = _runner(entry, plans, manifest, report.options)
         specs = input_specs(subgraph, ranges)
         module.set_submodule(entry.name, EngineModule(subgraph, specs, runner, entry, report.options))
+    give_pieces_to_inductor(module, report)
     return module
 
 

@@ -44,10 +44,13 @@ class Options:
     cuda_graphs: ``"auto"`` replays whole calls from CUDA graphs, where sizes are static or come again;
         ``"off"`` enqueues each call.
     reuse_outputs: let a call overwrite the results of the one before, which saves a copy where they are still held.
+    release_weights: once the trial has settled on engines, move to host memory the weights that PyTorch holds for these
+        subgraphs beyond the model's own: halved, folded and merged ones, and all those of an exported program. A call
+        that PyTorch must serve brings them back. The model itself is not touched.
     trial: what is done with the first real inputs. ``"check"`` compares each engine with PyTorch, ``"check+time"``
         also times both and keeps the faster one, ``"off"`` trusts engines unseen.
-    inductor: ``"fallback"`` lets PyTorch's inductor compile subgraphs whose engine failed; ``"compete"`` lets it also
-        take part in the trial of every subgraph. Both where sizes are static.
+    inductor: ``"fallback"`` lets PyTorch's inductor compile subgraphs whose engine failed, and the pieces between
+        engines; ``"compete"`` lets it also take part in the trial of every subgraph. Both where sizes are static.
     cache_dir: where built engines are kept; None means the per-user cache directory, ``""`` keeps none.
     cache_bytes: the size to which the cache is trimmed, in bytes.
     progress: show a progress bar while engines build; None shows it on a terminal only.
@@ -67,6 +70,7 @@ class Options:
     max_dynamic_size: int = 4096
     cuda_graphs: CudaGraphs = "auto"
     reuse_outputs: bool = False
+    release_weights: bool = False
     trial: TrialKind = "check+time"
     inductor: Inductor = "off"
     cache_dir: str | Path | None = None
@@ -82,7 +86,7 @@ class Options:
         _check_choice("trial", self.trial, get_args(TrialKind))
         _check_choice("inductor", self.inductor, get_args(Inductor))
         _check_choice("torch_tensorrt", self.torch_tensorrt, get_args(TorchTensorRT))
-        for name in ("tf32", "reuse_outputs"):
+        for name in ("tf32", "reuse_outputs", "release_weights"):
             _check_type(name, getattr(self, name), bool)
         if self.progress is not None:
             _check_type("progress", self.progress, bool)

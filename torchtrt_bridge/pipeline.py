@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import fx
 from torch.export import ExportedProgram
 
@@ -18,8 +19,8 @@ from torchtrt_bridge.interop import guest_for
 from torchtrt_bridge.lower import is_foreign
 from torchtrt_bridge.normalize import normalize
 from torchtrt_bridge.options import Options
-from torchtrt_bridge.partition import Proposal, fuse, propose
-from torchtrt_bridge.runtime import EngineModule, Execution
+from torchtrt_bridge.partition import PIECE_PREFIX, Proposal, fuse, propose, propose_pieces
+from torchtrt_bridge.runtime import EngineModule, Execution, Piece
 from torchtrt_bridge.runtime.pytorch_form import flatten_linear_inputs
 from torchtrt_bridge.shapes import Range, TensorSpec, spec_of
 from torchtrt_bridge.source import describe
@@ -30,14 +31,14 @@ class CompiledGraph:
     """A captured graph whose subgraphs `trt_0`, ... are engines.
 
     module: the graph with an `EngineModule` for each subgraph; `run` computes it.
-    flat: the same normalized graph before it was cut, in PyTorch throughout.
+    flat: the same normalized graph before it was cut, in PyTorch throughout, where it is part of the result.
     plans: the bytes of each engine, by subgraph, where they are the result; else none.
     """
 
     captured: CapturedGraph
     module: fx.GraphModule
     run: Execution
-    flat: fx.GraphModule
+    flat: fx.GraphModule | None
     proposal: Proposal
     plans: dict[str, bytes]
     report: CompileReport
@@ -53,6 +54,7 @@ def compile_graph(
     Raises, with ``fallback="error"``, what would otherwise become an entry of the report.
     """
     flavour = flavours.choose(options.engine)
+    theirs = [] if original is not None else list(captured.module.buffers())
     module = normalize(captured.module, options)
     is_reference = options.engine == "reference"
     if original is not None and is_reference:
@@ -65,18 +67,20 @@ def compile_graph(
         ranges = bounded(captured.ranges, options)
         try:
             with Builder(flavour, options, ranges, guest, run=run, keep=is_result) as builder:
-                compiled = _compiled(captured, module, flat, proposal, builder)
+                compiled = _compiled(captured, module, proposal, builder, theirs)
         except GuestError:  # without the nodes that its guest wrote, the graph is cut anew
             module = flat
+    if is_result:
+        compiled.flat = flat
     if original is not None and not is_reference:
-        own_constants([compiled.module, compiled.flat], original)  # not earlier: the builds need the memory
+        own_constants([compiled.module, flat], original)  # not earlier: the builds need the memory
     return compiled
 
 
 def _compiled(
-    captured: CapturedGraph, module: fx.GraphModule, flat: fx.GraphModule, proposal: Proposal, builder: Builder
+    captured: CapturedGraph, module: fx.GraphModule, proposal: Proposal, builder: Builder, theirs: list[torch.Tensor]
 ) -> CompiledGraph:
-    """Cut `module` as proposed, and begin to build its subgraphs; `flat`, its copy, stays as it is."""
+    """Cut `module` as proposed, and begin to build its subgraphs; theirs: tensors of the user's model."""
     options, ranges = builder.options, builder.ranges
     report = CompileReport(options, graphs=1)
     _report_rejections(proposal, options, report)
@@ -92,9 +96,18 @@ def _compiled(
     for engine in engines:
         if builder.keep or options.fallback == "error" or engine.entry.by_torch_tensorrt:
             engine.wait()
+    if builder.run:
+        give_pieces_to_inductor(module, report)
     plans = {name: builder.plans[name] for name in subgraphs if name in builder.plans}
-    run = Execution(module, captured.outputs, captured.mutations, options, report)
-    return CompiledGraph(captured, module, run, flat, proposal, plans, report)
+    run = Execution(module, captured.outputs, captured.mutations, options, report, theirs)
+    return CompiledGraph(captured, module, run, None, proposal, plans, report)
+
+
+def give_pieces_to_inductor(module: fx.GraphModule, report: CompileReport) -> None:
+    """Let inductor compile what stays in PyTorch between the engines of `module`, if the options say so."""
+    if report.options.inductor != "off":
+        for name, piece in fuse(module, propose_pieces(module), PIECE_PREFIX).items():
+            module.set_submodule(name, Piece(name, piece, report))
 
 
 def planned_entry(name: str, subgraph: fx.GraphModule) -> EngineEntry:

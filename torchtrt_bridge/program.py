@@ -11,16 +11,16 @@ from torch.utils import _pytree as pytree
 
 from torchtrt_bridge.archive import Manifest
 from torchtrt_bridge.capture import CapturedGraph
-from torchtrt_bridge.compile_report import CompileReport
+from torchtrt_bridge.compile_report import CompileReport, tell_once
 from torchtrt_bridge.errors import ShapeRangeError
 from torchtrt_bridge.runtime import Execution
+from torchtrt_bridge.runtime.surroundings import is_transformed
 from torchtrt_bridge.shapes import UNBOUNDED, TensorSpec, spec_of
 
 
 class Program:
     """A model as engines and what stays in PyTorch.
 
-    exported: an ordinary `torch.export.ExportedProgram` of the same computation, normalized, in PyTorch.
     report: what runs where.
     plans: the bytes of each engine, by subgraph.
     """
@@ -33,7 +33,7 @@ class Program:
         manifest: Manifest,
         plans: dict[str, bytes],
     ) -> None:
-        self.exported = exported
+        self._exported = exported
         self.report: CompileReport = run.report
         self.manifest = manifest
         self.plans = plans
@@ -41,17 +41,38 @@ class Program:
         self._in_spec = exported.call_spec.in_spec
         self._out_spec = exported.call_spec.out_spec
         self._state = [exported.state_dict[name] for name in captured.state]
+        run.hold_too(exported.state_dict, needed=self._state)
         self._specs = _specs(run.module, captured)
         self._devices = [n.meta["val"].device.type if _is_tensor(n) else None for n in _inputs(run.module, captured)]
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the program, without gradients.
+    @property
+    def exported(self) -> ExportedProgram:
+        """An ordinary `torch.export.ExportedProgram` of the same computation, normalized, in PyTorch.
 
+        With ``release_weights=True`` this brings its weights back from host memory.
+        """
+        self._run.bring_back_weights()
+        return self._exported
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError(
+            "A Program is neither pickled nor copied: engines are of one process. Write it with trtb.save(program, "
+            "'model.pt2'), and read it with trtb.load('model.pt2') in the process that needs it."
+        )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program, without gradients; under a transform of `torch.func` PyTorch runs it, with them.
+
+        Its dtypes are those that it was exported with, under autocast too.
         Raises ShapeRangeError for arguments of another structure, dtype or size than it was exported for.
         """
         inputs = [*self._flat(args, kwargs), *self._state]
-        with torch.no_grad():
-            results = self._run(inputs)
+        if is_transformed():
+            results = self._run.in_pytorch(inputs)
+        else:
+            _tell_of_gradients(inputs)
+            with torch.no_grad():
+                results = self._run(inputs)
         return pytree.tree_unflatten(list(results), self._out_spec)
 
     def _flat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
@@ -77,6 +98,11 @@ class Program:
     def _in_order(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         names = self._in_spec.child(1).context if kwargs else []
         return {name: kwargs[name] for name in names} if set(names) == set(kwargs) else kwargs
+
+
+def _tell_of_gradients(inputs: list[Any]) -> None:
+    if torch.is_grad_enabled() and any(isinstance(value, torch.Tensor) and value.requires_grad for value in inputs):
+        tell_once("an exported program computes no gradients, and an input asks for them; torch.compile keeps them.")
 
 
 def _specs(module: fx.GraphModule, captured: CapturedGraph) -> list[TensorSpec | None]:

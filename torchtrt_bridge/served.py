@@ -16,6 +16,7 @@ from torchtrt_bridge.compile_report import CompileReport, tell_once
 from torchtrt_bridge.errors import BridgeError, CaptureError
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.pipeline import CompiledGraph, compile_graph
+from torchtrt_bridge.runtime.surroundings import is_capturing, is_transformed
 
 
 class ServedGraph:
@@ -38,15 +39,20 @@ class ServedGraph:
         self._frozen: list[int] = []
         self._bound: BoundValues | None = None
         self._changed: BoundValues | None = None
-        reason = self._why_pytorch(example_inputs)
-        if reason is None:
-            self._compile(example_inputs)
+        self._is_postponed = is_capturing(example_inputs)
+        if self._is_postponed:
+            tell_once(
+                "PyTorch runs a call that is recorded in a CUDA graph; engines are built at the next one that is not."
+            )
         else:
-            self._leave_to_pytorch(reason)
+            self._begin(example_inputs)
 
     def __call__(self, *args: Any) -> Any:
+        if self._is_postponed and not is_capturing(args):
+            self._is_postponed = False
+            self._begin(args)
         compiled = self.compiled
-        if compiled is None:
+        if compiled is None or is_transformed():
             return self.original(*args)
         assert self._bound is not None
         if self._bound.hold(args):
@@ -56,6 +62,14 @@ class ServedGraph:
             if compiled is None:
                 return self.original(*args)
         return compiled.run([args[i] for i in self._inputs])
+
+    def _begin(self, args: Sequence[Any]) -> None:
+        """Build the engines, unless PyTorch is to run the graph."""
+        reason = self._why_pytorch(args)
+        if reason is None:
+            self._compile(args)
+        else:
+            self._leave_to_pytorch(reason)
 
     def _why_pytorch(self, inputs: Sequence[Any]) -> str | None:
         """Why PyTorch runs the whole graph; None if engines may."""
@@ -70,6 +84,8 @@ class ServedGraph:
                 f"its tensors are on {' and '.join(others)}, and engines run on {wanted}; move model and inputs there, "
                 "or build for a GPU elsewhere with trtb.export(..., targets=...)"
             )
+        if wanted == "cuda" and torch.cuda._is_in_bad_fork():
+            return "this process was forked from one that uses CUDA, so it cannot; start it with 'spawn'"
         return None
 
     def _leave_to_pytorch(self, reason: str) -> None:
@@ -107,6 +123,8 @@ class ServedGraph:
 
     def _with_new_constants(self, args: Sequence[Any], bound: BoundValues) -> CompiledGraph | None:
         """Engines with the weights and numbers of this call, once the same ones came twice; None if PyTorch serves."""
+        if is_capturing(args):
+            return None  # nothing is built while the caller records a CUDA graph
         if self.options.fallback == "pytorch" and (self._changed is None or not self._changed.hold(args)):
             self._changed = BoundValues(args, self._frozen, self._numbers)
             names = [dynamo.number_name(self.original, index) for index in bound.changed_numbers(args)]

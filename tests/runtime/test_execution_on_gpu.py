@@ -51,6 +51,7 @@ def test_a_static_call_is_recorded(model: ConvNet) -> None:
             x = images()
             assert_near(fast(x), model(x))
     assert [r.lent is not None for r in recordings()] == [True]
+    assert recordings()[0].lent.kept == [engine.runner for engine in execution().engines]
     assert trtb.report(fast).notes == []
 
 

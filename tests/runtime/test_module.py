@@ -175,7 +175,7 @@ def test_inductor_takes_part_when_it_may(monkeypatch: pytest.MonkeyPatch) -> Non
         time.sleep(0.02)
         return right(x)
 
-    monkeypatch.setattr("torchtrt_bridge.runtime.module.compiled_by_inductor", lambda *_: lambda x: (right(x),))
+    monkeypatch.setattr("torchtrt_bridge.runtime.inductor.compiled_by_inductor", lambda *_: lambda x: (right(x),))
     module = module_of(FakeRunner(slow, slow), engine="auto", inductor="compete")
     module.specs = (TensorSpec("x", torch.float32, ((2, 2), (3, 3)), (2, 3), (2, 3)),)
     module.pytorch.delay = 0.02  # type: ignore[assignment]
@@ -335,3 +335,38 @@ def test_a_subgraph_is_what_serves(caplog: pytest.LogCaptureFixture) -> None:
     module = EngineModule(graph, [SPEC], FakeRunner(wrong), entry, Options(engine="reference"))
     assert_right(module, x_of())
     assert "PyTorch runs this subgraph from now on" in caplog.text
+
+
+# Inductor ----------------------------------------------------------------------------------------------------------
+
+
+def broken_inductor(*_: Any) -> Any:
+    raise NotImplementedError("planted")
+
+
+def static_module(monkeypatch: pytest.MonkeyPatch, runner: Any, **options: Any) -> EngineModule:
+    monkeypatch.setattr("torchtrt_bridge.runtime.inductor.compiled_by_inductor", broken_inductor)
+    module = module_of(runner, **options)
+    module.specs = (TensorSpec("x", torch.float32, ((2, 2), (3, 3)), (2, 3), (2, 3)),)
+    return module
+
+
+def test_an_inductor_that_fails_is_no_contender(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = static_module(monkeypatch, FakeRunner(), engine="auto", inductor="compete")
+    module.pytorch.delay = 0.02  # type: ignore[assignment]
+    assert_right(module, x_of())
+    assert module.entry.serves
+    assert set(module.entry.milliseconds) == {"engine", "PyTorch"}
+    assert "not compiled by inductor" in caplog.text
+
+
+def test_an_inductor_that_fails_leaves_a_failed_engine_to_pytorch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = static_module(monkeypatch, FakeRunner(wrong), inductor="fallback")
+    assert_right(module, x_of())
+    assert_right(module, x_of())
+    assert_right(module, x_of())
+    assert caplog.text.count("not compiled by inductor") == 1

@@ -21,6 +21,7 @@ from torchtrt_bridge.engine.cache import EngineCache
 from torchtrt_bridge.engine.flavour import Flavour, current_target
 from torchtrt_bridge.engine.key import PORTABLE
 from torchtrt_bridge.errors import BridgeError
+from torchtrt_bridge.forks import in_each_child
 from torchtrt_bridge.lower.dtypes import trt_dtype_from_torch
 from torchtrt_bridge.options import Options
 
@@ -52,6 +53,15 @@ PROBES: dict[str, Probe] = {}
 
 _answers: dict[str, Support] = {}
 _lock = threading.RLock()
+
+
+def _renew() -> None:
+    """In a forked process: another thread may have held the lock."""
+    global _lock
+    _lock = threading.RLock()
+
+
+in_each_child(_renew)
 
 
 def probe(layer: str) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, Any], None]]:

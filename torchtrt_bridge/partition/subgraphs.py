@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import operator
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import fx
@@ -53,33 +53,54 @@ def propose(module: fx.GraphModule, options: Options, guest: Guest | None = None
     """
     _give_each_user_its_own(module)
     reasons = {node: reason for node in module.graph.nodes if (reason := _reason(node, options, guest))}
-    partitioner = CapabilityBasedPartitioner(module, _Support(reasons), allows_single_node_partition=True)
     groups = []
-    with _quiet(logging.getLogger("torch.fx.passes")):
-        proposals = partitioner.propose_partitions()
-    for proposal in proposals:
-        nodes = _without_shared_views([n for n in module.graph.nodes if n in proposal.nodes])
-        calls = [n for n in nodes if n.op == "call_function" and n.target is not operator.getitem]
-        if not calls or all(_is_move(n) for n in calls):
+    for calls in groups_of(module, _Support(reasons)):
+        count = sum(node.target is not operator.getitem for node in calls)
+        if count < options.min_subgraph_nodes:
+            reason = f"its subgraph has {count} nodes, and min_subgraph_nodes={options.min_subgraph_nodes}"
+            reasons.update((node, reason) for node in calls if node.target is not operator.getitem)
             continue
-        if len(calls) < options.min_subgraph_nodes:
-            reason = f"its subgraph has {len(calls)} nodes, and min_subgraph_nodes={options.min_subgraph_nodes}"
-            reasons.update(dict.fromkeys(calls, reason))
-            continue
-        groups.append([n.name for n in nodes if n.op == "call_function"])
-    groups.sort(key=_order(module))
+        groups.append([node.name for node in calls])
     rejections = [Rejection(node, reason) for node, reason in reasons.items()]
     return Proposal({f"{SUBGRAPH_PREFIX}{i}": names for i, names in enumerate(groups)}, rejections)
 
 
-def fuse(module: fx.GraphModule, subgraphs: Mapping[str, Iterable[str]]) -> dict[str, fx.GraphModule]:
-    """Move the calls of each subgraph, and the constants that only they read, into a submodule of its name."""
+def groups_of(module: fx.GraphModule, support: OperatorSupportBase) -> list[list[fx.Node]]:
+    """The calls that `support` takes, in acyclic groups as large as they can be, each of which computes something."""
+    partitioner = CapabilityBasedPartitioner(module, support, allows_single_node_partition=True)
+    with _quiet(logging.getLogger("torch.fx.passes")):
+        proposals = partitioner.propose_partitions()
+    groups = []
+    for proposal in proposals:
+        nodes = _without_shared_views([node for node in module.graph.nodes if node in proposal.nodes])
+        calls = [node for node in nodes if node.op == "call_function"]
+        if not all(node.target is operator.getitem or _is_move(node) for node in calls):
+            groups.append(calls)
+    position = {node: index for index, node in enumerate(module.graph.nodes)}
+    return sorted(groups, key=lambda calls: position[calls[0]])
+
+
+def fuse(
+    module: fx.GraphModule, subgraphs: Mapping[str, Iterable[str]], prefix: str = SUBGRAPH_PREFIX
+) -> dict[str, fx.GraphModule]:
+    """Move the calls of each subgraph, and the constants that only they read, into a submodule of its name.
+
+    subgraphs: the names of nodes by those of subgraphs, which are `prefix` and a count from 0.
+    """
     _give_each_user_its_own(module)
     by_name = {node.name: node for node in module.graph.nodes}
     groups = [_with_constants([by_name[name] for name in names]) for names in subgraphs.values()]
-    fuse_by_partitions(module, groups, prefix=SUBGRAPH_PREFIX, always_return_tuple=True)
+    fuse_by_partitions(module, groups, prefix=prefix, always_return_tuple=True)
+    _drop_unread_constants(module)
     module.recompile()
     return {name: cast(fx.GraphModule, module.get_submodule(name)) for name in subgraphs}
+
+
+def _drop_unread_constants(module: fx.GraphModule) -> None:
+    """Let go of what only subgraphs read now: they have it themselves."""
+    read = {str(node.target) for node in module.graph.find_nodes(op="get_attr")}
+    for name in [name for name, _ in module.named_buffers(recurse=False, remove_duplicate=False) if name not in read]:
+        delattr(module, name)
 
 
 def _with_constants(calls: list[fx.Node]) -> dict[fx.Node, int | None]:
@@ -160,11 +181,6 @@ def _is_size(node: fx.Node) -> bool:
     return node.op == "call_function" and isinstance(
         value, (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)
     )
-
-
-def _order(module: fx.GraphModule) -> Any:
-    position = {node.name: i for i, node in enumerate(module.graph.nodes)}
-    return lambda names: min(position[name] for name in names)
 
 
 @contextlib.contextmanager

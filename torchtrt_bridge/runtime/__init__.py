@@ -2,5 +2,6 @@
 
 from torchtrt_bridge.runtime.execution import Execution
 from torchtrt_bridge.runtime.module import EngineModule
+from torchtrt_bridge.runtime.piece import Piece
 
-__all__ = ["EngineModule", "Execution"]
+__all__ = ["EngineModule", "Execution", "Piece"]

@@ -66,6 +66,11 @@ def _same_beyond_numbers(mine: torch.Tensor, theirs: torch.Tensor) -> bool:
     return torch.allclose(mine[beyond].float(), theirs[beyond].float(), equal_nan=True)
 
 
+def holds_nan(values: Iterable[torch.Tensor]) -> bool:
+    """Whether there is a NaN in any of the tensors: by such values nothing can be told right from wrong."""
+    return any(bool(value.isnan().any()) for value in values if value.is_floating_point())
+
+
 def relative_distance(mine: torch.Tensor, theirs: torch.Tensor) -> float:
     """||mine - theirs|| / ||theirs|| over the finite elements, in float64; 0 for two empty or zero tensors."""
     distance = norm = 0.0

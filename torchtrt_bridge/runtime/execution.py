@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,11 +12,15 @@ from torch import fx
 
 from torchtrt_bridge.compile_report import CompileReport, tell_once
 from torchtrt_bridge.errors import BridgeError
+from torchtrt_bridge.forks import renewed_in_children
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.runtime.check import difference
-from torchtrt_bridge.runtime.module import EngineModule
+from torchtrt_bridge.runtime.module import Changes, EngineModule
+from torchtrt_bridge.runtime.piece import Piece
 from torchtrt_bridge.runtime.recording import Recording
 from torchtrt_bridge.runtime.slots import current_slot
+from torchtrt_bridge.runtime.surroundings import is_capturing
+from torchtrt_bridge.runtime.weights import Holder, SpareWeights, buffers_of, memory_of
 
 # Calls before one of its shape is recorded: the first warms up what allocates; sizes that vary must come back first.
 CALLS_BEFORE_RECORDING = {True: 1, False: 3}
@@ -32,11 +36,18 @@ class Execution:
     """Called with the inputs of a captured graph; gives its results, and writes back what it mutates.
 
     module: the graph with its engines; outputs, mutations: as in `CapturedGraph`.
+    theirs: tensors of the user's, which are not released.
     Results are the caller's to keep, unless the option `reuse_outputs` lets the next call overwrite them.
     """
 
     def __init__(
-        self, module: fx.GraphModule, outputs: int, mutations: Sequence[int], options: Options, report: CompileReport
+        self,
+        module: fx.GraphModule,
+        outputs: int,
+        mutations: Sequence[int],
+        options: Options,
+        report: CompileReport,
+        theirs: Iterable[torch.Tensor] = (),
     ) -> None:
         self.module = module
         self.outputs = outputs
@@ -44,16 +55,41 @@ class Execution:
         self.options = options
         self.report = report
         self.engines = [m for m in module.modules() if isinstance(m, EngineModule)]
+        self.pieces = [m for m in module.modules() if isinstance(m, Piece)]
         self.device = next((e.device for e in self.engines if e.device.type == "cuda"), None)
         self.graphs = options.cuda_graphs == "auto" and self.device is not None
         self.is_static = _is_static(module)
+        self.changes = Changes()
+        self.weights = SpareWeights() if options.release_weights else None
+        self._also_held: list[Holder] = []
+        self._needed = {memory_of(value) for value in theirs}
+        self._awaits_release = options.release_weights
         self._lanes: dict[int, Lane] = {}
         self._settled = False
+        for engine in self.engines:
+            engine.changes, engine.weights = self.changes, self.weights
 
     def __call__(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        if torch._C._is_any_autocast_enabled():  # the graph has the casts of when it was captured
+            with torch._C._DisableAutocast():
+                return self._called(inputs)
+        return self._called(inputs)
+
+    def _called(self, inputs: Sequence[Any]) -> Sequence[Any]:
         lane = self.lane
         with lane.lock:
             results = lane(inputs)
+        if self._awaits_release and self.is_settled and not is_capturing(inputs):
+            self._release_weights()
+        return self._written_back(results, inputs)
+
+    def in_pytorch(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        """The same without engines, operator by operator."""
+        with torch._C._DisableAutocast():
+            results = _WithoutEngines(self.module).run(*inputs)
+        return self._written_back(results, inputs)
+
+    def _written_back(self, results: Sequence[Any], inputs: Sequence[Any]) -> Sequence[Any]:
         if self.mutations:
             for value, position in zip(results[self.outputs :], self.mutations, strict=True):
                 inputs[position].copy_(value)
@@ -69,11 +105,36 @@ class Execution:
     @property
     def is_settled(self) -> bool:
         """Whether every engine has been tried, so that a recording would hold what stays."""
-        self._settled = self._settled or all(engine.is_settled for engine in self.engines)
+        self._settled = self._settled or all(part.is_settled for part in (*self.engines, *self.pieces))
         return self._settled
+
+    def hold_too(self, holder: Holder, needed: Iterable[torch.Tensor]) -> None:
+        """Release with the engines' weights what of `holder` is no other part's, but for what is `needed`."""
+        self._also_held.append(holder)
+        self._needed |= {memory_of(value) for value in needed}
+
+    def bring_back_weights(self) -> None:
+        """Have all weights where they were before they were released."""
+        if self.weights is not None:
+            with self.weights.at_hand():
+                pass
+
+    def _release_weights(self) -> None:
+        """Move to host memory what PyTorch holds of the subgraphs that engines serve."""
+        assert self.weights is not None
+        self._awaits_release = False
+        served = [engine for engine in self.engines if engine.has_won]
+        for engine in self.engines:
+            if engine not in served:
+                engine.weights = None  # its own stay, and those of others are no concern of its
+        spare = buffers_of(engine.pytorch for engine in served)
+        needed = [holder for holder in buffers_of([self.module]) if not any(holder is other for other in spare)]
+        kept = {memory_of(value) for holder in needed for value in holder.values()}
+        self.weights.release([*spare, *self._also_held], kept | self._needed)
 
     def give_up_graphs(self, why: str) -> None:
         self.graphs = False
+        self.changes.count += 1
         message = f"no CUDA graph ({why}); engines are enqueued call by call"
         self.report.note(message)
         tell_once(f"{message}.")
@@ -87,9 +148,17 @@ class Lane:
         self.execution = execution
         self._stream: torch.cuda.Stream | None = None
         self._shapes: OrderedDict[Any, Recordings] = OrderedDict()
+        self._changes = execution.changes.count
+        renewed_in_children(self)
+
+    def after_fork(self) -> None:
+        self.lock = threading.RLock()
 
     def __call__(self, inputs: Sequence[Any]) -> Sequence[Any]:
         execution = self.execution
+        if self._changes != execution.changes.count and not is_capturing(inputs):
+            self._changes = execution.changes.count
+            self._shapes.clear()  # they hold an engine that was let go, or are no longer wanted
         if execution.device is not None:
             self._follow_stream(execution.device)
             if execution.graphs and execution.is_settled and not torch.cuda.is_current_stream_capturing():
@@ -162,6 +231,7 @@ class Recordings:
         try:
             with torch.cuda.device(self.execution.device):
                 recording = Recording(self.execution.module.forward, inputs)
+            recording.kept = [engine.runner for engine in self.execution.engines]
         except (RuntimeError, BridgeError) as error:
             self.execution.give_up_graphs(f"capture failed: {error}")
             return None
@@ -177,6 +247,14 @@ class Recordings:
         if verdict.problem is not None:
             self.execution.give_up_graphs(f"a replay differs: {verdict.problem}")
         return verdict.problem is None
+
+
+class _WithoutEngines(fx.Interpreter):
+    """Runs a graph in PyTorch throughout."""
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        part = self.fetch_attr(target)
+        return part.in_pytorch(args) if isinstance(part, (EngineModule, Piece)) else part(*args, **kwargs)
 
 
 def _tensors(values: Sequence[Any]) -> list[torch.Tensor]:

@@ -2,12 +2,63 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 from torch._guards import tracing
+
+from torchtrt_bridge.compile_report import tell_once
+from torchtrt_bridge.forks import renewed_in_children
+from torchtrt_bridge.runtime.surroundings import is_capturing
+
+
+class Inductor:
+    """A module as inductor compiles it at its first call, for inputs laid out as those; PyTorch runs it for others.
+
+    failure: why inductor did not compile it, after which PyTorch runs it always.
+    """
+
+    def __init__(self, name: str, module: fx.GraphModule) -> None:
+        self.name = name
+        self.module = module
+        self.failure: str | None = None
+        self._compiled: Callable[..., Any] | None = None
+        self._layouts: list[Any] = []
+        self._lock = threading.RLock()
+        renewed_in_children(self)
+
+    def after_fork(self) -> None:
+        self._lock = threading.RLock()
+
+    def __call__(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        run = self._compiled if self.prepare(inputs) else self.module
+        assert run is not None
+        results: Sequence[torch.Tensor] = run(*inputs)
+        return results
+
+    def prepare(self, inputs: Sequence[torch.Tensor]) -> bool:
+        """Whether such inputs are compiled for, once the first of them were."""
+        if self._compiled is None and self.failure is None and not is_capturing(inputs):
+            with self._lock:
+                if self._compiled is None and self.failure is None:
+                    self._compile(inputs)
+        return self._compiled is not None and _layouts(inputs) == self._layouts
+
+    def _compile(self, inputs: Sequence[torch.Tensor]) -> None:
+        self._layouts = _layouts(inputs)
+        try:
+            self._compiled = compiled_by_inductor(self.module, inputs)
+        except Exception as error:  # whatever goes wrong there, PyTorch runs what it was to compile
+            self.failure = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+            tell_once(f"{self.name} is not compiled by inductor, which failed: {self.failure}")
+
+
+def _layouts(inputs: Sequence[torch.Tensor]) -> list[Any]:
+    """What inductor's code takes for granted of its inputs."""
+    return [(value.shape, value.stride(), value.dtype, value.device) for value in inputs]
 
 
 def compiled_by_inductor(module: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> Callable[..., Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -12,10 +13,14 @@ from torch import fx, nn
 
 from torchtrt_bridge.compile_report import EngineEntry, tell_once
 from torchtrt_bridge.errors import BridgeError, EngineLoadError, ShapeRangeError
+from torchtrt_bridge.forks import renewed_in_children
 from torchtrt_bridge.options import Options
-from torchtrt_bridge.runtime.check import error_bound
-from torchtrt_bridge.runtime.inductor import compiled_by_inductor
+from torchtrt_bridge.runtime.check import error_bound, holds_nan
+from torchtrt_bridge.runtime.inductor import Inductor
+from torchtrt_bridge.runtime.shortage import MOST_SHORTAGES, is_shortage
+from torchtrt_bridge.runtime.surroundings import is_capturing
 from torchtrt_bridge.runtime.trial import ENGINE, INDUCTOR, PLAIN_RUNS, PYTORCH, Outcome, Run, Trial
+from torchtrt_bridge.runtime.weights import SpareWeights
 from torchtrt_bridge.shapes import TensorSpec
 
 
@@ -27,6 +32,12 @@ class Runner(Protocol):
     def __call__(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]: ...
 
 
+class Changes:
+    """A count that engines of one graph share with who must know of it."""
+
+    count = 0
+
+
 class EngineModule(nn.Module):
     """One subgraph: `runner` computes it once the trial on the first real inputs has found it right and fast.
 
@@ -35,6 +46,8 @@ class EngineModule(nn.Module):
     runner: one that is still being built is waited for in the first call, or with ``build="background"`` until it is
         there; None leaves all to PyTorch.
     entry: its line in the report, kept up to date.
+    weights: with ``release_weights=True``, what brings back those of `pytorch`.
+    changes: how often an engine of the graph was let go, so that recordings of it are no longer good; shared by all.
     """
 
     def __init__(
@@ -53,10 +66,14 @@ class EngineModule(nn.Module):
         self.runner: Runner | None = None
         self._serve: Run | None = None
         self._pending: Future[Runner | None] | None = None
+        self.weights: SpareWeights | None = None
+        self.changes = Changes()
+        self._inductor = Inductor(entry.name, pytorch)
         self._accepted: set[Any] = set()
-        self._compiled: Any = None
         self._told_unserved = False
+        self._shortages = 0
         self._lock = threading.RLock()
+        renewed_in_children(self)
         if isinstance(runner, Future):
             self.device = _computing_device(options)
             self._pending = runner
@@ -68,6 +85,11 @@ class EngineModule(nn.Module):
     def is_settled(self) -> bool:
         """Whether it is decided what serves this subgraph."""
         return self._serve is not None
+
+    @property
+    def has_won(self) -> bool:
+        """Whether it is the engine that serves."""
+        return self.runner is not None and self._serve is self.runner
 
     def forward(self, *inputs: torch.Tensor) -> Sequence[torch.Tensor]:
         if self._pending is not None:
@@ -86,8 +108,27 @@ class EngineModule(nn.Module):
             return self._first_call(runner, inputs)
         try:
             return self._serve(inputs)
-        except (BridgeError, RuntimeError) as error:
-            return self._give_up(f"it failed at run time: {error}", inputs)
+        except (BridgeError, RuntimeError, MemoryError) as error:
+            failure = self._noted(error)
+        return self._after(failure, inputs)  # not above, where the error still holds what the engine had allocated
+
+    def in_pytorch(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """The subgraph computed by PyTorch, whoever serves it."""
+        with self._weights_at_hand(inputs):
+            return self._in_pytorch(inputs)
+
+    def after_fork(self) -> None:
+        """In a forked process: no thread builds there."""
+        self._lock = threading.RLock()
+        if self._pending is not None:
+            self._pending = None
+            self.entry.state = "it was being built when this process was forked, which threads do not survive"
+            self._serve = self._orphaned
+
+    def _orphaned(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        tell_once(f"{self.entry.name} runs in PyTorch in this process: {self.entry.state}.")
+        self._serve = self._without_engine
+        return self._serve(inputs)
 
     def wait(self) -> None:
         """Wait for the engine. Raises, with ``fallback="error"``, why there is none."""
@@ -104,21 +145,16 @@ class EngineModule(nn.Module):
             self._serve = runner
 
     def _while_building(self, pending: Future[Runner | None], inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        if not pending.done() and self.options.build == "background":
-            return self._in_pytorch(inputs)
+        if is_capturing(inputs) or (not pending.done() and self.options.build == "background"):
+            return self.in_pytorch(inputs)  # no engine is loaded while the caller records a CUDA graph
         if not pending.done() and self.options.trial != "off":
             self._in_pytorch(inputs)  # the trial will: so what PyTorch loads for its first call is loaded meanwhile
         self.wait()
         return self.forward(*inputs)
 
     def _in_pytorch(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """The same for calls that come before the weights may be released."""
         results: Sequence[torch.Tensor] = self.pytorch(*inputs)
-        return results
-
-    def _inductor(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        if self._compiled is None:
-            self._compiled = compiled_by_inductor(self.pytorch, inputs)
-        results: Sequence[torch.Tensor] = self._compiled(*inputs)
         return results
 
     def _problem(self, inputs: Sequence[torch.Tensor], runner: Runner) -> str | None:
@@ -139,25 +175,26 @@ class EngineModule(nn.Module):
         if not self._told_unserved:
             self._told_unserved = True
             tell_once(f"{self.entry.name}: {problem}; PyTorch runs such calls. {widen} to have them in TensorRT.")
-        return self._in_pytorch(inputs)
+        return self.in_pytorch(inputs)
 
     def _first_call(self, runner: Runner, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """Try the engine on these inputs, beside PyTorch; the results are right in any case."""
         with self._lock:
             if self._serve is not None or self.runner is None:
                 return self.forward(*inputs)
-            expected = self._in_pytorch(inputs)
-            if any(value.is_cuda for value in inputs) and torch.cuda.is_current_stream_capturing():
+            expected = self.in_pytorch(inputs)
+            if is_capturing(inputs):
                 return expected  # nothing can be looked at while the caller records a CUDA graph
-            if any(bool(value.isnan().any()) for value in (*inputs, *expected) if value.is_floating_point()):
+            if holds_nan((*inputs, *expected)):
                 tell_once(f"{self.entry.name}: its inputs or results hold NaN; PyTorch runs it until they do not.")
                 return expected
             try:
                 runs = PLAIN_RUNS if runner.device.type == "cuda" else 1
                 trial = Trial(inputs, expected, self._bound, self._is_recorded, runs)
                 outcome = trial.run(runner, self._others(inputs))
-            except (BridgeError, RuntimeError) as error:
-                return self._give_up(f"it failed at run time: {error}", inputs, expected)
+            except (BridgeError, RuntimeError, MemoryError) as error:
+                failure = self._noted(error)
+                return self._after(failure, inputs, expected)
             self.entry.error = outcome.error
             if outcome.problem is not None:
                 return self._give_up(outcome.problem, inputs, expected)
@@ -169,8 +206,7 @@ class EngineModule(nn.Module):
         if self.options.trial == "check" or self.options.engine == "reference":
             return {}
         others: dict[str, Run] = {PYTORCH: self._in_pytorch}
-        if self.options.inductor == "compete" and self._is_static:
-            self._inductor(inputs)  # compiles, which is not to be counted
+        if self.options.inductor == "compete" and self._is_static and self._inductor.prepare(inputs):
             others[INDUCTOR] = self._inductor
         return others
 
@@ -184,6 +220,8 @@ class EngineModule(nn.Module):
         self._serve = serving[outcome.winner]
         if outcome.winner != ENGINE:
             self.runner = None
+        if outcome.winner != INDUCTOR:
+            self._inductor = Inductor(self.entry.name, self.pytorch)  # lets go of what was compiled
 
     @property
     def _is_recorded(self) -> bool:
@@ -200,11 +238,36 @@ class EngineModule(nn.Module):
         at_work = [getattr(torch, name) for name in self.entry.dtypes]
         return error_bound(at_work, self.options.tf32)
 
+    def _noted(self, error: Exception) -> str | None:
+        """Why the engine is not to be used again; None if a later call may have more memory.
+
+        A shortage of memory is raised with ``fallback="error"``.
+        """
+        if not is_shortage(error):
+            return f"it failed at run time: {error}"
+        self._shortages += 1
+        if self.options.fallback == "error":
+            raise error
+        if self._shortages == 1:
+            tell_once(f"{self.entry.name}: too little memory ({error}); PyTorch runs this call, later ones try again.")
+        if self._shortages < MOST_SHORTAGES:
+            return None
+        return f"{self._shortages} calls had too little memory: {error}"
+
+    def _after(
+        self, failure: str | None, inputs: Sequence[torch.Tensor], expected: Sequence[torch.Tensor] | None = None
+    ) -> Sequence[torch.Tensor]:
+        """The results of a call that the engine did not compute."""
+        if failure is not None:
+            return self._give_up(failure, inputs, expected)
+        return self.in_pytorch(inputs) if expected is None else expected
+
     def _give_up(
         self, why: str, inputs: Sequence[torch.Tensor], expected: Sequence[torch.Tensor] | None = None
     ) -> Sequence[torch.Tensor]:
         self.runner = None
         self._serve = self._without_engine
+        self.changes.count += 1
         self.entry.state = why
         tell_once(f"{self.entry.name}: {why}; PyTorch runs this subgraph from now on.")
         return self._without_engine(inputs) if expected is None or self.options.fallback == "error" else expected
@@ -215,9 +278,14 @@ class EngineModule(nn.Module):
                 f"{self.entry.name} is not trusted: {self.entry.state}. fallback='pytorch' lets PyTorch run it; "
                 "torch_ops=(...) keeps chosen operators in PyTorch."
             )
-        return (
-            self._inductor(inputs) if self.options.inductor != "off" and self._is_static else self._in_pytorch(inputs)
-        )
+        if self.options.inductor == "off" or not self._is_static:
+            return self.in_pytorch(inputs)
+        with self._weights_at_hand(inputs):
+            return self._inductor(inputs)
+
+    def _weights_at_hand(self, inputs: Sequence[torch.Tensor]) -> contextlib.AbstractContextManager[None]:
+        weights = self.weights
+        return contextlib.nullcontext() if weights is None else weights.at_hand(is_capturing(inputs))
 
 
 def _computing_device(options: Options) -> torch.device:

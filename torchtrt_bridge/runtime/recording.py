@@ -17,6 +17,7 @@ class Recording:
     """What `run` does with `inputs`, recorded once and replayed with other values of the same shapes.
 
     outputs: its results, which each replay overwrites.
+    kept: what must live as long as the recording, as its kernels read their memory.
     Raises RuntimeError, with CUDA's own words, for a call that cannot be recorded.
     """
 
@@ -28,6 +29,7 @@ class Recording:
             values = [value.clone() if isinstance(value, torch.Tensor) else value for value in inputs]
             with _own_workspaces(), torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self.outputs = tuple(run(*values))
+        self.kept: object = None
         self._buffers = [values[i] for i in self._tensors]
         self._storages = _storages(self.outputs)
         self._unused = [_use_count(storage) for storage in self._storages]

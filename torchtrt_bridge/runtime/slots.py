@@ -6,6 +6,8 @@ import heapq
 import threading
 import weakref
 
+from torchtrt_bridge.forks import in_each_child
+
 # Execution contexts and CUDA graphs per engine at most; beyond that, threads take turns.
 SLOTS = 8
 
@@ -37,3 +39,12 @@ def _take() -> int:
 def _give_back(slot: int) -> None:
     with _lock:
         heapq.heappush(_free, slot)
+
+
+def _renew() -> None:
+    """In a forked process: another thread may have held the lock."""
+    global _lock
+    _lock = threading.Lock()
+
+
+in_each_child(_renew)

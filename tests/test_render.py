@@ -135,3 +135,15 @@ def test_save_writes_the_page(report: CompileReport, tmp_path) -> None:
 def test_it_is_text_in_a_notebook_too(report: CompileReport, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
     assert "102 of 105 nodes in TensorRT, 1 engine" in text_from_report(report)
+
+
+def test_what_is_not_quantized_is_listed_with_its_reason(report: CompileReport) -> None:
+    report.in_float = [
+        TorchEntry("aten.linear.default", "linear", "TensorRT does not build it", "model.py:7: x = f(x)")
+    ]
+    report.engines[0].products = {"int8": 3, "float16": 2}
+    for text in (text_from_report(report), html_from_report(report)):
+        assert "Not quantized" in text
+        assert "TensorRT does not build it" in text
+        assert "model.py:7" in text
+        assert "int8 (3), float16 (2)" in text

@@ -30,8 +30,9 @@ from torch.export.graph_signature import (
 
 import torchtrt_bridge
 from torchtrt_bridge.capture import CapturedGraph, copy_graph
-from torchtrt_bridge.compile_report import EngineEntry, TorchEntry
+from torchtrt_bridge.compile_report import CompileReport, EngineEntry, TorchEntry
 from torchtrt_bridge.errors import EngineLoadError
+from torchtrt_bridge.options import Options
 
 MANIFEST = "torchtrt_bridge.json"
 FORMAT = 1
@@ -53,9 +54,13 @@ class Manifest:
     sha256: dict[str, str]
     engines: list[dict[str, Any]]
     in_torch: list[dict[str, Any]]
+    in_float: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
-    def entries(self) -> tuple[list[EngineEntry], list[TorchEntry]]:
-        return [EngineEntry(**entry) for entry in self.engines], [TorchEntry(**entry) for entry in self.in_torch]
+    def report(self, options: Options) -> CompileReport:
+        """The report of the export."""
+        engines = [EngineEntry(**entry) for entry in self.engines]
+        in_torch, in_float = ([TorchEntry(**node) for node in nodes] for nodes in (self.in_torch, self.in_float))
+        return CompileReport(options, engines, in_torch, graphs=1, in_float=in_float)
 
 
 def program_from_graph(original: ExportedProgram, captured: CapturedGraph, flat: fx.GraphModule) -> ExportedProgram:

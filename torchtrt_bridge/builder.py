@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 import threading
@@ -19,6 +20,7 @@ from torchtrt_bridge.engine.cache import EngineCache
 from torchtrt_bridge.engine.flavour import Flavour
 from torchtrt_bridge.engine.key import engine_key
 from torchtrt_bridge.engine.probe import supports
+from torchtrt_bridge.engine.realised import product_dtypes
 from torchtrt_bridge.errors import BridgeError, BuildError, EngineLoadError, LoweringError
 from torchtrt_bridge.interop import TorchTensorRT
 from torchtrt_bridge.lower.network import Network, network_from_graph
@@ -139,6 +141,8 @@ class _Engine:
             return ReferenceRunner(self._network, self.flavour)
         plan = self._plan or self._cached_or_built()
         self._plan = self._network = None
+        if {"int8", "float8_e4m3fn"} & set(self.entry.dtypes):
+            self.entry.products = dict(collections.Counter(product_dtypes(plan).values()).most_common())
         if self.builder.keep:
             self.builder.plans[self.entry.name] = plan
         if not self.builder.run:

@@ -38,6 +38,8 @@ class EngineEntry:
     milliseconds: time per call of the engine, of PyTorch and of who else took part in the trial.
     choice: who serves since the trial: ``"engine"``, ``"PyTorch"`` or ``"inductor"``.
     by_torch_tensorrt: the nodes that converters of torch_tensorrt wrote, each with its operator.
+    products: of a quantized subgraph, in which dtypes the engine computes convolutions and matrix products, and how
+        many; empty where the engine does not tell.
     """
 
     name: str
@@ -55,6 +57,7 @@ class EngineEntry:
     milliseconds: dict[str, float] = dataclasses.field(default_factory=dict)
     choice: str = "engine"
     by_torch_tensorrt: dict[str, str] = dataclasses.field(default_factory=dict)
+    products: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def is_ready(self) -> bool:
@@ -73,7 +76,7 @@ class EngineEntry:
 
 @dataclasses.dataclass(frozen=True)
 class TorchEntry:
-    """One node that stays in PyTorch."""
+    """One node that stays in PyTorch, or does not run as it could, and why."""
 
     op: str
     node: str
@@ -87,6 +90,7 @@ class CompileReport:
 
     graphs: how many graphs PyTorch captured; more than one means graph breaks or several input shapes.
     notes: what happened to whole graphs, as "gradients are needed: PyTorch runs it".
+    in_float: the layers that TensorRT runs in floating point although the model has them quantized.
     """
 
     options: Options
@@ -94,6 +98,7 @@ class CompileReport:
     in_torch: list[TorchEntry] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
     graphs: int = 0
+    in_float: list[TorchEntry] = dataclasses.field(default_factory=list)
 
     @property
     def trt_nodes(self) -> int:
@@ -119,6 +124,7 @@ class CompileReport:
             "graphs": self.graphs,
             "engines": [dataclasses.asdict(entry) for entry in self.engines],
             "in_torch": [dataclasses.asdict(entry) for entry in self.in_torch],
+            "in_float": [dataclasses.asdict(entry) for entry in self.in_float],
             "notes": list(self.notes),
         }
 
@@ -142,6 +148,7 @@ def merged(reports: Iterable[CompileReport]) -> CompileReport:
     for report in reports:
         whole.engines += report.engines
         whole.in_torch += report.in_torch
+        whole.in_float += report.in_float
         for note in report.notes:
             whole.note(note)
     return whole

@@ -91,8 +91,7 @@ def load(path: str | Path, *, device: str | torch.device | None = None, **option
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     exported = move_to_device_pass(exported, str(place))
     captured = graph_from_program(exported)
-    engines, in_torch = manifest.entries()
-    report = CompileReport(checked, engines, in_torch, graphs=1)
+    report = manifest.report(checked)
     module = _with_engines(captured, manifest, plans, report)
     run = Execution(module, captured.outputs, captured.mutations, checked, report)
     return Program(exported, captured, run, manifest, plans)
@@ -130,6 +129,7 @@ def _manifest(
         {name: hashlib.sha256(plan).hexdigest() for name, plan in plans.items()},
         content["engines"],
         content["in_torch"],
+        content["in_float"],
     )
 
 

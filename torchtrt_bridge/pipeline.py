@@ -14,10 +14,12 @@ from torchtrt_bridge.builder import Builder, GuestError
 from torchtrt_bridge.capture import CapturedGraph, copy_graph, own_constants
 from torchtrt_bridge.compile_report import CompileReport, EngineEntry, engine_entry, op_name, tell_once, torch_entry
 from torchtrt_bridge.engine import flavour as flavours
+from torchtrt_bridge.engine.flavour import Flavour
+from torchtrt_bridge.engine.probe import supports
 from torchtrt_bridge.errors import UnsupportedOpError
 from torchtrt_bridge.interop import guest_for
 from torchtrt_bridge.lower import is_foreign
-from torchtrt_bridge.normalize import normalize
+from torchtrt_bridge.normalize import drop_quantization, normalize
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.partition import PIECE_PREFIX, Proposal, fuse, propose, propose_pieces
 from torchtrt_bridge.runtime import EngineModule, Execution, Piece
@@ -56,6 +58,8 @@ def compile_graph(
     flavour = flavours.choose(options.engine)
     theirs = [] if original is not None else list(captured.module.buffers())
     module = normalize(captured.module, options)
+    in_float = drop_quantization(module, lambda capability: _missing(capability, flavour, options))
+    floats = [torch_entry(node, reason) for node, reason in in_float.items()]
     is_reference = options.engine == "reference"
     if original is not None and is_reference:
         own_constants([module], original)  # the interpreter reads them from the network, which holds addresses
@@ -70,6 +74,7 @@ def compile_graph(
                 compiled = _compiled(captured, module, proposal, builder, theirs)
         except GuestError:  # without the nodes that its guest wrote, the graph is cut anew
             module = flat
+    compiled.report.in_float = floats
     if is_result:
         compiled.flat = flat
     if original is not None and not is_reference:
@@ -108,6 +113,12 @@ def give_pieces_to_inductor(module: fx.GraphModule, report: CompileReport) -> No
     if report.options.inductor != "off":
         for name, piece in fuse(module, propose_pieces(module), PIECE_PREFIX).items():
             module.set_submodule(name, Piece(name, piece, report))
+
+
+def _missing(capability: str, flavour: Flavour, options: Options) -> str | None:
+    """Why TensorRT cannot build a quantized layer; None if it can."""
+    support = supports(capability, flavour, options)
+    return None if support.yes else f"{flavour} does not build {capability}: {support.reason}"
 
 
 def planned_entry(name: str, subgraph: fx.GraphModule) -> EngineEntry:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import html
 import io
 import string
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from torchtrt_bridge.compile_report import CompileReport, EngineEntry
+    from torchtrt_bridge.compile_report import CompileReport, EngineEntry, TorchEntry
 
 WIDTH = 100
 NOT_BUILT = "not built"  # what `explain` writes in place of the engine's name
@@ -35,15 +35,20 @@ def text_from_report(report: CompileReport) -> str:
     if report.engines:
         console.print()
         console.print(_table("Engines", *engine_table(report)))
-    if failures(report) or borrowed(report):
+    if failures(report) or borrowed(report) or realised(report):
         console.print()
+    for name, dtypes in realised(report):
+        console.print(f"{name} computes its products in {dtypes}")
     for name, reason in failures(report):
         console.print(f"{name} runs in {reason}")
     for name, nodes in borrowed(report):
         console.print(f"{name} has nodes that converters of torch_tensorrt wrote: {nodes}")
     if report.in_torch:
         console.print()
-        console.print(_table("In PyTorch", TORCH_COLUMNS, [_shortened(row) for row in torch_rows(report)]))
+        console.print(_table("In PyTorch", TORCH_COLUMNS, [_shortened(row) for row in torch_rows(report.in_torch)]))
+    if report.in_float:
+        console.print()
+        console.print(_table("Not quantized", TORCH_COLUMNS, [_shortened(r) for r in torch_rows(report.in_float)]))
     if report.notes:
         console.print()
     for note in report.notes:
@@ -86,10 +91,10 @@ def engine_table(report: CompileReport) -> tuple[tuple[str, ...], Rows]:
     return ENGINE_COLUMNS, [_engine_row(entry) for entry in report.engines]
 
 
-def torch_rows(report: CompileReport) -> Rows:
-    """What stayed in PyTorch, by operator and reason, the most frequent first."""
+def torch_rows(entries: Iterable[TorchEntry]) -> Rows:
+    """What stayed in PyTorch, or in floating point, by operator and reason, the most frequent first."""
     groups: dict[tuple[str, str], list[str | None]] = {}
-    for entry in report.in_torch:
+    for entry in entries:
         groups.setdefault((entry.op, entry.reason), []).append(entry.source)
     ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
     return [
@@ -107,6 +112,12 @@ def borrowed(report: CompileReport) -> list[tuple[str, str]]:
     """The engines with nodes that torch_tensorrt's converters wrote, and these nodes."""
     listed = [(e.name, [f"{op} ({node})" for node, op in e.by_torch_tensorrt.items()]) for e in report.engines]
     return [(name, ", ".join(nodes)) for name, nodes in listed if nodes]
+
+
+def realised(report: CompileReport) -> list[tuple[str, str]]:
+    """The engines of quantized subgraphs, and in what they compute convolutions and matrix products."""
+    listed = [(e.name, ", ".join(f"{dtype} ({count})" for dtype, count in e.products.items())) for e in report.engines]
+    return [(name, dtypes) for name, dtypes in listed if dtypes]
 
 
 def _instead(entry: EngineEntry) -> str:
@@ -222,10 +233,14 @@ def html_from_report(report: CompileReport) -> str:
             "<h2>Engines that PyTorch replaces</h2>",
             _html_table(("name", "reason"), list(failures(report))),
         ]
+    if realised(report):
+        sections += ["<h2>Products</h2>", _html_table(("name", "computed in"), realised(report))]
     if borrowed(report):
         sections += ["<h2>Nodes by torch_tensorrt</h2>", _html_table(("name", "nodes"), borrowed(report))]
     if report.in_torch:
-        sections += ["<h2>In PyTorch</h2>", _html_table(TORCH_COLUMNS, torch_rows(report))]
+        sections += ["<h2>In PyTorch</h2>", _html_table(TORCH_COLUMNS, torch_rows(report.in_torch))]
+    if report.in_float:
+        sections += ["<h2>Not quantized</h2>", _html_table(TORCH_COLUMNS, torch_rows(report.in_float))]
     if report.notes:
         items = "".join(f"<li>{html.escape(note)}</li>" for note in report.notes)
         sections += ["<h2>Notes</h2>", f"<ul>{items}</ul>"]

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -87,6 +88,89 @@ def attention(trt: Any, network: Any) -> None:
         layer.decomposable = True
         layer.mask = mask
         network.mark_output(layer.get_output(0))
+
+
+# Quantization ------------------------------------------------------------------------------------------------------
+
+# Stand for weights of any dtype and for their scales: TensorRT reads their memory until the network is built.
+_BYTES = torch.ones(64 * 64 * 9, dtype=torch.uint8)
+_SCALES, _SCALES_OF_BLOCKS = torch.ones(64), torch.ones(64 * 4, dtype=torch.float16)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Quantized:
+    """The network of one fp16 layer, whose inputs are dequantized from `narrow`, a `DataType` by name."""
+
+    narrow: str
+    layer: Callable[[_Quantized, Any, Any], Any]
+
+    def __call__(self, trt: Any, network: Any) -> None:
+        network.mark_output(self.layer(self, trt, network).get_output(0))
+
+    def values(self, trt: Any, network: Any, *shape: int) -> Any:
+        """An input, quantized and dequantized; a layer of 4-bit weights takes it as it is."""
+        values = network.add_input(f"input{network.num_inputs}", trt.DataType.HALF, shape)
+        if self.narrow == "INT4":
+            return values
+        scale = _constant(trt, network, "FLOAT", _SCALES, 1)
+        quantized = network.add_quantize(values, scale, getattr(trt.DataType, self.narrow)).get_output(0)
+        return network.add_dequantize(quantized, scale, trt.DataType.HALF).get_output(0)
+
+    def weight(self, trt: Any, network: Any, axis: int, *shape: int) -> Any:
+        """A constant, dequantized by channel along `axis`; of 4 bits by blocks of 16 along the last one."""
+        narrow = _constant(trt, network, self.narrow, _BYTES, *shape)
+        if self.narrow == "INT4":
+            axis, scale = 1, _constant(trt, network, "HALF", _SCALES_OF_BLOCKS, 64, 4)
+        else:
+            scale = _constant(trt, network, "FLOAT", _SCALES, shape[axis])
+        layer = network.add_dequantize(narrow, scale, trt.DataType.HALF)
+        layer.axis = axis
+        return layer.get_output(0)
+
+
+def _constant(trt: Any, network: Any, dtype: str, memory: torch.Tensor, *shape: int) -> Any:
+    weights = trt.Weights(getattr(trt.DataType, dtype), memory.data_ptr(), math.prod(shape))
+    return network.add_constant(shape, weights).get_output(0)
+
+
+def _convolution(of: _Quantized, trt: Any, network: Any) -> Any:
+    values, weight = of.values(trt, network, 1, 64, 8, 8), of.weight(trt, network, 0, 64, 64, 3, 3)
+    layer = network.add_convolution_nd(values, 64, (3, 3), trt.Weights(), trt.Weights())
+    layer.set_input(1, weight)
+    return layer
+
+
+def _transposed_convolution(of: _Quantized, trt: Any, network: Any) -> Any:
+    values, weight = of.values(trt, network, 1, 64, 8, 8), of.weight(trt, network, 1, 64, 64, 3, 3)
+    layer = network.add_deconvolution_nd(values, 64, (3, 3), trt.Weights(), trt.Weights())
+    layer.set_input(1, weight)
+    return layer
+
+
+def _linear(of: _Quantized, trt: Any, network: Any) -> Any:
+    values, weight = of.values(trt, network, 16, 64), of.weight(trt, network, 0, 64, 64)
+    return network.add_matrix_multiply(values, trt.MatrixOperation.NONE, weight, trt.MatrixOperation.TRANSPOSE)
+
+
+def _attention(of: _Quantized, trt: Any, network: Any) -> Any:
+    query, key, value = (of.values(trt, network, 1, 2, 16, 64) for _ in range(3))
+    layer = network.add_attention(query, key, value, trt.AttentionNormalizationOp.SOFTMAX, False)
+    layer.decomposable = True
+    return layer
+
+
+def _values(of: _Quantized, trt: Any, network: Any) -> Any:
+    left, right = (of.values(trt, network, 1, 64, 8, 8) for _ in range(2))
+    return network.add_elementwise(left, right, trt.ElementWiseOperation.SUM)
+
+
+for _narrow in ("INT8", "FP8"):
+    for _layer in (_convolution, _transposed_convolution, _linear, _attention, _values):
+        PROBES[f"{_narrow.lower()}{_layer.__name__}"] = Probe("add_quantize", _Quantized(_narrow, _layer))
+PROBES["int4_linear"] = Probe("add_dequantize", _Quantized("INT4", _linear))
+
+
+# Answers -----------------------------------------------------------------------------------------------------------
 
 
 def supports(capability: str, flavour: Flavour, options: Options) -> Support:

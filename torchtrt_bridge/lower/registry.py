@@ -12,6 +12,7 @@ import torch
 from torch.fx import Node
 
 from torchtrt_bridge.lower.dtypes import COMPUTE_DTYPES
+from torchtrt_bridge.lower.quantizers import why_not_quantizer
 
 if TYPE_CHECKING:
     from torchtrt_bridge.lower.context import Context
@@ -100,6 +101,9 @@ def why_not(node: Node, guest: Guest | None = None) -> str | None:
     guest: asked about an operator that has no converter here.
     """
     found = CONVERTERS.get(node.target)
+    reason = why_not_quantizer(node)  # apart from converters: the libraries of some may not be installed
+    if reason is not None:
+        return reason
     if found is None:
         return NO_CONVERTER if guest is None else guest.why_not(node)
     reason = tensor_reason(node, found.dtypes)

@@ -3,16 +3,19 @@
 from torch import fx
 
 from torchtrt_bridge.normalize.clean import drop_metadata_checks
+from torchtrt_bridge.normalize.drop import drop_quantization
 from torchtrt_bridge.normalize.fold import fold_constants
 from torchtrt_bridge.normalize.fuse import fold_batch_norm
 from torchtrt_bridge.normalize.masks import simplify_masks
 from torchtrt_bridge.normalize.precision import set_precision
 from torchtrt_bridge.normalize.projections import merge_projections
+from torchtrt_bridge.normalize.quantizers import unify_quantizers
 from torchtrt_bridge.normalize.selects import select_first
 from torchtrt_bridge.options import Options
 
 PASSES = (
     drop_metadata_checks,
+    unify_quantizers,  # first: a quantized weight must not be folded to floats
     fold_constants,
     fold_batch_norm,
     select_first,
@@ -30,4 +33,4 @@ def normalize(module: fx.GraphModule, options: Options) -> fx.GraphModule:
     return module
 
 
-__all__ = ["PASSES", "normalize"]
+__all__ = ["PASSES", "drop_quantization", "normalize"]

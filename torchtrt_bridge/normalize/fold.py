@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,15 +10,24 @@ from torch import fx
 
 from torchtrt_bridge.normalize.graph import constant_of, fake_mode_of, finish, insert_constant
 from torchtrt_bridge.options import Options
+from torchtrt_bridge.quantize.ops import own
+
+# Weights stay integers: the engine is what makes use of them.
+KEPT = (own.dequantize.default, own.dequantize_int4.default)
 
 # A constant that grows is computed in the engine instead, unless it stays below this many bytes.
 SMALL_BYTES = 16 * 2**20
 
 
 def fold_constants(module: fx.GraphModule, options: Options) -> fx.GraphModule:
-    """Replace calls whose inputs are all constants by their value."""
+    """Replace calls whose inputs are all constants by their value; quantized weights stay what they are."""
+    return fold(module, kept=lambda node: node.target in KEPT)
+
+
+def fold(module: fx.GraphModule, kept: Callable[[fx.Node], bool]) -> fx.GraphModule:
+    """The same, but for the nodes that are to be kept."""
     mode = fake_mode_of(module)
-    constant = _constant_calls(module.graph)
+    constant = _constant_calls(module.graph, kept)
     values: dict[fx.Node, Any] = {}
     for node in list(module.graph.nodes):
         wanted = node in constant and isinstance(node.meta["val"], torch.Tensor)
@@ -32,11 +42,12 @@ def fold_constants(module: fx.GraphModule, options: Options) -> fx.GraphModule:
     return finish(module, changed=bool(values))
 
 
-def _constant_calls(graph: fx.Graph) -> set[fx.Node]:
+def _constant_calls(graph: fx.Graph, kept: Callable[[fx.Node], bool]) -> set[fx.Node]:
     constant: set[fx.Node] = set()
     for node in graph.nodes:
         if (
             node.op == "call_function"
+            and not kept(node)
             and _is_pure(node)
             and all(constant_of(n) is not None or n in constant for n in node.all_input_nodes)
             and not _is_large(node)

@@ -18,6 +18,8 @@ from torchtrt_bridge.normalize.graph import (
     is_call,
 )
 from torchtrt_bridge.options import Options
+from torchtrt_bridge.quantize.ops import own
+from torchtrt_bridge.schema import arguments_of
 
 aten = torch.ops.aten
 BATCH_NORM = aten._native_batch_norm_legit_no_training.default
@@ -70,19 +72,46 @@ def _fold_into(source: fx.Node, scale: torch.Tensor, shift: torch.Tensor, mode: 
         return None
     if is_call(source, aten.linear.default) and source.meta["val"].dim() != 2:
         return None
-    weight = constant_of(source.args[1])
     bias_node = source.args[2] if len(source.args) > 2 else None
     bias = constant_of(bias_node)
-    if weight is None or (bias_node is not None and bias is None):
+    if bias_node is not None and bias is None:
         return None
-    new_weight = (weight.float() * _along_outputs(source, weight, scale).float()).to(weight.dtype)
-    new_bias = (shift if bias is None else bias.double() * scale + shift).to(weight.dtype)
-    hint = source.name
+    weight = _scaled(source, scale, mode) or _quantized_and_scaled(source, scale, mode)
+    if weight is None:
+        return None
+    new_bias = (shift if bias is None else bias.double() * scale + shift).to(weight.meta["val"].dtype)
     args = list(source.args) + [None] * (3 - len(source.args))
-    args[1] = insert_constant(source, new_weight, f"{hint}_weight", mode)
-    args[2] = insert_constant(source, new_bias, f"{hint}_bias", mode)
+    args[1:3] = weight, insert_constant(source, new_bias, f"{source.name}_bias", mode)
     source.args = tuple(args)
     return source
+
+
+def _scaled(source: fx.Node, scale: torch.Tensor, mode: FakeTensorMode) -> fx.Node | None:
+    """The weight of a layer with its outputs multiplied by `scale`."""
+    weight = constant_of(source.args[1])
+    if weight is None:
+        return None
+    scaled = (weight.float() * _along_outputs(source, weight, scale).float()).to(weight.dtype)
+    return insert_constant(source, scaled, f"{source.name}_weight", mode)
+
+
+def _quantized_and_scaled(source: fx.Node, scale: torch.Tensor, mode: FakeTensorMode) -> fx.Node | None:
+    """The same for a quantized weight: the factor goes into its scales, the factor's sign into its integers."""
+    if not is_call(source.args[1], own.dequantize.default):
+        return None
+    integers, scales, axis, dtype = arguments_of(source.args[1]).values()  # type: ignore[arg-type]
+    weight, old = constant_of(integers), constant_of(scales)
+    is_by_output = axis in (None, 0) and not (is_call(source, aten.convolution.default) and source.args[6])
+    if weight is None or old is None or weight.dtype != torch.int8 or not is_by_output:
+        return None
+    signs = _along_outputs(source, weight, torch.where(scale < 0, -1, 1))
+    signed = weight.short() * signs
+    if bool((signed > 127).any()):  # -128 has no counterpart
+        return None
+    new = (old.double() * scale.abs()).float().clamp(min=torch.finfo(torch.float32).tiny)
+    signed_weight = insert_constant(source, signed.to(torch.int8), f"{source.name}_weight", mode)
+    new_scales = insert_constant(source, new, f"{source.name}_scale", mode)
+    return insert_call(source, mode, own.dequantize.default, signed_weight, new_scales, 0, dtype)
 
 
 def _along_outputs(source: fx.Node, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

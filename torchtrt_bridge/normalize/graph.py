@@ -11,6 +11,8 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import detect_fake_mode
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from torchtrt_bridge.schema import constant_of as constant_of
+
 
 def fake_mode_of(module: fx.GraphModule) -> FakeTensorMode:
     """The mode in which the fake values of `module`'s nodes live."""
@@ -44,15 +46,6 @@ def insert_call(before: fx.Node, mode: FakeTensorMode, op: Callable[..., Any], *
             node.meta[key] = before.meta[key]
     infer(node, mode)
     return node
-
-
-def constant_of(node: Any) -> torch.Tensor | None:
-    """The tensor that `node` reads, if it is a constant."""
-    if not isinstance(node, fx.Node) or node.op != "get_attr":
-        return None
-    module = node.graph.owning_module
-    value = getattr(module, str(node.target), None)
-    return value if isinstance(value, torch.Tensor) else None
 
 
 def insert_constant(before: fx.Node, value: torch.Tensor, hint: str, mode: FakeTensorMode) -> fx.Node:

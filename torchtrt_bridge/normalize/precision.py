@@ -12,7 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torchtrt_bridge.lower import why_not
 from torchtrt_bridge.normalize.graph import constant_of, fake_mode_of, infer, insert_call
 from torchtrt_bridge.options import Options
-from torchtrt_bridge.schema import operator_name
+from torchtrt_bridge.quantize.ops import own
+from torchtrt_bridge.schema import arguments_of, operator_name
 
 aten = torch.ops.aten
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -28,6 +29,9 @@ HALF = {
     aten.matmul.default,
     aten.scaled_dot_product_attention.default,
 }
+
+# What makes floats of narrow numbers, and the largest of these.
+DEQUANTIZE: dict[Any, float] = {own.dequantize.default: 448, own.dequantize_int4.default: 8}
 
 # Functions that lose their meaning in 10 mantissa bits, or leave fp16's range, by name without overload.
 DELICATE = {
@@ -71,6 +75,11 @@ class _Lowering:
                 self._restore(node)
 
     def _call(self, node: fx.Node) -> None:
+        if node.target is own.quantize.default:  # takes each precision, with a scale in fp32
+            return
+        if node.target in DEQUANTIZE:
+            self._dequantize(node)
+            return
         was = _float_dtypes(node.meta.get("val"))
         if self._is_wide(node):
             self.wide.add(node)
@@ -83,6 +92,19 @@ class _Lowering:
         if sources:
             infer(node, self.mode)
         if torch.float32 in was and _float_dtypes(node.meta["val"]) != was:
+            self.lowered.add(node)
+
+    def _dequantize(self, node: fx.Node) -> None:
+        """Let narrow numbers become half precision, unless that overflows or nobody computes in it."""
+        arguments = arguments_of(node)
+        scale = constant_of(arguments["scale"])
+        if arguments["dtype"] != torch.float32 or scale is None:
+            return
+        if float(scale.max()) * DEQUANTIZE[node.target] > torch.finfo(self.dtype).max:
+            self.wide.add(node)
+        elif any(user.op != "output" and not self._stays_fp32(user) for user in node.users):
+            node.args, node.kwargs = tuple((arguments | {"dtype": self.dtype}).values()), {}
+            infer(node, self.mode)
             self.lowered.add(node)
 
     def _is_wide(self, node: fx.Node) -> bool:

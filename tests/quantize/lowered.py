@@ -1,0 +1,55 @@
+"""The networks of quantized models, and what their layers read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchtrt_bridge.capture import export_program, graph_from_program
+from torchtrt_bridge.engine import flavour as flavours
+from torchtrt_bridge.lower.network import Network, network_from_graph
+from torchtrt_bridge.normalize import normalize
+from torchtrt_bridge.options import Options
+from torchtrt_bridge.partition import fuse, propose
+
+PRODUCTS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
+
+# Layers through which TensorRT sees what is quantized before them.
+MOVES = ("UNSQUEEZE", "SQUEEZE", "SHUFFLE")
+
+
+def normalized(model: nn.Module, x: torch.Tensor, **options: Any) -> torch.fx.GraphModule:
+    return normalize(graph_from_program(export_program(model, (x,))).module, Options(**options))
+
+
+def network_of(model: nn.Module, x: torch.Tensor, **options: Any) -> Network:
+    """The one network of `model`."""
+    graph = normalized(model, x, **options)
+    proposal = propose(graph, Options(**options))
+    assert [r.reason for r in proposal.rejections] == []
+    subgraph = fuse(graph, proposal.subgraphs)["trt_0"]
+    return network_from_graph(subgraph, flavours.load("tensorrt_rtx"))
+
+
+def products(network: Network) -> dict[str, list[str]]:
+    """For each product, by layer name, what its two inputs come from: ``"INPUT"``, or kinds of layers from there up."""
+    layers = [network.definition.get_layer(index) for index in range(network.definition.num_layers)]
+    makers = {layer.get_output(i).name: layer for layer in layers for i in range(layer.num_outputs)}
+    found = {}
+    for layer in layers:
+        if layer.type.name in PRODUCTS:
+            found[layer.name] = [_origin(layer.get_input(index), makers) for index in range(2)]
+    return found
+
+
+def _origin(tensor: Any, makers: dict[str, Any]) -> str:
+    """The kinds of the layers that a tensor comes through, up to the second quantizing one."""
+    kinds: list[str] = []
+    while tensor is not None and tensor.name in makers and len(kinds) < 2:
+        layer = makers[tensor.name]
+        if layer.type.name not in MOVES:
+            kinds.append(layer.type.name if layer.type.name != "CONSTANT" else f"CONSTANT {tensor.dtype.name}")
+        tensor = layer.get_input(0) if layer.num_inputs else None
+    return " < ".join(kinds)

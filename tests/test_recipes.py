@@ -1,4 +1,4 @@
-"""The recipes and the notebook run, on small models."""
+"""The recipes and the notebooks run, on small models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jupyter_client.kernelspec import KernelSpecManager
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parent.parent
-NOTEBOOK = ROOT / "notebooks" / "quickstart.ipynb"
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 @pytest.fixture
@@ -64,17 +64,46 @@ def test_hugging_face(recipe: str, package: str, said: str, environment: dict[st
     assert said in done.stdout
 
 
-def test_the_quickstart_notebook(kernels: AsyncKernelManager, environment: dict[str, str]) -> None:
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    client = NotebookClient(notebook, timeout=600, km=kernels)
-    client.execute(env=environment)
+def test_train_to_deploy(tmp_path: Path, environment: dict[str, str]) -> None:
+    recipe = ROOT / "recipes" / "train_to_deploy.py"
+    options = ["--tiny", "--targets", "sm_89", "--output", str(tmp_path / "digits.pt2")]
+    command = [sys.executable, str(recipe), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "layers in int8" in done.stdout
+    simulated = re.search(r"([\d.]+)% in fp32, ([\d.]+)% in INT8", done.stdout)
+    served = re.search(r"accuracy of what was served: ([\d.]+)%", done.stdout)
+    assert simulated is not None
+    assert served is not None
+    assert float(simulated[1]) > 80  # it has learned
+    assert abs(float(served[1]) - float(simulated[2])) < 0.5
+
+
+def executed(name: str, kernels: AsyncKernelManager, environment: dict[str, str]) -> tuple[str, int]:
+    """What a notebook prints, and how many pictures it draws."""
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=600, km=kernels).execute(env=environment)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     text = "".join(output.text for output in outputs if output.output_type == "stream")
+    return text, sum("image/png" in output.get("data", {}) for output in outputs)
+
+
+def test_the_quickstart_notebook(kernels: AsyncKernelManager, environment: dict[str, str]) -> None:
+    text, pictures = executed("quickstart", kernels, environment)
     assert text.count("nodes in TensorRT, 1 engine") == 1
     assert "linalg_det" in text
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 1
+    assert pictures == 1
 
 
-def test_the_notebook_is_kept_without_outputs() -> None:
-    cells = [cell for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
+def test_the_int8_notebook(kernels: AsyncKernelManager, environment: dict[str, str]) -> None:
+    text, pictures = executed("int8_accuracy", kernels, environment)
+    errors = [float(value) for value in re.findall(r"relative error ([\d.]+)", text)]
+    assert len(errors) == 6
+    assert errors[-1] <= 1.1 * min(errors)  # what was chosen by measuring, and the five ways alone
+    assert pictures == 3
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_kept_without_outputs(path: Path) -> None:
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     assert all(not cell.outputs and cell.execution_count is None for cell in cells)

@@ -6,6 +6,8 @@ Importing this package imports neither torch nor TensorRT; each public name load
 from __future__ import annotations
 
 import importlib
+import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from torchtrt_bridge.huggingface.accelerate import accelerate, restore
     from torchtrt_bridge.options import Options
     from torchtrt_bridge.program import Program
+    from torchtrt_bridge.quantize.api import quantize
+    from torchtrt_bridge.quantize.model import QuantizedModel
 
 __version__ = "0.1.0"
 
@@ -34,11 +38,13 @@ _HOMES = {
     "CompileReport": "compile_report",
     "Options": "options",
     "Program": "program",
+    "QuantizedModel": "quantize.model",
     "accelerate": "huggingface.accelerate",
     "compile": "backend",
     "explain": "explaining",
     "export": "exporter",
     "load": "exporter",
+    "quantize": "quantize.api",
     "report": "backend",
     "restore": "huggingface.accelerate",
     "save": "exporter",
@@ -66,6 +72,7 @@ __all__ = [
     "Options",
     "OptionsError",
     "Program",
+    "QuantizedModel",
     "ShapeRangeError",
     "UnsupportedOpError",
     "accelerate",
@@ -73,10 +80,22 @@ __all__ = [
     "explain",
     "export",
     "load",
+    "quantize",
     "report",
     "restore",
     "save",
 ]
+
+
+class _Package(types.ModuleType):
+    """Keeps public names from becoming folders of the same name, which the import system would let them be."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

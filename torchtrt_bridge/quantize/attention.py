@@ -1,0 +1,78 @@
+"""Attention: taken apart, so that its two products can be quantized."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from torchtrt_bridge.normalize.graph import fake_mode_of, finish, insert_call, insert_constant
+
+aten = torch.ops.aten
+ATTENTION = aten.scaled_dot_product_attention.default
+NAMES = [argument.name for argument in ATTENTION._schema.arguments]
+
+
+def take_attention_apart(module: fx.GraphModule) -> fx.GraphModule:
+    """Replace each attention by two products with a softmax between them, where `why_whole` has no reason."""
+    mode = fake_mode_of(module)
+    changed = False
+    for node in module.graph.find_nodes(op="call_function", target=ATTENTION):
+        if why_whole(node) is None:
+            node.replace_all_uses_with(_apart(node, mode))
+            module.graph.erase_node(node)
+            changed = True
+    return finish(module, changed)
+
+
+def why_whole(node: fx.Node) -> str | None:
+    """Why an attention cannot be taken apart here; None if it can."""
+    given = _arguments(node)
+    if given.get("dropout_p"):
+        return "an attention with dropout"
+    if given.get("enable_gqa"):
+        return "an attention of grouped queries"
+    sizes = (given["query"].meta["val"].shape[-2], given["key"].meta["val"].shape[-2])
+    if given.get("is_causal") and not all(isinstance(size, int) for size in sizes):
+        return "a causal attention whose lengths are known at run time only"
+    return None
+
+
+def _arguments(node: fx.Node) -> dict[str, Any]:
+    return dict(zip(NAMES, node.args, strict=False)) | node.kwargs
+
+
+def _apart(node: fx.Node, mode: FakeTensorMode) -> fx.Node:
+    given = _arguments(node)
+    query, key, value, mask = given["query"], given["key"], given["value"], given.get("attn_mask")
+    rank, width = query.meta["val"].dim(), query.meta["val"].shape[-1]
+    scale = given.get("scale") or 1 / math.sqrt(width)
+    scaled = insert_call(node, mode, aten.mul.Tensor, query, scale)
+    order = [*range(key.meta["val"].dim() - 2), rank - 1, rank - 2]
+    scores = insert_call(
+        node, mode, aten.matmul.default, scaled, insert_call(node, mode, aten.permute.default, key, order)
+    )
+    scores = _masked(node, scores, _causal_mask(node, mode) if given.get("is_causal") else mask, mode)
+    weights = insert_call(node, mode, aten._softmax.default, scores, -1, False)
+    return insert_call(node, mode, aten.matmul.default, weights, value)
+
+
+def _causal_mask(node: fx.Node, mode: FakeTensorMode) -> fx.Node:
+    """True where a query may look at a key: at those that are not behind it."""
+    queries, keys = (node.args[i].meta["val"].shape[-2] for i in (0, 1))  # type: ignore[union-attr]
+    device = node.meta["val"].device
+    allowed = torch.ones(queries, keys, dtype=torch.bool, device=device).tril()
+    return insert_constant(node, allowed, f"{node.name}_mask", mode)
+
+
+def _masked(node: fx.Node, scores: fx.Node, mask: fx.Node | None, mode: FakeTensorMode) -> fx.Node:
+    if mask is None:
+        return scores
+    if mask.meta["val"].dtype != torch.bool:
+        return insert_call(node, mode, aten.add.Tensor, scores, mask)
+    hidden = insert_call(node, mode, aten.logical_not.default, mask)
+    least = torch.finfo(scores.meta["val"].dtype).min  # finite: a row that is hidden altogether gives no NaN
+    return insert_call(node, mode, aten.masked_fill.Scalar, scores, hidden, least)

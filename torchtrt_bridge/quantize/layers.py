@@ -1,0 +1,203 @@
+"""Layers: what can be quantized in a float graph, where their activations are read, and why others stay float."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from typing import Any, cast
+
+import torch
+from torch import fx
+
+from torchtrt_bridge.errors import OptionsError
+from torchtrt_bridge.normalize.graph import constant_of
+from torchtrt_bridge.quantize.attention import ATTENTION, why_whole
+from torchtrt_bridge.quantize.settings import Settings
+
+aten = torch.ops.aten
+ADD = aten.add.Tensor
+PRODUCT_OF_TWO = "a product of two activations: attention=True quantizes these"
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A convolution or a product of matrices.
+
+    name: the path of its module in the user's model, made unique.
+    node: its name in the graph.
+    reads: where it takes activations: nodes and the numbers of their arguments. The first is its own input; a
+        convolution also has the other input of the sum that it is added to, which TensorRT computes with it.
+    weight, axis: the number of its weight's argument, and the dimension of the output channels in it; None for a
+        product of two activations.
+    bias: the number of its bias's argument, if it has one.
+    channels: the dimension of the input channels in its input.
+    """
+
+    name: str
+    op: str
+    node: str
+    reads: tuple[tuple[str, int], ...]
+    weight: int | None
+    axis: int | None
+    bias: int | None
+    channels: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class FloatLayer:
+    """A layer that stays in floating point, and why."""
+
+    name: str
+    op: str
+    reason: str
+
+
+def find_layers(module: fx.GraphModule, settings: Settings) -> tuple[list[Layer], list[FloatLayer]]:
+    """The layers to quantize, in the order of the graph, and those that cannot be; OptionsError for a wrong `skip`."""
+    names = _names(module.graph)
+    found, floats = [], []
+    used: set[str] = set()
+    for node, name in names.items():
+        patterns = {p for p in settings.skip if fnmatch.fnmatchcase(name, p) or _is_inside(name, p)}
+        used |= patterns
+        reason = f"skip={min(patterns)!r}" if patterns else _why_float(node, settings)
+        if reason is not None:
+            floats.append(FloatLayer(name, _op(node), reason))
+        else:
+            found.append(_layer(node, name))
+    for pattern in settings.skip:
+        if pattern not in used:
+            raise OptionsError(f"skip={pattern!r} is no layer of the model. Layers: {', '.join(names.values())}.")
+    return _with_residuals(module.graph, found, settings), floats
+
+
+def source(module: fx.GraphModule, read: tuple[str, int]) -> fx.Node:
+    """The activation that is read there."""
+    node, index = read
+    return cast(fx.Node, nodes_by_name(module)[node].args[index])
+
+
+def nodes_by_name(module: fx.GraphModule) -> dict[str, fx.Node]:
+    return {node.name: node for node in module.graph.nodes}
+
+
+def _names(graph: fx.Graph) -> dict[fx.Node, str]:
+    """The layers' nodes with the paths of their modules; several in one module are numbered."""
+    paths = {node: _path(node) or node.name for node in graph.nodes if _op(node)}
+    seen: dict[str, int] = {}
+    names = {}
+    for node, path in paths.items():
+        seen[path] = seen.get(path, 0) + 1
+        names[node] = path if seen[path] == 1 else f"{path}:{seen[path]}"
+    return names
+
+
+def _path(node: fx.Node) -> str:
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return str(stack[-1][0]) if stack else ""
+
+
+def _is_inside(name: str, pattern: str) -> bool:
+    """Whether a layer belongs to the module that `pattern` names."""
+    return name.startswith(f"{pattern}.") or name.split(":")[0] == pattern
+
+
+def _op(node: fx.Node) -> str:
+    if node.op != "call_function":
+        return ""
+    if node.target is aten.convolution.default:
+        return "transposed convolution" if node.args[6] else "convolution"
+    return _OPS.get(node.target, "")
+
+
+def _layer(node: fx.Node, name: str) -> Layer:
+    op = _op(node)
+    if op.endswith("convolution"):
+        return Layer(name, op, node.name, ((node.name, 0),), 1, 1 if node.args[6] else 0, 2, 1)
+    if node.target is aten.addmm.default:
+        return Layer(name, op, node.name, ((node.name, 1),), 2, 1, 0, -1)
+    if op == "linear":
+        return Layer(name, op, node.name, ((node.name, 0),), 1, 0, 2, -1)
+    if constant_of(node.args[1]) is not None:
+        return Layer(name, op, node.name, ((node.name, 0),), 1, _rank(node.args[1]) - 1, None, -1)
+    return Layer(name, op, node.name, ((node.name, 0), (node.name, 1)), None, None, None, None)
+
+
+def _rank(node: Any) -> int:
+    return int(node.meta["val"].dim())
+
+
+def _why_float(node: fx.Node, settings: Settings) -> str | None:
+    if node.target is ATTENTION:
+        return why_whole(node) if settings.attention else PRODUCT_OF_TWO
+    layer, value = _layer(node, ""), node.meta.get("val")
+    if not isinstance(value, torch.Tensor) or value.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"its result is {getattr(value, 'dtype', 'no tensor')}"
+    if layer.weight is None:
+        if settings.dtype == "int4":
+            return "int4 is for weights, and this multiplies two activations"
+        return None if settings.attention else PRODUCT_OF_TWO
+    if constant_of(node.args[layer.weight]) is None:
+        return "its weight is computed in each call"
+    if _rank(node.args[layer.weight]) < 2 or (layer.op == "matmul" and _rank(node.args[layer.weight]) != 2):
+        return f"its weight has {_rank(node.args[layer.weight])} dimensions"
+    if any(node.kwargs.get(name, 1) != 1 for name in ("alpha", "beta")):
+        return "its product and its bias have factors"
+    if constant_of(node.args[layer.reads[0][1]]) is not None:
+        return "its input is a constant"
+    return _why_not_int4(node, layer, settings) if settings.dtype == "int4" else None
+
+
+def _why_not_int4(node: fx.Node, layer: Layer, settings: Settings) -> str | None:
+    if layer.op != "linear":
+        return "int4 is for the weights of linear layers"
+    assert layer.weight is not None
+    weight = constant_of(node.args[layer.weight])
+    assert weight is not None
+    assert layer.axis is not None
+    inputs = weight.shape[1 - layer.axis]
+    if inputs % settings.block_size:
+        return f"its {inputs} inputs do not divide into blocks of {settings.block_size}"
+    return None
+
+
+# The residual input of sums -------------------------------------------------------------------------------------
+
+
+def _with_residuals(graph: fx.Graph, layers: list[Layer], settings: Settings) -> list[Layer]:
+    """The layers, where convolutions that are added to something also have the other input of that sum."""
+    if settings.dtype == "int4":
+        return layers
+    by_node = {layer.node: layer for layer in layers if layer.op.endswith("convolution")}
+    for add in graph.find_nodes(op="call_function", target=ADD):
+        convolution = _fused_convolution(add, by_node)
+        if convolution is not None:
+            layer, index = convolution
+            by_node[layer.node] = dataclasses.replace(layer, reads=(*layer.reads, (add.name, 1 - index)))
+    return [by_node.get(layer.node, layer) for layer in layers]
+
+
+def _fused_convolution(add: fx.Node, layers: dict[str, Layer]) -> tuple[Layer, int] | None:
+    """The convolution that TensorRT computes with a sum, the later one of two, and its place in the sum."""
+    terms = add.args[:2]
+    if not all(isinstance(term, fx.Node) and constant_of(term) is None for term in terms):
+        return None
+    first, second = cast(tuple[fx.Node, fx.Node], terms)
+    if first is second or add.kwargs.get("alpha", 1) != 1 or first.meta["val"].shape != second.meta["val"].shape:
+        return None
+    places = [i for i, term in enumerate((first, second)) if term.name in layers and len(term.users) == 1]
+    if not places:
+        return None
+    order = {node: position for position, node in enumerate(add.graph.nodes)}
+    index = max(places, key=lambda i: order[(first, second)[i]])
+    return layers[(first, second)[index].name], index
+
+
+_OPS: dict[Any, str] = {
+    aten.linear.default: "linear",
+    aten.addmm.default: "linear",
+    aten.mm.default: "matmul",
+    aten.bmm.default: "matmul",
+    aten.matmul.default: "matmul",
+    ATTENTION: "attention",
+}

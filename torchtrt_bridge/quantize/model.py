@@ -1,0 +1,149 @@
+"""The quantized model: an ordinary module, computed in PyTorch as TensorRT will, and the account of its layers."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from typing import Any, cast
+
+from torch import fx
+
+from torchtrt_bridge.quantize.calibrate import Calibrated
+from torchtrt_bridge.quantize.place import Placed
+from torchtrt_bridge.quantize.search import Found
+from torchtrt_bridge.quantize.settings import Settings
+
+WIDTH = 120
+FLOAT = "float"
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerEntry:
+    """One row of the report.
+
+    dtype: int8, fp8, int4 or float.
+    scale: of its input; None for weights only and for layers in floating point.
+    alone: the error of the outputs where this layer alone is quantized; None where it was not measured.
+    reason: why it stays in floating point.
+    """
+
+    name: str
+    op: str
+    dtype: str
+    scale: float | None = None
+    alone: float | None = None
+    reason: str = ""
+
+
+@dataclasses.dataclass
+class QuantizationReport:
+    """What `quantize` did.
+
+    choice: how ranges were found, in words.
+    error: relative error of the outputs on batches held back from calibration; None where nothing was measured.
+    tried: the errors of the choices that were measured.
+    score, float_score: what `evaluate` gave for the quantized model and for the float one.
+    """
+
+    dtype: str
+    choice: str
+    error: float | None
+    layers: list[LayerEntry]
+    tried: dict[str, float]
+    score: float | None
+    float_score: float | None
+    notes: list[str]
+
+    @property
+    def quantized(self) -> int:
+        """How many layers are quantized."""
+        return sum(layer.dtype != FLOAT for layer in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self) | {"quantized": self.quantized}
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        from torchtrt_bridge.quantize.table import table_from_report
+
+        # Without force_jupyter=False, rich would display in a notebook instead of writing to its file.
+        options: dict[str, Any] = {"color_system": None, "highlight": False, "markup": False, "emoji": False}
+        console = Console(file=io.StringIO(), width=WIDTH, force_jupyter=False, **options)
+        console.print(self.headline())
+        console.print(table_from_report(self))
+        for note in self.notes:
+            console.print(f"note: {note}")
+        text = cast(io.StringIO, console.file).getvalue()
+        return "\n".join(line.rstrip() for line in text.splitlines())
+
+    def headline(self) -> str:
+        """The outcome in one line."""
+        parts = [f"{self.quantized} of {len(self.layers)} layers in {self.dtype}: {self.choice}"]
+        if self.error is not None:
+            parts.append(f"error of the outputs {self.error:.2e}")
+        if self.score is not None and self.float_score is not None:
+            parts.append(f"score {self.score:.4g}, in floating point {self.float_score:.4g}")
+        return "; ".join(parts)
+
+
+class QuantizedModel(fx.GraphModule):
+    """A model with quantize and dequantize nodes, called as the model it was made of.
+
+    It runs in PyTorch anywhere, with the rounding that TensorRT has; `compile` and `export` take it as any module.
+    Its parameters are the arguments that the calibration data gave.
+    """
+
+    @property
+    def quantization(self) -> QuantizationReport:
+        """What was quantized, and how."""
+        return cast(QuantizationReport, self.meta["quantization"])
+
+
+def model_from(calibrated: Calibrated, placed: Placed, report: QuantizationReport) -> QuantizedModel:
+    """The graph as a module with the arguments and results of the user's model."""
+    graph = placed.module.graph
+    graph.set_codegen(calibrated.graph.code_generator())
+    model = QuantizedModel(placed.module, graph)
+    model.meta["quantization"] = report
+    return model.eval()
+
+
+def report_from(calibrated: Calibrated, placed: Placed, found: Found, settings: Settings) -> QuantizationReport:
+    """The account of a choice that was carried out."""
+    entries = []
+    for layer in calibrated.layers:
+        alone = found.alone.get(layer.name)
+        if layer.name in placed.scales:
+            entries.append(LayerEntry(layer.name, layer.op, settings.dtype, placed.scales[layer.name], alone))
+        else:
+            reason = "kept for accuracy" if layer.name in found.choice.kept else "no calibration data reached it"
+            entries.append(LayerEntry(layer.name, layer.op, FLOAT, None, alone, reason))
+    entries += [LayerEntry(each.name, each.op, FLOAT, reason=each.reason) for each in calibrated.floats]
+    names = [layer.name for layer in calibrated.layers if layer.name in placed.scales]
+    notes = [*calibrated.notes, *found.notes, *_constant_inputs(calibrated, names)]
+    return QuantizationReport(
+        settings.dtype, _how(found, settings), found.error, entries, found.tried, found.score, found.float_score, notes
+    )
+
+
+def _how(found: Found, settings: Settings) -> str:
+    if settings.dtype != "int4":
+        return str(found.choice)
+    return f"blocks of {settings.block_size} weights" + (", corrected biases" if found.choice.correct_bias else "")
+
+
+def _constant_inputs(calibrated: Calibrated, names: list[str]) -> list[str]:
+    """A note on layers whose inputs were zero throughout: any scale suits these, and none may suit other data."""
+    zero = [
+        layer.name
+        for layer in calibrated.layers
+        if layer.name in names and layer.weight is not None and _is_zero(calibrated, layer.reads[0])
+    ]
+    return [f"Inputs that were zero in all batches, and got a range of 1.0: {', '.join(zero)}."] if zero else []
+
+
+def _is_zero(calibrated: Calibrated, read: tuple[str, int]) -> bool:
+    node = next(node for node in calibrated.graph.module.graph.nodes if node.name == read[0])
+    seen = calibrated.observed[cast(fx.Node, node.args[read[1]]).name]
+    return seen.batches > 0 and seen.absmax == 0

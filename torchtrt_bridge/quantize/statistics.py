@@ -1,0 +1,143 @@
+"""Statistics: what is kept of an activation over all batches, in memory that does not grow with them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchtrt_bridge.errors import CalibrationError
+
+# Bins of the histogram of absolute values. Merging neighbours doubles its range, so at least half of them are in use.
+BINS = 4096
+
+# The weight of a new batch in the moving average of the absolute maximum.
+NEWEST = 0.1
+
+
+class NonFiniteError(Exception):
+    """A tensor holds NaN or infinity."""
+
+
+def check_finite(x: Tensor) -> None:
+    """NonFiniteError for a tensor that holds NaN or infinity."""
+    if x.numel() and not all(math.isfinite(float(end)) for end in torch.aminmax(x)):
+        raise NonFiniteError
+
+
+class Statistics:
+    """Absolute maximum, its moving average, a histogram of absolute values, and maximum and mean of each channel.
+
+    channel_dim: the dimension of the channels; None where nobody asks for them.
+    All methods take their ranges from these, so one pass over the data serves each of them.
+    """
+
+    def __init__(self, channel_dim: int | None) -> None:
+        self.channel_dim = channel_dim
+        self.absmax = 0.0
+        self.moving = 0.0
+        self.limit = 0.0  # the upper end of the last bin
+        self.batches = 0
+        self.counts: Tensor | None = None
+        self.channel_max: Tensor | None = None
+        self._channel_sum: Tensor | None = None
+        self._rows = 0
+        self.thresholds: dict[Any, float] = {}  # those that were asked for
+
+    def update(self, x: Tensor) -> None:
+        """Take in one batch; NonFiniteError for NaN and infinity."""
+        if x.numel() == 0:
+            return
+        x = x.detach()
+        low, high = self._extremes(x)
+        peak = max(-float(low.min()), float(high.max()))
+        if not math.isfinite(peak):
+            raise NonFiniteError
+        self.moving = peak if self.batches == 0 else self.moving + NEWEST * (peak - self.moving)
+        self.absmax = max(self.absmax, peak)
+        self.batches += 1
+        self._count(x.float() if float(low.min()) >= 0 else x.float().abs(), peak)
+        if self.channel_dim is not None:
+            self._see_channels(x, torch.maximum(high, -low).float())
+
+    def _extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Smallest and largest value, of each channel where these are asked for."""
+        others = self._other_dims(x)
+        if others:
+            return x.amin(others), x.amax(others)
+        low, high = torch.aminmax(x)
+        return low, high
+
+    def _other_dims(self, x: Tensor) -> list[int]:
+        if self.channel_dim is None:
+            return []
+        return [dim for dim in range(x.dim()) if dim != self.channel_dim % x.dim()]
+
+    @property
+    def channel_mean(self) -> Tensor | None:
+        """The mean of each channel over all batches."""
+        return None if self._channel_sum is None else self._channel_sum / self._rows
+
+    def _count(self, magnitudes: Tensor, peak: float) -> None:
+        if self.counts is None:
+            self.counts = torch.zeros(BINS, dtype=torch.float64, device=magnitudes.device)
+        if peak == 0:
+            self.counts[0] += magnitudes.numel()
+            return
+        if self.limit == 0:
+            self.limit = peak
+        while self.limit < peak:
+            pairs = self.counts.view(-1, 2).sum(1)
+            self.counts = torch.cat((pairs, torch.zeros_like(pairs)))
+            self.limit *= 2
+        counted = torch.histc(magnitudes, BINS, 0.0, self.limit).double()
+        # A limit that rounds down to float32 would leave out the peak itself.
+        counted[-1] += magnitudes.numel() - counted.sum()
+        self.counts += counted
+
+    def _see_channels(self, x: Tensor, peaks: Tensor) -> None:
+        total = x.sum(self._other_dims(x), dtype=torch.float32).double()
+        if self.channel_max is None or self._channel_sum is None:
+            self.channel_max, self._channel_sum = peaks, total
+        else:
+            self.channel_max = torch.maximum(self.channel_max, peaks)
+            self._channel_sum += total
+        self._rows += x.numel() // total.numel()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "channel_dim": self.channel_dim,
+            "absmax": self.absmax,
+            "moving": self.moving,
+            "limit": self.limit,
+            "batches": self.batches,
+            "counts": _listed(self.counts),
+            "channel_max": _listed(self.channel_max),
+            "channel_sum": _listed(self._channel_sum),
+            "rows": self._rows,
+        }
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any], device: torch.device) -> Statistics:
+        """What `to_dict` gave; CalibrationError for anything else."""
+        try:
+            made = cls(content["channel_dim"])
+            made.absmax, made.moving = float(content["absmax"]), float(content["moving"])
+            made.limit, made.batches, made._rows = float(content["limit"]), content["batches"], content["rows"]
+            made.counts = _tensor(content["counts"], torch.float64, device)
+            made.channel_max = _tensor(content["channel_max"], torch.float32, device)
+            made._channel_sum = _tensor(content["channel_sum"], torch.float64, device)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CalibrationError(f"The calibration file's statistics are damaged: {error!r}. Delete it.") from error
+        return made
+
+
+def _listed(values: Tensor | None) -> list[float] | None:
+    return None if values is None else values.tolist()
+
+
+def _tensor(values: list[float] | None, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+    return None if values is None else torch.tensor(values, dtype=dtype, device=device)

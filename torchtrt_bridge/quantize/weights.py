@@ -31,7 +31,8 @@ def rounded_weight(weight: Tensor, axis: int, dtype: torch.dtype) -> Tensor:
         rounded: Tensor = torch.fake_quantize_per_channel_affine(weight, scale, zeros, axis, -128, 127)
         return rounded
     values, scale = quantized_weight(weight, axis, dtype)
-    return dequantize(values, scale, axis, weight.dtype)
+    rounded: Tensor = dequantize(values, scale, axis, weight.dtype)
+    return rounded
 
 
 def _channel_scale(weight: Tensor, axis: int, dtype: torch.dtype) -> Tensor:

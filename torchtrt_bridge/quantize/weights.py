@@ -31,8 +31,8 @@ def rounded_weight(weight: Tensor, axis: int, dtype: torch.dtype) -> Tensor:
         rounded: Tensor = torch.fake_quantize_per_channel_affine(weight, scale, zeros, axis, -128, 127)
         return rounded
     values, scale = quantized_weight(weight, axis, dtype)
-    rounded: Tensor = dequantize(values, scale, axis, weight.dtype)
-    return rounded
+    result: Tensor = dequantize(values, scale, axis, weight.dtype)
+    return result
 
 
 def _channel_scale(weight: Tensor, axis: int, dtype: torch.dtype) -> Tensor:

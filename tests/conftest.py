@@ -14,6 +14,11 @@ from torchtrt_bridge import compile_report
 from torchtrt_bridge.engine import cache
 
 
+def pytest_collectstart() -> None:
+    """Networks made while a test module is imported have the same weights whichever modules came before."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _operators_collected_once() -> None:
     """`run_decompositions` lists all composite operators anew each time, which takes a third of a small test."""

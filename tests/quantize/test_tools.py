@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -41,46 +43,42 @@ def uneven(conv: nn.Module) -> nn.Module:
     return conv
 
 
-CHAINS: dict[str, nn.Module] = {
-    "pointwise": Apply(
-        lambda m, x: m.two(F.relu(m.one(x))), one=uneven(nn.Conv2d(3, 8, 3)), two=nn.Conv2d(8, 4, 1)
-    ),
-    "depthwise": Apply(
-        lambda m, x: m.two(F.relu(m.one(x))), one=uneven(nn.Conv2d(3, 8, 3)), two=nn.Conv2d(8, 8, 3, groups=8)
-    ),
-    "grouped": Apply(
-        lambda m, x: m.two(F.leaky_relu(m.one(x))), one=uneven(nn.Conv2d(3, 8, 3)), two=nn.Conv2d(8, 4, 1, groups=2)
-    ),
-    "relu6": Apply(
-        lambda m, x: m.two(F.relu6(m.one(x))),
-        one=uneven(nn.Conv2d(3, 8, 3)), two=nn.Conv2d(8, 4, 1),
-    ),
-    "pooled": Apply(
-        lambda m, x: m.two(F.max_pool2d(F.relu(m.one(x)), 2)), one=uneven(nn.Conv2d(3, 8, 3)), two=nn.Conv2d(8, 4, 1)
-    ),
-    "linear": Apply(
+def apart(between: Callable[[torch.Tensor], torch.Tensor], two: nn.Module) -> nn.Module:
+    """A layer with uneven channels, and another one that reads them."""
+    return Apply(lambda m, x: m.two(between(m.one(x))), one=uneven(nn.Conv2d(3, 8, 3)), two=two)
+
+
+CHAINS: dict[str, Callable[[], nn.Module]] = {
+    "pointwise": lambda: apart(F.relu, nn.Conv2d(8, 4, 1)),
+    "depthwise": lambda: apart(F.relu, nn.Conv2d(8, 8, 3, groups=8)),
+    "grouped": lambda: apart(F.leaky_relu, nn.Conv2d(8, 4, 1, groups=2)),
+    "relu6": lambda: apart(F.relu6, nn.Conv2d(8, 4, 1)),
+    "pooled": lambda: apart(lambda x: F.max_pool2d(F.relu(x), 2), nn.Conv2d(8, 4, 1)),
+    "linear": lambda: Apply(
         lambda m, x: m.two(F.relu(m.one(x.flatten(1)))), one=uneven(nn.Linear(192, 8)), two=nn.Linear(8, 4)
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("chain", CHAINS)
 def test_equalized_channels_compute_the_same(chain: str) -> None:
     data = loader(4, 3, 8, 8)
-    found = calibrated(CHAINS[chain], data)
-    draft = draft_of(found)
+    model = CHAINS[chain]()
+    draft = draft_of(calibrated(model, data))
     equalize(draft)
     (factors,) = draft.factors.values()
     assert factors.max() / factors.min() > 4
-    expected = CHAINS[chain](data[0])
+    expected = model(data[0])
     torch.testing.assert_close(draft.finished()(data[0])[0], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("chain", ["pointwise", "depthwise", "grouped", "pooled"])  # a ReLU6 bounds its channels
 def test_equalized_channels_are_quantized_better(chain: str) -> None:
-    data = loader(4, 3, 8, 8)
-    judge = Judge(calibrated(CHAINS[chain], data), Settings())
-    assert judge.error(Choice("absmax", equalize=True)) < judge.error(Choice("absmax"))
+    ratios = []
+    for _ in range(8):  # in a single network the channels that matter may happen to be those with the largest range
+        judge = Judge(calibrated(CHAINS[chain](), loader(4, 3, 8, 8)), Settings())
+        ratios.append(judge.error(Choice("absmax", equalize=True)) / judge.error(Choice("absmax")))
+    assert statistics.median(ratios) < 0.9
 
 
 BLOCKED = {
@@ -265,7 +263,7 @@ def test_auto_is_never_worse_than_the_plainest_choice(dtype: str) -> None:
 def test_what_is_rehearsed_is_what_is_delivered(dtype: str) -> None:
     data = loader(4, 3, 8, 8)
     settings = Settings(dtype=dtype)
-    found = calibrated(CHAINS["pointwise"], data, dtype=dtype)
+    found = calibrated(CHAINS["pointwise"](), data, dtype=dtype)
     choice = Choice("mse", equalize=True, correct_bias=True)
     rehearsed, delivered = (place(found, choice, settings, rehearse=r).module(data[0])[0] for r in (True, False))
     torch.testing.assert_close(rehearsed, delivered, rtol=1e-3, atol=2e-2 * float(delivered.detach().abs().max()))

@@ -194,6 +194,14 @@ def test_attention_is_quantized_where_that_is_asked_for(mask: str) -> None:
     assert relative_error(found(data[0]), model(data[0])) < 0.03
 
 
+def test_attention_of_a_transformer_layer_is_quantized() -> None:
+    """PyTorch's own layer views the result of attention as it lies in memory."""
+    model, data = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval(), loader(2, 5, 16)
+    found = quantized(model, data, attention=True)
+    assert [layer.op for layer in found.quantization.layers].count("matmul") == 2
+    assert relative_error(found(data[0]), model(data[0])) < 0.03
+
+
 def test_attention_stays_whole_by_default() -> None:
     found = quantized(Attention(), loader(2, 4, 16))
     (attention,) = calls(found, aten.scaled_dot_product_attention.default)

@@ -25,7 +25,15 @@ def take_attention_apart(module: fx.GraphModule) -> fx.GraphModule:
             node.replace_all_uses_with(_apart(node, mode))
             module.graph.erase_node(node)
             changed = True
+    if changed:
+        _let_views_copy(module.graph)
     return finish(module, changed)
+
+
+def _let_views_copy(graph: fx.Graph) -> None:
+    """The products lie in memory in another order than attention's result, and not every view can be one of them."""
+    for view in graph.find_nodes(op="call_function", target=aten.view.default):
+        view.target = aten.reshape.default
 
 
 def why_whole(node: fx.Node) -> str | None:
@@ -49,7 +57,8 @@ def _apart(node: fx.Node, mode: FakeTensorMode) -> fx.Node:
     given = _arguments(node)
     query, key, value, mask = given["query"], given["key"], given["value"], given.get("attn_mask")
     rank, width = query.meta["val"].dim(), query.meta["val"].shape[-1]
-    scale = given.get("scale") or 1 / math.sqrt(width)
+    scale = given.get("scale")
+    scale = 1 / math.sqrt(width) if scale is None else scale
     scaled = insert_call(node, mode, aten.mul.Tensor, query, scale)
     order = [*range(key.meta["val"].dim() - 2), rank - 1, rank - 2]
     scores = insert_call(

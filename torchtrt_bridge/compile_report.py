@@ -40,6 +40,8 @@ class EngineEntry:
     by_torch_tensorrt: the nodes that converters of torch_tensorrt wrote, each with its operator.
     products: of a quantized subgraph, in which dtypes the engine computes convolutions and matrix products, and how
         many; empty where the engine does not tell.
+    unquantized: why the trial preferred this engine to one of the same subgraph in 8 bits; empty if there was none, or
+        it was as good.
     """
 
     name: str
@@ -58,6 +60,7 @@ class EngineEntry:
     choice: str = "engine"
     by_torch_tensorrt: dict[str, str] = dataclasses.field(default_factory=dict)
     products: dict[str, int] = dataclasses.field(default_factory=dict)
+    unquantized: str = ""
 
     @property
     def is_ready(self) -> bool:
@@ -68,6 +71,12 @@ class EngineEntry:
     def serves(self) -> bool:
         """Whether the engine is what runs."""
         return self.is_ready and self.choice == "engine"
+
+    def become(self, other: EngineEntry) -> None:
+        """Tell of another engine from now on, under the same name."""
+        for field in dataclasses.fields(self):
+            if field.name != "name":
+                setattr(self, field.name, getattr(other, field.name))
 
     @property
     def node_count(self) -> int:

@@ -49,6 +49,8 @@ class Options:
         that PyTorch must serve brings them back. The model itself is not touched.
     trial: what is done with the first real inputs. ``"check"`` compares each engine with PyTorch, ``"check+time"``
         also times both and keeps the faster one, ``"off"`` trusts engines unseen.
+    keep_int8: leave every quantized subgraph quantized. Otherwise ``trial="check+time"`` also builds an engine of the
+        same subgraph without its quantization, which serves where the quantized one is wrong or slower.
     inductor: ``"fallback"`` lets PyTorch's inductor compile subgraphs whose engine failed, and the pieces between
         engines; ``"compete"`` lets it also take part in the trial of every subgraph. Both where sizes are static.
     cache_dir: where built engines are kept; None means the per-user cache directory, ``""`` keeps none.
@@ -72,6 +74,7 @@ class Options:
     reuse_outputs: bool = False
     release_weights: bool = False
     trial: TrialKind = "check+time"
+    keep_int8: bool = False
     inductor: Inductor = "off"
     cache_dir: str | Path | None = None
     cache_bytes: int = 20 * 2**30
@@ -86,7 +89,7 @@ class Options:
         _check_choice("trial", self.trial, get_args(TrialKind))
         _check_choice("inductor", self.inductor, get_args(Inductor))
         _check_choice("torch_tensorrt", self.torch_tensorrt, get_args(TorchTensorRT))
-        for name in ("tf32", "reuse_outputs", "release_weights"):
+        for name in ("tf32", "reuse_outputs", "release_weights", "keep_int8"):
             _check_type(name, getattr(self, name), bool)
         if self.progress is not None:
             _check_type("progress", self.progress, bool)

@@ -19,10 +19,10 @@ from torchtrt_bridge.engine.probe import supports
 from torchtrt_bridge.errors import UnsupportedOpError
 from torchtrt_bridge.interop import guest_for
 from torchtrt_bridge.lower import is_foreign
-from torchtrt_bridge.normalize import drop_quantization, normalize
+from torchtrt_bridge.normalize import drop_quantization, normalize, without_quantization
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.partition import PIECE_PREFIX, Proposal, fuse, propose, propose_pieces
-from torchtrt_bridge.runtime import EngineModule, Execution, Piece
+from torchtrt_bridge.runtime import EngineModule, Execution, Piece, QuantizedEngineModule
 from torchtrt_bridge.runtime.pytorch_form import flatten_linear_inputs
 from torchtrt_bridge.shapes import Range, TensorSpec, spec_of
 from torchtrt_bridge.source import describe
@@ -86,18 +86,17 @@ def _compiled(
     captured: CapturedGraph, module: fx.GraphModule, proposal: Proposal, builder: Builder, theirs: list[torch.Tensor]
 ) -> CompiledGraph:
     """Cut `module` as proposed, and begin to build its subgraphs; theirs: tensors of the user's model."""
-    options, ranges = builder.options, builder.ranges
+    options = builder.options
     report = CompileReport(options, graphs=1)
     _report_rejections(proposal, options, report)
     engines = []
     subgraphs = fuse(module, proposal.subgraphs)
+    rivals = _rivals(subgraphs, builder)
     for name, subgraph in subgraphs.items():
-        entry = planned_entry(name, subgraph)
-        report.engines.append(entry)
-        runner = builder.begin(subgraph, entry, len(subgraphs))
-        flatten_linear_inputs(subgraph)
-        engines.append(EngineModule(subgraph, input_specs(subgraph, ranges), runner, entry, options))
-        module.set_submodule(name, engines[-1])
+        engine = _begun(name, subgraph, rivals.get(name), builder, len(subgraphs) + len(rivals))
+        module.set_submodule(name, engine)
+        report.engines.append(engine.entry)
+        engines.append(engine)
     for engine in engines:
         if builder.keep or options.fallback == "error" or engine.entry.by_torch_tensorrt:
             engine.wait()
@@ -106,6 +105,29 @@ def _compiled(
     plans = {name: builder.plans[name] for name in subgraphs if name in builder.plans}
     run = Execution(module, captured.outputs, captured.mutations, options, report, theirs)
     return CompiledGraph(captured, module, run, None, proposal, plans, report)
+
+
+def _begun(
+    name: str, subgraph: fx.GraphModule, rival: fx.GraphModule | None, builder: Builder, count: int
+) -> EngineModule:
+    """The module of a subgraph, and of its rival, of which the engines are being built."""
+    entry = planned_entry(name, subgraph)
+    runner = builder.begin(subgraph, entry, count)
+    flatten_linear_inputs(subgraph)
+    specs = input_specs(subgraph, builder.ranges)
+    if rival is None:
+        return EngineModule(subgraph, specs, runner, entry, builder.options)
+    other = _begun(f"{name} without quantization", rival, None, builder, count)
+    return QuantizedEngineModule(subgraph, specs, runner, entry, builder.options, other)
+
+
+def _rivals(subgraphs: Mapping[str, fx.GraphModule], builder: Builder) -> dict[str, fx.GraphModule]:
+    """The quantized subgraphs without their quantization, where the trial is to compare the two."""
+    options = builder.options
+    if not builder.run or options.keep_int8 or options.trial != "check+time" or options.engine == "reference":
+        return {}
+    floats = {name: without_quantization(subgraph) for name, subgraph in subgraphs.items()}
+    return {name: rival for name, rival in floats.items() if rival is not None}
 
 
 def give_pieces_to_inductor(module: fx.GraphModule, report: CompileReport) -> None:

@@ -35,10 +35,12 @@ def text_from_report(report: CompileReport) -> str:
     if report.engines:
         console.print()
         console.print(_table("Engines", *engine_table(report)))
-    if failures(report) or borrowed(report) or realised(report):
+    if failures(report) or borrowed(report) or realised(report) or quantized(report):
         console.print()
     for name, dtypes in realised(report):
         console.print(f"{name} computes its products in {dtypes}")
+    for name, found in quantized(report):
+        console.print(f"{name} is {found}")
     for name, reason in failures(report):
         console.print(f"{name} runs in {reason}")
     for name, nodes in borrowed(report):
@@ -118,6 +120,19 @@ def realised(report: CompileReport) -> list[tuple[str, str]]:
     """The engines of quantized subgraphs, and in what they compute convolutions and matrix products."""
     listed = [(e.name, ", ".join(f"{dtype} ({count})" for dtype, count in e.products.items())) for e in report.engines]
     return [(name, dtypes) for name, dtypes in listed if dtypes]
+
+
+def quantized(report: CompileReport) -> list[tuple[str, str]]:
+    """The engines that were tried with and without their quantization, and what came of it."""
+    found = []
+    for entry in report.engines:
+        times = entry.milliseconds
+        if entry.unquantized:
+            found.append((entry.name, f"computed without quantization: {entry.unquantized}"))
+        elif "unquantized" in times:
+            both = f"it takes {times['engine']:.3g} ms, without quantization {times['unquantized']:.3g} ms"
+            found.append((entry.name, f"quantized: {both}"))
+    return found
 
 
 def _instead(entry: EngineEntry) -> str:
@@ -235,6 +250,8 @@ def html_from_report(report: CompileReport) -> str:
         ]
     if realised(report):
         sections += ["<h2>Products</h2>", _html_table(("name", "computed in"), realised(report))]
+    if quantized(report):
+        sections += ["<h2>Quantization</h2>", _html_table(("name", "it is"), quantized(report))]
     if borrowed(report):
         sections += ["<h2>Nodes by torch_tensorrt</h2>", _html_table(("name", "nodes"), borrowed(report))]
     if report.in_torch:

@@ -302,3 +302,16 @@ def test_products_are_int8_in_the_engine_that_runs() -> None:
     with torch.no_grad():
         compiled(x.cuda())
     assert trtb.report(compiled).engines[0].products == {"int8": 2}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", NETS)
+def test_8_bits_are_tried_beside_floats(name: str) -> None:
+    model, x = net(name)
+    compiled = trtb.compile(model.cuda(), precision="fp16", fallback="error")
+    with torch.no_grad():
+        compiled(x.cuda())
+        assert distance(compiled(x.cuda()), model(x.cuda())) < 5e-2  # the floats are a few steps away
+    (entry,) = trtb.report(compiled).engines
+    assert entry.serves
+    assert bool(entry.unquantized) != ("unquantized" in entry.milliseconds)

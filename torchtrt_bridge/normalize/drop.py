@@ -9,6 +9,7 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from torchtrt_bridge.capture import copy_graph
 from torchtrt_bridge.normalize.fold import KEPT
 from torchtrt_bridge.normalize.graph import constant_of, fake_mode_of, finish, insert_call, insert_constant, is_call
 from torchtrt_bridge.quantize.ops import own
@@ -44,6 +45,15 @@ def drop_quantization(module: fx.GraphModule, why_not: WhyNot) -> dict[fx.Node, 
         changed = True
     finish(module, changed)
     return {node: reason for node, reason in reasons.items() if node.op == "call_function" and not _is_ours(node)}
+
+
+def without_quantization(module: fx.GraphModule) -> fx.GraphModule | None:
+    """A copy of `module` that computes in floating point what is quantized; None if nothing is."""
+    if not any(node.target in KEPT for node in module.graph.nodes):
+        return None
+    floats = fx.GraphModule(module, copy_graph(module.graph))
+    drop_quantization(floats, lambda capability: f"no {capability} is wanted")
+    return floats
 
 
 def _refused(user: fx.Node, narrow: str, why_not: WhyNot) -> dict[fx.Node, str]:

@@ -3,5 +3,6 @@
 from torchtrt_bridge.runtime.execution import Execution
 from torchtrt_bridge.runtime.module import EngineModule
 from torchtrt_bridge.runtime.piece import Piece
+from torchtrt_bridge.runtime.quantized import QuantizedEngineModule
 
-__all__ = ["EngineModule", "Execution", "Piece"]
+__all__ = ["EngineModule", "Execution", "Piece", "QuantizedEngineModule"]

@@ -93,7 +93,7 @@ class EngineModule(nn.Module):
 
     def forward(self, *inputs: torch.Tensor) -> Sequence[torch.Tensor]:
         if self._pending is not None:
-            return self._while_building(self._pending, inputs)
+            return self._while_building(inputs)
         runner = self.runner
         if runner is None:
             assert self._serve is not None
@@ -144,10 +144,13 @@ class EngineModule(nn.Module):
         elif self.options.trial == "off":
             self._serve = runner
 
-    def _while_building(self, pending: Future[Runner | None], inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        if is_capturing(inputs) or (not pending.done() and self.options.build == "background"):
+    def _is_built(self) -> bool:
+        return self._pending is None or self._pending.done()
+
+    def _while_building(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        if is_capturing(inputs) or (not self._is_built() and self.options.build == "background"):
             return self.in_pytorch(inputs)  # no engine is loaded while the caller records a CUDA graph
-        if not pending.done() and self.options.trial != "off":
+        if not self._is_built() and self.options.trial != "off":
             self._in_pytorch(inputs)  # the trial will: so what PyTorch loads for its first call is loaded meanwhile
         self.wait()
         return self.forward(*inputs)
@@ -212,15 +215,18 @@ class EngineModule(nn.Module):
 
     def _settle(self, outcome: Outcome) -> None:
         """Let the winner serve from now on."""
+        self.entry.milliseconds = {name: seconds * 1e3 for name, seconds in outcome.seconds.items()}
+        self.entry.choice = outcome.winner
+        self._let_serve(outcome.winner)
+
+    def _let_serve(self, name: str) -> None:
         serving: dict[str, Run | None] = {
             ENGINE: self.runner, PYTORCH: self._in_pytorch, INDUCTOR: self._inductor
         }  # fmt: skip
-        self.entry.milliseconds = {name: seconds * 1e3 for name, seconds in outcome.seconds.items()}
-        self.entry.choice = outcome.winner
-        self._serve = serving[outcome.winner]
-        if outcome.winner != ENGINE:
+        self._serve = serving[name]
+        if name != ENGINE:
             self.runner = None
-        if outcome.winner != INDUCTOR:
+        if name != INDUCTOR:
             self._inductor = Inductor(self.entry.name, self.pytorch)  # lets go of what was compiled
 
     @property

@@ -13,7 +13,7 @@ from torchtrt_bridge.runtime.check import difference
 from torchtrt_bridge.runtime.recording import Recording
 
 Run = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
-ENGINE, PYTORCH, INDUCTOR = "engine", "PyTorch", "inductor"
+ENGINE, PYTORCH, INDUCTOR, UNQUANTIZED = "engine", "PyTorch", "inductor", "unquantized"
 
 # TensorRT-RTX 1.6 was seen to give other results from one run to the next on an H100 (fp32 convolutions of ResNet-50
 # went from an error of 5e-4 to 1e-1 at the second call, or at the first replay): every one of these runs must be right.

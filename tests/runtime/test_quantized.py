@@ -1,0 +1,192 @@
+"""A quantized engine beside one without quantization: 8 bits serve only where they are right and no slower."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+import torch
+from torch import fx, nn
+
+from tests.quantize.nets import loader, quantized
+from tests.runtime.test_module import SPEC, WRONG, Compute, FakeRunner, InPyTorch, in_pytorch, right, x_of
+from torchtrt_bridge import pipeline
+from torchtrt_bridge.builder import Builder
+from torchtrt_bridge.capture import export_program, graph_from_program
+from torchtrt_bridge.compile_report import CompileReport, EngineEntry
+from torchtrt_bridge.options import Options
+from torchtrt_bridge.runtime import EngineModule, QuantizedEngineModule
+
+FLOAT = 1.01  # what the subgraph without quantization gives, in parts of the quantized one's results
+
+
+def slow(compute: Compute) -> Compute:
+    def computed(x: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.02)
+        return compute(x)
+
+    return computed
+
+
+def of_float(x: torch.Tensor) -> torch.Tensor:
+    return right(x) * FLOAT
+
+
+class InFloat(InPyTorch):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+        return (super().forward(x)[0] * FLOAT,)
+
+
+def built(runner: Any) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_result(runner)
+    return future
+
+
+def module_of(mine: Any, other: Any, **options: Any) -> QuantizedEngineModule:
+    """Both in PyTorch take 20 ms, so that no trial is about them."""
+    checked = Options.from_mapping({"engine": "auto", **options})
+    entries = [EngineEntry(name, {}, [], [], {dtype: 1}) for name, dtype in (("trt_0", "int8"), ("other", "float32"))]
+    forms: list[Any] = [InPyTorch(), InFloat()]
+    for form in forms:
+        form.delay = 0.02
+    for runner, entry in zip((mine, other), entries, strict=True):
+        entry.state = "it could not be built" if runner is None else entry.state
+    rival = EngineModule(forms[1], [SPEC], built(other), entries[1], checked)
+    return QuantizedEngineModule(forms[0], [SPEC], built(mine), entries[0], checked, rival)
+
+
+def assert_serves(module: EngineModule, compute: Compute, runner: FakeRunner) -> None:
+    """After the trial, `runner` is asked once for each call, and PyTorch not at all."""
+    asked, called = runner.count, in_pytorch(module)
+    torch.testing.assert_close(module(x := x_of())[0], compute(x))
+    assert (runner.count, in_pytorch(module)) == (asked + 1, called)
+    assert module.has_won
+
+
+def test_a_fast_quantized_engine_stays() -> None:
+    mine, other = FakeRunner(), FakeRunner(slow(of_float), slow(of_float))
+    module = module_of(mine, other)
+    module(x_of())
+    assert_serves(module, right, mine)
+    assert module.entry.milliseconds["unquantized"] >= 20 > module.entry.milliseconds["engine"]
+    report = CompileReport(Options(), [module.entry])
+    assert "trt_0 is quantized: it takes" in str(report)
+
+
+def test_a_slow_quantized_engine_goes() -> None:
+    mine, other = FakeRunner(slow(right), slow(right)), FakeRunner(of_float, of_float)
+    module = module_of(mine, other)
+    module(x_of())
+    assert_serves(module, of_float, other)
+    assert module.entry.name == "trt_0"
+    assert module.entry.serves
+    assert module.entry.dtypes == {"float32": 1}
+    assert "in 8 bits it takes 2" in module.entry.unquantized
+    assert "trt_0 is computed without quantization: in 8 bits" in str(CompileReport(Options(), [module.entry]))
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_quantized_engine_goes(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    first, words = WRONG[name]
+    other = FakeRunner(of_float, of_float)
+    module = module_of(FakeRunner(first), other)
+    torch.testing.assert_close(module(x := x_of())[0], of_float(x))
+    assert_serves(module, of_float, other)
+    assert words in module.entry.unquantized
+    assert words in caplog.text
+
+
+def test_one_that_could_not_be_built_goes() -> None:
+    other = FakeRunner(of_float, of_float)
+    module = module_of(None, other)
+    module(x_of())
+    assert_serves(module, of_float, other)
+    assert module.entry.unquantized == "it could not be built"
+
+
+BAD_RIVALS: dict[str, Callable[[], Any]] = {
+    "not built": lambda: None,
+    "wrong": lambda: FakeRunner(right, right),
+    "slow": lambda: FakeRunner(slow(slow(of_float)), slow(slow(of_float))),
+}
+
+
+@pytest.mark.parametrize("name", BAD_RIVALS)
+def test_a_bad_rival_is_no_reason_to_go(name: str) -> None:
+    mine = FakeRunner()
+    module = module_of(mine, BAD_RIVALS[name]())
+    module(x_of())
+    assert_serves(module, right, mine)
+    assert module.entry.is_ready
+
+
+def test_without_either_engine_pytorch_serves() -> None:
+    module = module_of(None, None)
+    for _ in range(2):
+        torch.testing.assert_close(module(x := x_of())[0], of_float(x))
+    assert not module.entry.is_ready
+
+
+def test_in_the_background_both_are_waited_for() -> None:
+    mine, other = FakeRunner(slow(right), slow(right)), FakeRunner(of_float, of_float)
+    module = module_of(mine, other, build="background")
+    (rival,) = module._rivals
+    rival._pending = pending = Future()
+    module(x_of())
+    assert not module.is_settled
+    pending.set_result(other)
+    module(x_of())
+    assert_serves(module, of_float, other)
+
+
+# What the pipeline makes of a quantized model --------------------------------------------------------------------
+
+
+class InPlace:
+    """Computes a subgraph in PyTorch, as its engine would."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, module: fx.GraphModule, seconds: float) -> None:
+        self.module, self.seconds = module, seconds
+
+    def __call__(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        time.sleep(self.seconds)
+        results: Sequence[torch.Tensor] = self.module(*inputs)
+        return results
+
+
+def compiled(monkeypatch: pytest.MonkeyPatch, model: nn.Module, x: torch.Tensor, **options: Any) -> Any:
+    def begin(self: Builder, module: fx.GraphModule, entry: EngineEntry, count: int) -> Future[Any]:
+        is_float = entry.name.endswith("without quantization")
+        return built(InPlace(fx.GraphModule(module, module.graph), 0.0 if is_float else 0.05))
+
+    monkeypatch.setattr(Builder, "begin", begin)
+    captured = graph_from_program(export_program(model, (x,)))
+    return pipeline.compile_graph(captured, Options.from_mapping({"engine": "tensorrt_rtx", **options}))
+
+
+NET = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16)).eval()
+
+
+@pytest.mark.parametrize(
+    ("options", "is_quantized"), [({}, False), ({"keep_int8": True}, True), ({"trial": "check"}, True)]
+)
+def test_slow_8_bits_give_way_to_floats(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], is_quantized: bool
+) -> None:
+    data = loader(8, 16)
+    model = quantized(NET, data)
+    found = compiled(monkeypatch, model, data[0], **options)
+    with torch.no_grad():
+        found.run([data[0]])
+        result = found.run([data[0]])[0]
+        float_result, rounded = NET(data[0]), model(data[0])
+    torch.testing.assert_close(result, rounded if is_quantized else float_result, rtol=0, atol=2e-2)
+    near_float, near_rounded = ((result - other).abs().max() for other in (float_result, rounded))
+    assert bool(near_rounded < near_float) == is_quantized
+    assert [bool(entry.unquantized) for entry in found.report.engines] == [not is_quantized]

@@ -1,0 +1,93 @@
+"""The engine of a quantized subgraph, beside one of the same subgraph that is not: 8 bits must be right and pay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+
+import torch
+from torch import fx
+
+from torchtrt_bridge.compile_report import EngineEntry, tell_once
+from torchtrt_bridge.errors import BridgeError
+from torchtrt_bridge.options import Options
+from torchtrt_bridge.runtime.module import EngineModule, Runner
+from torchtrt_bridge.runtime.trial import ENGINE, UNQUANTIZED, Outcome, Run
+from torchtrt_bridge.shapes import TensorSpec
+
+
+class QuantizedEngineModule(EngineModule):
+    """A quantized subgraph, which becomes `rival` where its engine is missing, wrong, or slower than that.
+
+    rival: the subgraph without quantization. It has a trial of its own, against its own form in PyTorch.
+    """
+
+    def __init__(
+        self,
+        pytorch: fx.GraphModule,
+        specs: Sequence[TensorSpec],
+        runner: Future[Runner | None],
+        entry: EngineEntry,
+        options: Options,
+        rival: EngineModule,
+    ) -> None:
+        super().__init__(pytorch, specs, runner, entry, options)
+        self._rivals = [rival]  # until it is decided; in a list, as it is no part of the graph
+
+    def _is_built(self) -> bool:
+        return super()._is_built() and all(rival._is_built() for rival in self._rivals)
+
+    def _take(self, runner: Runner | None) -> None:
+        super()._take(runner)
+        if runner is None:
+            self._become_rival(self.entry.state)
+
+    def _others(self, inputs: Sequence[torch.Tensor]) -> dict[str, Run]:
+        others = super()._others(inputs)
+        for rival in self._rivals if others else ():
+            if self._is_tried(rival, inputs):
+                assert rival._serve is not None
+                others[UNQUANTIZED] = rival._serve
+        return others
+
+    def _settle(self, outcome: Outcome) -> None:
+        if outcome.winner == UNQUANTIZED:
+            mine, theirs = (outcome.seconds[name] * 1e3 for name in (ENGINE, UNQUANTIZED))
+            self._become_rival(f"in 8 bits it takes {mine:.3g} ms, without quantization {theirs:.3g} ms")
+        else:
+            super()._settle(outcome)
+            self._rivals.clear()
+
+    def _give_up(
+        self, why: str, inputs: Sequence[torch.Tensor], expected: Sequence[torch.Tensor] | None = None
+    ) -> Sequence[torch.Tensor]:
+        if not self._rivals:
+            return super()._give_up(why, inputs, expected)
+        self._become_rival(why)
+        return self.forward(*inputs)
+
+    def _is_tried(self, rival: EngineModule, inputs: Sequence[torch.Tensor]) -> bool:
+        """Whether the rival's own trial, which these inputs begin, has found who serves it."""
+        try:
+            rival(*inputs)
+        except BridgeError:  # with fallback="error"
+            self._rivals.clear()
+            return False
+        return rival.is_settled and rival.entry.is_ready
+
+    def _become_rival(self, why: str) -> None:
+        """Be the rival from now on; if it has not been tried, the next call does."""
+        rival = self._rivals.pop()
+        rival.wait()
+        self.pytorch, self.specs, self.runner = rival.pytorch, rival.specs, rival.runner
+        self._inductor = rival._inductor
+        self.entry.become(rival.entry)
+        self.entry.unquantized = why
+        self.changes.count += 1
+        tell_once(f"{self.entry.name} is computed without quantization: {why}.")
+        if not self.entry.is_ready:
+            self._serve = self._without_engine
+        elif rival.is_settled:
+            self._let_serve(self.entry.choice)
+        else:
+            self._serve = None

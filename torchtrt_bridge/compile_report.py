@@ -34,7 +34,8 @@ class EngineEntry:
     nodes: how many ATen operators it computes, by operator.
     engine: what built it, as "TensorRT-RTX 1.7.1.116"; "not built" in the report of `explain`.
     state: ``"ready"``, ``"building"``, or why PyTorch runs this subgraph after all.
-    error: relative L2 distance to PyTorch on the first real inputs; None before that.
+    error: relative L2 distance to PyTorch on the first real inputs; None before that. Of a quantized subgraph, the
+        distance to PyTorch without rounding activations to 8 bits.
     milliseconds: time per call of the engine, of PyTorch and of who else took part in the trial.
     choice: who serves since the trial: ``"engine"``, ``"PyTorch"`` or ``"inductor"``.
     by_torch_tensorrt: the nodes that converters of torch_tensorrt wrote, each with its operator.

@@ -21,9 +21,9 @@ from torchtrt_bridge.engine.cache import EngineCache
 from torchtrt_bridge.errors import BridgeError, CaptureError, EngineLoadError, OptionsError
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.partition import fuse
-from torchtrt_bridge.pipeline import bounded, compile_graph, give_pieces_to_inductor, input_specs
+from torchtrt_bridge.pipeline import bounded, compile_graph, engine_module, give_pieces_to_inductor, input_specs
 from torchtrt_bridge.program import Program
-from torchtrt_bridge.runtime import EngineModule, Execution
+from torchtrt_bridge.runtime import Execution
 from torchtrt_bridge.runtime.pytorch_form import flatten_linear_inputs
 
 # What `load` may change of a saved program's options: how it runs, not how it was built.
@@ -149,7 +149,7 @@ def _with_engines(
         flatten_linear_inputs(subgraph)
         runner = _runner(entry, plans, manifest, report.options)
         specs = input_specs(subgraph, ranges)
-        module.set_submodule(entry.name, EngineModule(subgraph, specs, runner, entry, report.options))
+        module.set_submodule(entry.name, engine_module(subgraph, specs, runner, entry, report.options))
     give_pieces_to_inductor(module, report)
     return module
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import torch
@@ -19,10 +20,11 @@ from torchtrt_bridge.engine.probe import supports
 from torchtrt_bridge.errors import UnsupportedOpError
 from torchtrt_bridge.interop import guest_for
 from torchtrt_bridge.lower import is_foreign
-from torchtrt_bridge.normalize import drop_quantization, normalize, without_quantization
+from torchtrt_bridge.normalize import drop_quantization, normalize, quantizes, without_quantization, without_rounding
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.partition import PIECE_PREFIX, Proposal, fuse, propose, propose_pieces
 from torchtrt_bridge.runtime import EngineModule, Execution, Piece, QuantizedEngineModule
+from torchtrt_bridge.runtime.module import Runner
 from torchtrt_bridge.runtime.pytorch_form import flatten_linear_inputs
 from torchtrt_bridge.shapes import Range, TensorSpec, spec_of
 from torchtrt_bridge.source import describe
@@ -78,7 +80,8 @@ def compile_graph(
     if is_result:
         compiled.flat = flat
     if original is not None and not is_reference:
-        own_constants([compiled.module, flat], original)  # not earlier: the builds need the memory
+        rivals = [rival.pytorch for engine in compiled.run.engines for rival in engine.rivals]
+        own_constants([compiled.module, flat, *rivals], original)  # not earlier: the builds need the memory
     return compiled
 
 
@@ -114,11 +117,22 @@ def _begun(
     entry = planned_entry(name, subgraph)
     runner = builder.begin(subgraph, entry, count)
     flatten_linear_inputs(subgraph)
-    specs = input_specs(subgraph, builder.ranges)
-    if rival is None:
-        return EngineModule(subgraph, specs, runner, entry, builder.options)
-    other = _begun(f"{name} without quantization", rival, None, builder, count)
-    return QuantizedEngineModule(subgraph, specs, runner, entry, builder.options, other)
+    other = None if rival is None else _begun(f"{name} without quantization", rival, None, builder, count)
+    return engine_module(subgraph, input_specs(subgraph, builder.ranges), runner, entry, builder.options, other)
+
+
+def engine_module(
+    subgraph: fx.GraphModule,
+    specs: Sequence[TensorSpec],
+    runner: Future[Runner | None] | Runner | None,
+    entry: EngineEntry,
+    options: Options,
+    rival: EngineModule | None = None,
+) -> EngineModule:
+    """The module of one subgraph, quantized or not."""
+    if quantizes(subgraph):
+        return QuantizedEngineModule(subgraph, specs, runner, entry, options, without_rounding, rival)
+    return EngineModule(subgraph, specs, runner, entry, options)
 
 
 def _rivals(subgraphs: Mapping[str, fx.GraphModule], builder: Builder) -> dict[str, fx.GraphModule]:
@@ -126,8 +140,8 @@ def _rivals(subgraphs: Mapping[str, fx.GraphModule], builder: Builder) -> dict[s
     options = builder.options
     if not builder.run or options.keep_int8 or options.trial != "check+time" or options.engine == "reference":
         return {}
-    floats = {name: without_quantization(subgraph) for name, subgraph in subgraphs.items()}
-    return {name: rival for name, rival in floats.items() if rival is not None}
+    quantized = {name: subgraph for name, subgraph in subgraphs.items() if quantizes(subgraph)}
+    return {name: without_quantization(subgraph, options) for name, subgraph in quantized.items()}
 
 
 def give_pieces_to_inductor(module: fx.GraphModule, report: CompileReport) -> None:

@@ -10,8 +10,15 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from tests.normalize.case import assert_computes, call, calls, constants, passed
-from tests.quantize.by_hand import INT8, Quantized, linear, net, own, quantized_weight
-from torchtrt_bridge.normalize import drop_quantization, normalize
+from tests.quantize.by_hand import INT8, NETS, Quantized, linear, net, own, quantized_weight
+from torchtrt_bridge.normalize import (
+    drop_quantization,
+    normalize,
+    quantizes,
+    without_quantization,
+    without_rounding,
+)
+from torchtrt_bridge.options import Options
 from torchtrt_bridge.quantize.ops import pack_int4
 
 aten = torch.ops.aten
@@ -142,6 +149,47 @@ def test_quantized_projections_stay_apart() -> None:
     module = passed(model, x, normalize)
     assert calls(module).count(aten.linear.default) == 3
     assert_computes(module, model, x)
+
+
+# Copies in floating point ------------------------------------------------------------------------------------------
+
+
+def weights_of(module: fx.GraphModule) -> set[torch.dtype]:
+    return {value.dtype for name, value in module.named_buffers() if value.dim() > 1}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_copy_without_quantization(name: str) -> None:
+    module = passed(*net(name), normalize)
+    before = calls(module)
+    floats = without_quantization(module, Options())
+    assert {QUANTIZE, DEQUANTIZE} & set(calls(floats)) == set()
+    assert weights_of(floats) == {torch.float32}
+    assert calls(module) == before
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("precision", ["fp32", *HALVES])
+def test_a_copy_without_rounding_computes_the_same_with_8_bit_weights(name: str, precision: str) -> None:
+    model, x = net(name)
+    module = passed(model, x, normalize, precision=precision)
+    exact, floats = without_rounding(module), without_quantization(module, Options())
+    assert quantizes(module)
+    assert not quantizes(exact)
+    assert torch.int8 in weights_of(exact)
+    with torch.no_grad():
+        (result,), (expected,), (rounded,) = exact(x), floats(x), module(x)
+    torch.testing.assert_close(result, expected, rtol=2e-2, atol=2e-2 * float(expected.abs().max()))
+    if precision == "fp32":
+        assert 0 < float((rounded - expected).norm() / expected.norm()) < 0.3
+
+
+def test_projections_are_merged_once_they_are_floats() -> None:
+    model, x = Projections().eval(), torch.randn(2, 5, 32)
+    module = passed(model, x, normalize)
+    floats = without_quantization(module, Options())
+    assert calls(floats).count(aten.linear.default) == 1
+    assert float((floats(x)[0] - model(x)).norm() / model(x).norm()) < 0.1
 
 
 # Drop --------------------------------------------------------------------------------------------------------------

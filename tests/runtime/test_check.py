@@ -110,6 +110,13 @@ def test_integers(differing: int, caught: bool, dtype: torch.dtype) -> None:
     assert problem is None or f"differs in {differing} of 100" in problem
 
 
+def test_the_share_of_integers_that_may_differ_is_the_callers() -> None:
+    results, expected = torch.arange(10), torch.arange(10).flip(0)
+    verdict = difference([results], [expected], FP32, most=1.0)
+    assert (verdict.problem, verdict.share) == (None, 1.0)
+    assert difference([results], [expected], FP32, most=0.9).problem is not None
+
+
 def test_a_single_wrong_integer_is_caught() -> None:
     assert difference([torch.tensor([3])], [torch.tensor([4])], FP32).problem is not None
 

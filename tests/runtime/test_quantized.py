@@ -56,7 +56,7 @@ def module_of(mine: Any, other: Any, **options: Any) -> QuantizedEngineModule:
     for runner, entry in zip((mine, other), entries, strict=True):
         entry.state = "it could not be built" if runner is None else entry.state
     rival = EngineModule(forms[1], [SPEC], built(other), entries[1], checked)
-    return QuantizedEngineModule(forms[0], [SPEC], built(mine), entries[0], checked, rival)
+    return QuantizedEngineModule(forms[0], [SPEC], built(mine), entries[0], checked, lambda form: form, rival)
 
 
 def assert_serves(module: EngineModule, compute: Compute, runner: FakeRunner) -> None:
@@ -134,13 +134,61 @@ def test_without_either_engine_pytorch_serves() -> None:
 def test_in_the_background_both_are_waited_for() -> None:
     mine, other = FakeRunner(slow(right), slow(right)), FakeRunner(of_float, of_float)
     module = module_of(mine, other, build="background")
-    (rival,) = module._rivals
+    (rival,) = module.rivals
     rival._pending = pending = Future()
     module(x_of())
     assert not module.is_settled
     pending.set_result(other)
     module(x_of())
     assert_serves(module, of_float, other)
+
+
+# What is right ----------------------------------------------------------------------------------------------------
+
+
+def rounded_by(noise: float) -> Compute:
+    """What is `noise` away from floats, each time in another direction."""
+
+    def computed(x: torch.Tensor) -> torch.Tensor:
+        exact = right(x)
+        off = torch.randn_like(exact)
+        return exact + off * (noise * exact.norm() / off.norm())
+
+    return computed
+
+
+class Rounded(InPyTorch):
+    def __init__(self, noise: float) -> None:
+        super().__init__()
+        self.noise = noise
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+        return (rounded_by(self.noise)(x),)
+
+
+def judged(of_pytorch: float, of_engine: float) -> EngineModule:
+    """A quantized subgraph after its check; how far PyTorch and the engine are from floats."""
+    entry = EngineEntry("trt_0", {}, [], [], {"int8": 1, "float16": 2})
+    runner = built(FakeRunner(rounded_by(of_engine), rounded_by(of_engine)))
+    forms: list[Any] = [Rounded(of_pytorch), InPyTorch()]
+    options = Options(engine="reference")
+    module = QuantizedEngineModule(forms[0], [SPEC], runner, entry, options, lambda form: forms[1])
+    module(torch.randn(4, 3))
+    return module
+
+
+@pytest.mark.parametrize(("of_pytorch", "of_engine"), [(0.02, 0.04), (0.25, 0.25), (0.25, 0.01), (0.0, 0.04)])
+def test_an_engine_as_near_to_floats_as_pytorch_is_right(of_pytorch: float, of_engine: float) -> None:
+    module = judged(of_pytorch, of_engine)
+    assert module.has_won
+    assert module.entry.error == pytest.approx(of_engine, rel=0.01)
+
+
+@pytest.mark.parametrize(("of_pytorch", "of_engine"), [(0.02, 0.1), (0.25, 0.5), (0.0, 0.1)])
+def test_one_that_is_further_is_wrong(of_pytorch: float, of_engine: float) -> None:
+    module = judged(of_pytorch, of_engine)
+    assert not module.has_won
+    assert "relative L2 distance" in module.entry.state
 
 
 # What the pipeline makes of a quantized model --------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from torch import fx
 
 from torchtrt_bridge.normalize.clean import drop_metadata_checks
-from torchtrt_bridge.normalize.drop import drop_quantization, without_quantization
+from torchtrt_bridge.normalize.drop import drop_quantization, quantizes, without_quantization, without_rounding
 from torchtrt_bridge.normalize.fold import fold_constants
 from torchtrt_bridge.normalize.fuse import fold_batch_norm
 from torchtrt_bridge.normalize.masks import simplify_masks
@@ -33,4 +33,4 @@ def normalize(module: fx.GraphModule, options: Options) -> fx.GraphModule:
     return module
 
 
-__all__ = ["PASSES", "drop_quantization", "normalize", "without_quantization"]
+__all__ = ["PASSES", "drop_quantization", "normalize", "quantizes", "without_quantization", "without_rounding"]

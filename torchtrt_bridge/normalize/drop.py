@@ -10,8 +10,10 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torchtrt_bridge.capture import copy_graph
-from torchtrt_bridge.normalize.fold import KEPT
+from torchtrt_bridge.normalize.fold import KEPT, fold_constants
 from torchtrt_bridge.normalize.graph import constant_of, fake_mode_of, finish, insert_call, insert_constant, is_call
+from torchtrt_bridge.normalize.projections import merge_projections
+from torchtrt_bridge.options import Options
 from torchtrt_bridge.quantize.ops import own
 from torchtrt_bridge.schema import arguments_of, operator_name, returns_view
 
@@ -47,13 +49,26 @@ def drop_quantization(module: fx.GraphModule, why_not: WhyNot) -> dict[fx.Node, 
     return {node: reason for node, reason in reasons.items() if node.op == "call_function" and not _is_ours(node)}
 
 
-def without_quantization(module: fx.GraphModule) -> fx.GraphModule | None:
-    """A copy of `module` that computes in floating point what is quantized; None if nothing is."""
-    if not any(node.target in KEPT for node in module.graph.nodes):
-        return None
+def without_quantization(module: fx.GraphModule, options: Options) -> fx.GraphModule:
+    """A copy of `module` that computes in floating point what is quantized, as if it had never been."""
     floats = fx.GraphModule(module, copy_graph(module.graph))
     drop_quantization(floats, lambda capability: f"no {capability} is wanted")
-    return floats
+    return merge_projections(fold_constants(floats, options), options)
+
+
+def without_rounding(module: fx.GraphModule) -> fx.GraphModule:
+    """A copy of `module` that takes activations as they are before they are quantized; weights stay in 8 bits."""
+    floats = fx.GraphModule(module, copy_graph(module.graph))
+    mode = fake_mode_of(floats)
+    for node in floats.graph.find_nodes(op="call_function", target=own.dequantize.default):
+        if is_call(node.args[0], own.quantize.default):
+            node.replace_all_uses_with(_floats(node, mode))
+    return finish(floats, True)
+
+
+def quantizes(module: fx.GraphModule) -> bool:
+    """Whether activations are quantized in `module`."""
+    return bool(module.graph.find_nodes(op="call_function", target=own.quantize.default))
 
 
 def _refused(user: fx.Node, narrow: str, why_not: WhyNot) -> dict[fx.Node, str]:

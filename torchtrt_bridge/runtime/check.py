@@ -29,16 +29,32 @@ def error_bound(dtypes: Iterable[torch.dtype], tf32: bool) -> float:
 
 
 @dataclasses.dataclass(frozen=True)
+class Yardstick:
+    """What an engine's outputs are compared with, and how far from it they may be.
+
+    bound: the largest relative L2 distance. share: the largest part of an integer output that may differ.
+    """
+
+    expected: Sequence[torch.Tensor]
+    bound: float
+    share: float = INTEGER_SHARE
+
+
+@dataclasses.dataclass(frozen=True)
 class Verdict:
-    """error: relative L2 distance over all floating point outputs; problem: why the engine is wrong, or None."""
+    """error: relative L2 distance, the largest of all floating point outputs; share: the largest part of an integer
+    output that differs; problem: why the engine is wrong, or None."""
 
     error: float
     problem: str | None = None
+    share: float = 0.0
 
 
-def difference(results: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], bound: float) -> Verdict:
-    """Compare an engine's outputs with PyTorch's for the same inputs."""
-    worst = 0.0
+def difference(
+    results: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], bound: float, most: float = INTEGER_SHARE
+) -> Verdict:
+    """Compare an engine's outputs with PyTorch's for the same inputs; `most` is a yardstick's share."""
+    worst = share = 0.0
     for index, (mine, theirs) in enumerate(zip(results, expected, strict=True)):
         if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
             return Verdict(
@@ -47,14 +63,15 @@ def difference(results: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]
             )
         if not theirs.is_floating_point():
             differing = int((mine != theirs).sum())
-            if differing > INTEGER_SHARE * max(theirs.numel(), 1):
+            share = max(share, differing / max(theirs.numel(), 1))
+            if share > most:
                 return Verdict(worst, f"output {index} differs in {differing} of {theirs.numel()} integers")
             continue
         if not _same_beyond_numbers(mine, theirs):
             return Verdict(worst, f"output {index} is not finite where PyTorch's is, or the other way round")
         worst = max(worst, relative_distance(mine, theirs))
     if worst <= bound:
-        return Verdict(worst)
+        return Verdict(worst, None, share)
     hint = "; that is the size of TF32 rounding, which tf32=True allows" if worst < TF32_BOUND else ""
     return Verdict(worst, f"its relative L2 distance to PyTorch is {worst:.1e}, above {bound:.0e}{hint}")
 

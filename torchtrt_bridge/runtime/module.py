@@ -15,7 +15,7 @@ from torchtrt_bridge.compile_report import EngineEntry, tell_once
 from torchtrt_bridge.errors import BridgeError, EngineLoadError, ShapeRangeError
 from torchtrt_bridge.forks import renewed_in_children
 from torchtrt_bridge.options import Options
-from torchtrt_bridge.runtime.check import error_bound, holds_nan
+from torchtrt_bridge.runtime.check import Yardstick, error_bound, holds_nan
 from torchtrt_bridge.runtime.inductor import Inductor
 from torchtrt_bridge.runtime.shortage import MOST_SHORTAGES, is_shortage
 from torchtrt_bridge.runtime.surroundings import is_capturing
@@ -47,6 +47,7 @@ class EngineModule(nn.Module):
         there; None leaves all to PyTorch.
     entry: its line in the report, kept up to date.
     weights: with ``release_weights=True``, what brings back those of `pytorch`.
+    rivals: others that may take its place in the trial; in a list, as they are no parts of the graph.
     changes: how often an engine of the graph was let go, so that recordings of it are no longer good; shared by all.
     """
 
@@ -68,6 +69,7 @@ class EngineModule(nn.Module):
         self._pending: Future[Runner | None] | None = None
         self.weights: SpareWeights | None = None
         self.changes = Changes()
+        self.rivals: list[EngineModule] = []
         self._inductor = Inductor(entry.name, pytorch)
         self._accepted: set[Any] = set()
         self._told_unserved = False
@@ -193,7 +195,7 @@ class EngineModule(nn.Module):
                 return expected
             try:
                 runs = PLAIN_RUNS if runner.device.type == "cuda" else 1
-                trial = Trial(inputs, expected, self._bound, self._is_recorded, runs)
+                trial = Trial(inputs, self._yardstick(inputs, expected), self._is_recorded, runs)
                 outcome = trial.run(runner, self._others(inputs))
             except (BridgeError, RuntimeError, MemoryError) as error:
                 failure = self._noted(error)
@@ -238,11 +240,10 @@ class EngineModule(nn.Module):
     def _is_static(self) -> bool:
         return all(low == high for spec in self.specs for low, high in spec.ranges)
 
-    @property
-    def _bound(self) -> float:
-        """How far from PyTorch rounding may take an engine of these dtypes."""
+    def _yardstick(self, inputs: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> Yardstick:
+        """What the engine's results for `inputs` are held against; expected: PyTorch's."""
         at_work = [getattr(torch, name) for name in self.entry.dtypes]
-        return error_bound(at_work, self.options.tf32)
+        return Yardstick(expected, error_bound(at_work, self.options.tf32))
 
     def _noted(self, error: Exception) -> str | None:
         """Why the engine is not to be used again; None if a later call may have more memory.

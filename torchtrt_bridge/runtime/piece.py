@@ -12,7 +12,7 @@ from torch import fx, nn
 from torchtrt_bridge.compile_report import CompileReport
 from torchtrt_bridge.errors import BridgeError
 from torchtrt_bridge.forks import renewed_in_children
-from torchtrt_bridge.runtime.check import error_bound, holds_nan
+from torchtrt_bridge.runtime.check import Yardstick, error_bound, holds_nan
 from torchtrt_bridge.runtime.inductor import Inductor
 from torchtrt_bridge.runtime.surroundings import is_capturing
 from torchtrt_bridge.runtime.trial import ENGINE, PYTORCH, Outcome, Run, Trial
@@ -90,4 +90,4 @@ class Piece(nn.Module):
         others: dict[str, Run] = {PYTORCH: self.in_pytorch} if is_timed else {}
         bound = error_bound([value.dtype for value in (*inputs, *expected)], options.tf32)
         is_recorded = options.cuda_graphs == "auto" and any(value.is_cuda for value in inputs)
-        return Trial(inputs, expected, bound, is_recorded, plain_runs=1).run(self._inductor, others)
+        return Trial(inputs, Yardstick(expected, bound), is_recorded, plain_runs=1).run(self._inductor, others)

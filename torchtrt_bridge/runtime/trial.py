@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from torchtrt_bridge.errors import BridgeError
-from torchtrt_bridge.runtime.check import difference
+from torchtrt_bridge.runtime.check import Yardstick, difference
 from torchtrt_bridge.runtime.recording import Recording
 
 Run = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
@@ -55,7 +55,7 @@ class Outcome:
 class Trial:
     """One engine on one set of inputs.
 
-    expected: PyTorch's results; bound: the largest relative L2 distance to them that rounding explains.
+    yardstick: PyTorch's results, and how far from them rounding explains others.
     recorded: whether later calls will be replayed from a CUDA graph, so that this is what counts.
     plain_runs: how often the engine is checked call by call.
     """
@@ -63,14 +63,12 @@ class Trial:
     def __init__(
         self,
         inputs: Sequence[torch.Tensor],
-        expected: Sequence[torch.Tensor],
-        bound: float,
+        yardstick: Yardstick,
         recorded: bool,
         plain_runs: int = PLAIN_RUNS,
     ) -> None:
         self.inputs = inputs
-        self.expected = expected
-        self.bound = bound
+        self.yardstick = yardstick
         self.recorded = recorded
         self.plain_runs = plain_runs
         self._on_gpu = any(value.is_cuda for value in inputs)
@@ -119,7 +117,8 @@ class Trial:
         """Compare with PyTorch's results; to be equal to what was found right is enough."""
         if self._right and _equal(results, self._right):
             return True
-        verdict = difference(results, self.expected, self.bound)
+        yardstick = self.yardstick
+        verdict = difference(results, yardstick.expected, yardstick.bound, yardstick.share)
         outcome.error = max(outcome.error, verdict.error)
         outcome.problem = verdict.problem
         if verdict.problem is None and not self._right:

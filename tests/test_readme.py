@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ def names() -> dict[str, Any]:
     pipe = transformers.pipeline("text-classification", model=classifier, tokenizer=tokenizer, device="cpu")
     return {
         "torch": torch, "trtb": trtb, "model": model, "images": images, "fast": fast, "classifier": classifier,
+        "loader": [(images, torch.zeros(4).long()), (images.flip(-1), torch.zeros(4).long())],
         "tokenizer": tokenizer, "pipe": pipe,
     }  # fmt: skip
 
@@ -146,6 +148,19 @@ def test_command_exists(command: str, capsys: pytest.CaptureFixture[str]) -> Non
 def test_option_is_documented(field: dataclasses.Field[Any]) -> None:
     assert f"\n    {field.name}: " in (trtb.Options.__doc__ or "")
     assert eval(DEFAULTS[field.name]) == field.default
+
+
+ARGUMENTS = re.findall(r"^\| (`.+?`) \| `(.+?)` \|", README[README.index("## INT8") :].split("\n## ")[0], re.MULTILINE)
+
+
+@pytest.mark.parametrize(("names", "default"), ARGUMENTS, ids=lambda cell: cell)
+def test_argument_of_quantize_has_this_default(names: str, default: str) -> None:
+    parameters = inspect.signature(trtb.quantize).parameters
+    assert {parameters[name].default for name in re.findall(r"`(\w+)`", names)} == {eval(default)}
+
+
+def test_the_arguments_of_quantize_are_shown() -> None:
+    assert len(ARGUMENTS) == 8
 
 
 def test_there_are_two_set_up_commands() -> None:

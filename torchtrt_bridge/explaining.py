@@ -1,7 +1,8 @@
-"""Explain: where each operator of a model would run, and why not in TensorRT, without building anything."""
+"""Explain: where each operator of a model would run, and why not in TensorRT, without building the engines."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,12 +14,13 @@ from torch._guards import tracing
 
 from torchtrt_bridge import dynamo
 from torchtrt_bridge.compile_report import CompileReport, merged, torch_entry
-from torchtrt_bridge.errors import BridgeError
+from torchtrt_bridge.engine import flavour as flavours
+from torchtrt_bridge.errors import BridgeError, EngineLoadError
 from torchtrt_bridge.interop import guest_for
 from torchtrt_bridge.normalize import normalize
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.partition import fuse, propose
-from torchtrt_bridge.pipeline import bounded, input_specs, planned_entry
+from torchtrt_bridge.pipeline import bounded, input_specs, left_in_float, planned_entry
 
 
 def explain(
@@ -68,6 +70,8 @@ class _Analysis:
         weights, numbers = dynamo.weight_positions(module, args), dynamo.number_positions(module, args)
         captured, _ = dynamo.capture(module, args, weights, numbers)
         normalized = normalize(captured.module, self.options)
+        with contextlib.suppress(EngineLoadError):  # no TensorRT: nobody knows what it could build
+            report.in_float = left_in_float(normalized, flavours.choose(self.options.engine), self.options)
         proposal = propose(normalized, self.options, guest_for(self.options))
         report.in_torch = [torch_entry(rejection.node, rejection.reason) for rejection in proposal.rejections]
         ranges = bounded(captured.ranges, self.options)

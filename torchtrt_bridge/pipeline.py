@@ -13,7 +13,15 @@ from torch.export import ExportedProgram
 
 from torchtrt_bridge.builder import Builder, GuestError
 from torchtrt_bridge.capture import CapturedGraph, copy_graph, own_constants
-from torchtrt_bridge.compile_report import CompileReport, EngineEntry, engine_entry, op_name, tell_once, torch_entry
+from torchtrt_bridge.compile_report import (
+    CompileReport,
+    EngineEntry,
+    TorchEntry,
+    engine_entry,
+    op_name,
+    tell_once,
+    torch_entry,
+)
 from torchtrt_bridge.engine import flavour as flavours
 from torchtrt_bridge.engine.flavour import Flavour
 from torchtrt_bridge.engine.probe import supports
@@ -60,8 +68,7 @@ def compile_graph(
     flavour = flavours.choose(options.engine)
     theirs = [] if original is not None else list(captured.module.buffers())
     module = normalize(captured.module, options)
-    in_float = drop_quantization(module, lambda capability: _missing(capability, flavour, options))
-    floats = [torch_entry(node, reason) for node, reason in in_float.items()]
+    floats = left_in_float(module, flavour, options)
     is_reference = options.engine == "reference"
     if original is not None and is_reference:
         own_constants([module], original)  # the interpreter reads them from the network, which holds addresses
@@ -149,6 +156,12 @@ def give_pieces_to_inductor(module: fx.GraphModule, report: CompileReport) -> No
     if report.options.inductor != "off":
         for name, piece in fuse(module, propose_pieces(module), PIECE_PREFIX).items():
             module.set_submodule(name, Piece(name, piece, report))
+
+
+def left_in_float(module: fx.GraphModule, flavour: Flavour, options: Options) -> list[TorchEntry]:
+    """Hand floats to the quantized layers that this TensorRT cannot build, and tell of them; `module` is changed."""
+    dropped = drop_quantization(module, lambda capability: _missing(capability, flavour, options))
+    return [torch_entry(node, reason) for node, reason in dropped.items()]
 
 
 def _missing(capability: str, flavour: Flavour, options: Options) -> str | None:

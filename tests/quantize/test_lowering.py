@@ -255,6 +255,14 @@ def test_fp8_before_compute_capability_8_9_becomes_fp16() -> None:
     assert json.loads(json.dumps(report.to_dict()["in_float"]))[0]["op"] == "aten.linear.default"
 
 
+def test_explain_knows_what_cannot_be_built() -> None:
+    model, x = net("linear layers", FP8)
+    plan = trtb.explain(model, x, targets=("sm_86",), precision="fp16")
+    assert [entry.op for entry in plan.in_float] == ["aten.linear.default"] * 2
+    assert "does not build fp8_linear" in plan.in_float[0].reason
+    assert trtb.explain(model, x, targets=("sm_89",), precision="fp16").in_float == []
+
+
 def test_the_rest_stays_int8(monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "int8_transposed_convolution")
     model, x = net("convolutions")

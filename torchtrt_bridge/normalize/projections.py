@@ -14,12 +14,14 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torchtrt_bridge.lower import why_not
-from torchtrt_bridge.normalize.graph import constant_of, fake_mode_of, finish, insert_call, insert_constant
+from torchtrt_bridge.normalize.graph import constant_of, fake_mode_of, finish, insert_call, insert_constant, is_call
 from torchtrt_bridge.options import Options
+from torchtrt_bridge.quantize.ops import own
 from torchtrt_bridge.schema import returns_view
 
 aten = torch.ops.aten
 LINEAR = aten.linear.default
+DEQUANTIZE = own.dequantize.default
 
 # Tensor cores and wide loads want sizes and offsets that are multiples of this many elements.
 ALIGNMENT = 8
@@ -35,7 +37,7 @@ def merge_projections(module: fx.GraphModule, options: Options) -> fx.GraphModul
     Only neighbours are merged, with no other linear layer between them: what they give is wanted together. Weights
     that something else reads too, as a tied embedding, stay as they are. The merged weights are copies; one group is
     merged at a time, and lets the old ones go, so the graph needs little more memory than it had. Weights that the
-    user's model holds are not freed by that.
+    user's model holds are not freed by that. Quantized weights stay quantized, each with the scales it had.
     """
     mode = fake_mode_of(module)
     readers = _readers(module.graph)
@@ -52,17 +54,27 @@ def _groups_by_weights(graph: fx.Graph, options: Options, mode: FakeTensorMode) 
     """Groups of layers to merge; those with the same weights, as of a layer that is run several times, together."""
     groups: dict[Any, list[Group]] = defaultdict(list)
     layers = graph.find_nodes(op="call_function", target=LINEAR)
-    for _, run in itertools.groupby(layers, key=lambda layer: layer.args[0]):
+    for _, run in itertools.groupby(layers, key=_kind):
         group = _as_parts([layer for layer in run if _can_join(layer, options)], mode)
         if group:
             groups[tuple(read for layer in group for read in _reads(layer))].append(group)
     return groups
 
 
+def _kind(layer: fx.Node) -> Any:
+    """Equal for layers that may be merged: what they read, two dequantizations of one value being one, and how their
+    weights are held."""
+    source, values = layer.args[0], _reads(layer)[0].meta["val"]
+    read = source.args if is_call(source, DEQUANTIZE) else source  # type: ignore[union-attr]
+    return read, is_call(layer.args[1], DEQUANTIZE), values.dtype, layer.meta["val"].dtype
+
+
 def _can_join(layer: fx.Node, options: Options) -> bool:
     """Whether TensorRT will run a layer, whose weights are constants that stay aligned beside others."""
-    weight, bias = _reads(layer)
+    weight, scale, bias = _reads(layer)
     value = constant_of(weight)
+    if scale is not None and (constant_of(scale) is None or layer.args[1].args[2] != 0):  # type: ignore[union-attr]
+        return False
     if layer.kwargs or value is None or value.dim() != 2 or value.shape[0] % ALIGNMENT:
         return False
     if bias is not None and constant_of(bias) is None:
@@ -70,16 +82,19 @@ def _can_join(layer: fx.Node, options: Options) -> bool:
     return str(LINEAR) not in options.torch_ops and why_not(layer) is None
 
 
-def _reads(layer: fx.Node) -> tuple[Any, Any]:
-    """Weight and bias of a linear layer."""
-    return layer.args[1], layer.args[2] if len(layer.args) > 2 else None
+def _reads(layer: fx.Node) -> tuple[Any, Any, Any]:
+    """Weight of a linear layer, its scales if it is quantized, and bias."""
+    weight: Any = layer.args[1]
+    bias = layer.args[2] if len(layer.args) > 2 else None
+    return (*weight.args[:2], bias) if is_call(weight, DEQUANTIZE) else (weight, None, bias)
 
 
 def _readers(graph: fx.Graph) -> dict[int, set[fx.Node]]:
     """The calls that read each constant's memory; tied weights are one memory under several names."""
     readers: dict[int, set[fx.Node]] = defaultdict(set)
     for node in graph.find_nodes(op="get_attr"):
-        readers[_memory(node)].update(node.users)
+        for user in node.users:
+            readers[_memory(node)].update(user.users if is_call(user, DEQUANTIZE) else [user])
     return readers
 
 
@@ -151,16 +166,27 @@ def _merge(groups: Sequence[Group], mode: FakeTensorMode) -> None:
     """Give groups that have the same weights one layer each, with one copy of the weights side by side."""
     first = next(iter(groups[0]))
     reads = [_reads(layer) for layer in groups[0]]
-    weights = [_constant(weight) for weight, _ in reads]
-    biases = [None if bias is None else _constant(bias) for _, bias in reads]
-    weight = insert_constant(first, torch.cat(weights), f"{first.name}_weight", mode)
-    bias = None
-    if any(value is not None for value in biases):
-        filled = [w.new_zeros(w.shape[0]) if b is None else b for w, b in zip(weights, biases, strict=True)]
-        bias = insert_constant(first, torch.cat(filled), f"{first.name}_bias", mode)
+    weights, scales, biases = zip(*reads, strict=True)
+    weight = _side_by_side(groups[0], weights, "weight", mode)
+    if scales[0] is not None:
+        scale = _side_by_side(groups[0], scales, "scale", mode)
+        weight = insert_call(first, mode, DEQUANTIZE, weight, scale, 0, first.args[1].meta["val"].dtype)  # type: ignore[union-attr]
+    has_bias = any(read is not None for read in biases)
+    bias = _side_by_side(groups[0], biases, "bias", mode) if has_bias else None
     for group in groups:
         _replace(group, weight, bias, mode)
-    _let_go(read for pair in reads for read in pair)
+    _let_go(read for each in reads for read in each)
+
+
+def _side_by_side(group: Group, reads: Sequence[fx.Node | None], what: str, mode: FakeTensorMode) -> fx.Node:
+    """A constant of all that a group's layers read, in front of the group; zeros for what one of them lacks."""
+    first = next(iter(group))
+    values = [None if read is None else _constant(read) for read in reads]
+    like = next(value for value in values if value is not None)
+    filled = [
+        like.new_zeros(width) if value is None else value for value, width in zip(values, _widths(group), strict=True)
+    ]
+    return insert_constant(first, torch.cat(filled), f"{first.name}_{what}", mode)
 
 
 def _constant(read: fx.Node) -> torch.Tensor:
@@ -192,6 +218,9 @@ def _copy_for_the_caller(node: fx.Node, mode: FakeTensorMode) -> None:
 def _let_go(reads: Iterable[fx.Node | None]) -> None:
     """Free constants that no call reads any more, before the next group is copied."""
     for read in dict.fromkeys(reads):
+        for user in [] if read is None else list(read.users):
+            if is_call(user, DEQUANTIZE) and not user.users:
+                user.graph.erase_node(user)
         if read is None or read.users:
             continue
         graph, name = read.graph, str(read.target)

@@ -59,8 +59,8 @@ def quantize(
     skip: names of layers to leave in floating point, of modules around them, or patterns of names (``"head.*"``).
     evaluate: ``evaluate(model)`` gives a score, the higher the better. With `max_drop`, the largest loss of it to
         accept, the fewest layers are kept in floating point.
-    max_error: layers are kept in floating point until the relative error of the outputs is below; "auto" is 0.04 with
-        method="auto", else None, which keeps none.
+    max_error: layers are kept in floating point until the relative error of the outputs is below, and that of each
+        sample below twice as much; "auto" is 0.04 with method="auto", else None, which keeps none.
     smooth: SmoothQuant's alpha for linear layers; "auto" searches it, None leaves it out.
     equalize: scale channels across layers, as depthwise convolutions need it. correct_bias: take the mean error of
         rounded weights out of biases. "auto" measures whether they help.

@@ -21,44 +21,75 @@ MOST_VALUES = 2**18
 ALONE_BATCHES = 2
 
 
+@dataclasses.dataclass(frozen=True)
+class Errors:
+    """Relative errors ||quantized - float|| / ||float||: the mean over outputs, and that of the worst sample."""
+
+    mean: float
+    worst: float
+
+
 class Judge:
     """Knows the float graph's outputs for the batches that were held back."""
 
     def __init__(self, calibrated: Calibrated, settings: Settings) -> None:
         self.calibrated, self.settings = calibrated, settings
-        self.known: dict[Choice, float] = {}
+        self.known: dict[Choice, Errors] = {}
         self._expected = [_outputs(calibrated.graph.module, inputs) for inputs in calibrated.held]
 
     def error(self, choice: Choice) -> float:
-        """The relative error ||quantized - float|| / ||float|| of a choice, the mean over outputs."""
+        """The relative error of a choice, the mean over outputs."""
+        return self._errors(choice).mean
+
+    def worst(self, choice: Choice) -> float:
+        """The relative error of the sample that a choice treats worst."""
+        return self._errors(choice).worst
+
+    def _errors(self, choice: Choice) -> Errors:
         if choice not in self.known:
-            self.known[choice] = self._error_of(choice, len(self._expected))
+            self.known[choice] = self._errors_of(choice, len(self._expected))
         return self.known[choice]
 
-    def _error_of(self, choice: Choice, batches: int) -> float:
+    def _errors_of(self, choice: Choice, batches: int) -> Errors:
         module = place(self.calibrated, choice, self.settings, rehearse=True).module
-        differences: dict[int, float] = {}
-        sizes: dict[int, float] = {}
+        differences: dict[int, list[Tensor]] = {}
+        sizes: dict[int, list[Tensor]] = {}
         for inputs, expected in zip(self.calibrated.held[:batches], self._expected, strict=False):
             for index, (found, wanted) in enumerate(zip(_outputs(module, inputs), expected, strict=True)):
-                differences[index] = differences.get(index, 0.0) + float((found - wanted).square().sum())
-                sizes[index] = sizes.get(index, 0.0) + float(wanted.square().sum())
+                differences.setdefault(index, []).append((found - wanted).square().sum(1))
+                sizes.setdefault(index, []).append(wanted.square().sum(1))
         _let_go(module)
-        errors = [math.sqrt(differences[i] / sizes[i]) if sizes[i] else float(differences[i] > 0) for i in sizes]
-        mean = sum(errors) / len(errors) if errors else 0.0
-        return mean if math.isfinite(mean) else math.inf
+        found_errors = [_errors(torch.cat(differences[i]), torch.cat(sizes[i])) for i in sizes]
+        if not found_errors:
+            return Errors(0.0, 0.0)
+        mean = sum(each.mean for each in found_errors) / len(found_errors)
+        worst = max(each.worst for each in found_errors)
+        return Errors(mean if math.isfinite(mean) else math.inf, worst if math.isfinite(worst) else math.inf)
 
     def sensitivity(self, choice: Choice, name: str) -> float:
         """The error where one layer alone is quantized as in `choice`."""
         others = frozenset(layer.name for layer in self.calibrated.layers if layer.name != name)
-        return self._error_of(dataclasses.replace(choice, kept=others), ALONE_BATCHES)
+        return self._errors_of(dataclasses.replace(choice, kept=others), ALONE_BATCHES).mean
+
+
+def _errors(differences: Tensor, sizes: Tensor) -> Errors:
+    """Those of one output, from the squared differences and sizes of its samples.
+
+    A sample smaller than the others is compared with their mean size.
+    """
+    if not float(sizes.sum()):
+        error = float(float(differences.sum()) > 0)
+        return Errors(error, error)
+    samples = differences / sizes.clamp(min=float(sizes.mean()))
+    return Errors(math.sqrt(float(differences.sum() / sizes.sum())), math.sqrt(float(samples.max())))
 
 
 def _outputs(module: fx.GraphModule, inputs: Sequence[Any]) -> list[Tensor]:
-    """The floating point outputs, thinned out."""
+    """The floating point outputs, thinned out, with a row for each sample."""
     with torch.no_grad():
         outputs = module(*inputs)
-    return [_thinned(v) for v in outputs if isinstance(v, torch.Tensor) and v.is_floating_point()]
+    samples = next((v.shape[0] for v in inputs if isinstance(v, torch.Tensor) and v.dim() > 1), None)
+    return [_thinned(v, samples) for v in outputs if isinstance(v, torch.Tensor) and v.is_floating_point()]
 
 
 def _let_go(module: fx.GraphModule) -> None:
@@ -67,6 +98,8 @@ def _let_go(module: fx.GraphModule) -> None:
         delattr(module, name)
 
 
-def _thinned(value: Tensor) -> Tensor:
+def _thinned(value: Tensor, samples: int | None) -> Tensor:
+    """One row where the first dimension is not that of the samples, or a sample has one value only."""
+    rows = value.flatten(1) if value.dim() > 1 and value.shape[0] == samples else value.reshape(1, -1)
     step = -(-value.numel() // MOST_VALUES) or 1
-    return value.flatten()[::step].double()
+    return rows[:, ::step].double()

@@ -21,6 +21,9 @@ NORM = aten.layer_norm.default
 ALPHAS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 FIRST_ALPHAS = (0.9, 0.6)
 
+# Channels are outlying above this part of all channels' peaks.
+OUTLYING = 0.75
+
 
 def smooth(draft: Draft, alpha: float) -> None:
     """Smooth the inputs of all linear layers; those of one input together."""
@@ -51,6 +54,11 @@ def smoothable(draft: Draft) -> dict[str, list[Layer]]:
 
 
 def _factors(peaks: Tensor, weights: Tensor, alpha: float) -> Tensor:
+    """The divisors of the channels; those with small peaks get room for larger values than the data had.
+
+    Divided by its own peak, each channel would fill the range, and what exceeds its peak in other data is clipped.
+    """
+    peaks = peaks.clamp(min=float(peaks.float().quantile(OUTLYING)))
     factors = peaks.clamp(min=1e-5) ** alpha / weights.clamp(min=1e-5) ** (1 - alpha)
     return torch.where(peaks > 0, factors.clamp(min=1e-5), 1.0)
 

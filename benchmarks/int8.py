@@ -118,14 +118,16 @@ def other_type(dtype: str, **options: Any) -> Iterator[Row]:
 
 
 def embeddings(what: str, **options: Any) -> Row:
-    from tests.quantize.embeddings import calibration, cosines, embedder
+    """On new sentences, and on those that were known while `quantize` was made, exclamations among them."""
+    from tests.quantize.embeddings import KNOWN, TO_SCORE, calibration, cosines, embedder
 
     model = embedder()
     found = quantized(model, calibration(), **options)
-    cosine = cosines(found, model)
-    figures = {"sentences": len(cosine), "mean": float(cosine.mean()), "min": float(cosine.min())}
-    figures["below 0.997"] = int((cosine < 0.997).sum())
-    return {"what": what, **figures, **layers(found), "choice": found.quantization.choice}
+    row: Row = {"what": what}
+    for kind, sentences in (("", TO_SCORE), ("known, ", KNOWN)):
+        cosine = cosines(found, model, sentences)
+        row |= {f"{kind}sentences": len(cosine), f"{kind}mean": float(cosine.mean()), f"{kind}min": float(cosine.min())}
+    return {**row, **layers(found), "choice": found.quantization.choice}
 
 
 # ResNet-50 --------------------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ def quantize(
     evaluate: ``evaluate(model)`` gives a score, the higher the better. With `max_drop`, the largest loss of it to
         accept, the fewest layers are kept in floating point.
     max_error: layers are kept in floating point until the relative error of the outputs is below, and that of each
-        sample below twice as much; "auto" is 0.04 with method="auto", else None, which keeps none.
+        sample below 1.75 times as much; "auto" is 0.04 with method="auto", else None, which keeps none.
     smooth: SmoothQuant's alpha for linear layers; "auto" searches it, None leaves it out.
     equalize: scale channels across layers, as depthwise convolutions need it. correct_bias: take the mean error of
         rounded weights out of biases. "auto" measures whether they help.
@@ -72,7 +72,8 @@ def quantize(
         token ids, are free.
     progress, table: show a progress bar (None: on a terminal), print a table of layers.
 
-    What "auto" chooses has the least error of the outputs on batches that are held back: one in four, four at most.
+    What "auto" chooses has the least error of the outputs on batches that are held back: one in four, four at most. In
+    the end these count for the ranges too.
     Raises CalibrationError for data or a file that cannot be used, OptionsError for a wrong option.
     """
     settings = Settings(

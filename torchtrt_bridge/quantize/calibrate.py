@@ -33,6 +33,7 @@ class Calibrated:
     """A float graph, its layers, and what was seen of their activations.
 
     held: the flat inputs of the batches on which errors are measured.
+    are_counted: whether these set the ranges too.
     """
 
     graph: FloatGraph
@@ -40,7 +41,15 @@ class Calibrated:
     floats: list[FloatLayer]
     observed: Observed
     held: list[tuple[Any, ...]]
+    are_counted: bool
     notes: list[str]
+
+    def count_held(self) -> None:
+        """Let what was held back set the ranges too, once nothing is chosen by its errors any more."""
+        observer = Observer(self.graph.module, self.layers, self.observed)
+        for inputs in () if self.are_counted else self.held:
+            observer.run(*inputs)
+        self.are_counted = True
 
 
 class Calibration:
@@ -194,7 +203,7 @@ class Calibration:
         if self.settings.measures and self.calls and not self.held:
             notes.append("The loader gave one batch only: errors are measured on the data that set the ranges.")
         held = self.held or ([self._first] if self._first else [])
-        return Calibrated(self.graph, self.layers, self.floats, self.observed, held, notes)
+        return Calibrated(self.graph, self.layers, self.floats, self.observed, held, not self.held, notes)
 
 
 class _Recorder:

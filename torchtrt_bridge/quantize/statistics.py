@@ -58,6 +58,7 @@ class Statistics:
         self.moving = peak if self.batches == 0 else self.moving + NEWEST * (peak - self.moving)
         self.absmax = max(self.absmax, peak)
         self.batches += 1
+        self.thresholds.clear()
         self._count(x.float() if float(low.min()) >= 0 else x.float().abs(), peak)
         if self.channel_dim is not None:
             self._see_channels(x, torch.maximum(high, -low).float())

@@ -49,6 +49,4 @@ def test_the_engine_is_right(model: nn.Module, quantized: Any, monkeypatch: pyte
     assert sum(engine.products.values()) == LAYERS
     assert engine.products.get("int8", 0) >= 1
     assert max(distance(result, expected) for result in found) <= TO_FLOAT
-    assert max(distance(result, rounded) for result in found) <= 1.5 * distance(
-        rounded, expected
-    )  # see runtime/quantized
+    assert max(distance(result, rounded) for result in found) <= 1.5 * distance(rounded, expected)

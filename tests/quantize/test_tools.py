@@ -206,10 +206,28 @@ def test_layers_stay_float_until_the_error_is_small() -> None:
 
 
 def test_the_error_told_is_that_of_the_model_delivered() -> None:
-    data = loader(64, 16, batches=2)
+    data = loader(64, 16, batches=1) * 2  # the one that is held back changes no range
     model = fragile()
     found = trtb.quantize(model, data, max_error=None, table=False)
     assert found.quantization.error == pytest.approx(relative_error(found(data[1]), model(data[1])), rel=1e-3)
+
+
+def test_what_was_held_back_sets_the_ranges_in_the_end() -> None:
+    batch = torch.randn(8, 4)
+    data = [batch, batch * 10]  # the second is held back
+    options = {"method": "absmax", "smooth": None, "equalize": False, "correct_bias": False, "table": False}
+    measured = trtb.quantize(nn.Sequential(nn.Linear(4, 4)), data, max_error=10.0, **options)
+    (layer,) = measured.quantization.layers
+    assert layer.scale == pytest.approx(float(data[1].abs().max()) / 127)
+
+
+def test_a_score_is_that_of_the_model_delivered() -> None:
+    data = loader(64, 16, batches=2)
+    model = fragile()
+    found = trtb.quantize(
+        model, data, evaluate=lambda m: -relative_error(m(data[1]), model(data[1])), max_error=None, table=False
+    )
+    assert found.quantization.score == pytest.approx(-relative_error(found(data[1]), model(data[1])), rel=1e-3)
 
 
 def test_the_fewest_layers_stay_float_within_the_budget() -> None:

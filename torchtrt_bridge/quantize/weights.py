@@ -9,6 +9,7 @@ from torchtrt_bridge.quantize.ops import LARGEST, dequantize, pack_int4, quantiz
 
 DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 LARGEST_INT4 = 7.0
+CLIPPED_INT4 = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)  # the parts of a block's peak that are tried for its range
 SMALLEST_SCALE = 1e-12  # of a channel of zeros: TensorRT takes scales above zero only
 
 
@@ -42,11 +43,22 @@ def _channel_scale(weight: Tensor, axis: int, dtype: torch.dtype) -> Tensor:
 
 
 def quantized_blocks(weight: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
-    """The packed 4-bit values of a linear layer's weight (outputs, inputs), and the scale of each block of inputs."""
+    """The packed 4-bit values of a linear layer's weight (outputs, inputs), and the scale of each block of inputs.
+
+    Each block is clipped where that leaves the least squared error.
+    """
     blocks = weight.float().unflatten(1, (-1, block_size))
-    scale = (blocks.abs().amax(-1) / LARGEST_INT4).clamp(min=SMALLEST_SCALE)
-    values = (blocks / scale.unsqueeze(-1)).round().clamp(-8, 7).to(torch.int8).flatten(1)
-    return pack_int4(values), scale
+    whole = (blocks.abs().amax(-1) / LARGEST_INT4).clamp(min=SMALLEST_SCALE)
+    scale, least = whole, torch.full_like(whole, torch.inf)
+    for part in CLIPPED_INT4:
+        tried = (whole * part).clamp(min=SMALLEST_SCALE)
+        error = (_rounded_int4(blocks, tried) * tried.unsqueeze(-1) - blocks).square().sum(-1)
+        scale, least = torch.where(error < least, tried, scale), torch.minimum(error, least)
+    return pack_int4(_rounded_int4(blocks, scale).to(torch.int8).flatten(1)), scale
+
+
+def _rounded_int4(blocks: Tensor, scale: Tensor) -> Tensor:
+    return (blocks / scale.unsqueeze(-1)).round_().clamp_(-8, 7)
 
 
 def round_trip(x: Tensor, threshold: Tensor, dtype: torch.dtype) -> Tensor:

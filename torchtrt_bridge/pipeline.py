@@ -147,8 +147,11 @@ def _rivals(subgraphs: Mapping[str, fx.GraphModule], builder: Builder) -> dict[s
     options = builder.options
     if not builder.run or options.keep_int8 or options.trial != "check+time" or options.engine == "reference":
         return {}
-    quantized = {name: subgraph for name, subgraph in subgraphs.items() if quantizes(subgraph)}
-    return {name: without_quantization(subgraph, options) for name, subgraph in quantized.items()}
+    return {
+        name: without_quantization(subgraph, options)
+        for name, subgraph in subgraphs.items()
+        if quantizes(subgraph) and not any(map(is_foreign, subgraph.graph.nodes))
+    }
 
 
 def give_pieces_to_inductor(module: fx.GraphModule, report: CompileReport) -> None:

@@ -17,6 +17,7 @@ from torchtrt_bridge import pipeline
 from torchtrt_bridge.builder import Builder
 from torchtrt_bridge.capture import export_program, graph_from_program
 from torchtrt_bridge.compile_report import CompileReport, EngineEntry
+from torchtrt_bridge.errors import BuildError
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.runtime import EngineModule, QuantizedEngineModule
 
@@ -122,6 +123,18 @@ def test_a_bad_rival_is_no_reason_to_go(name: str) -> None:
     module(x_of())
     assert_serves(module, right, mine)
     assert module.entry.is_ready
+
+
+@pytest.mark.parametrize("error", [BuildError("planted"), RuntimeError("planted"), MemoryError("planted")])
+def test_a_rival_that_raises_is_no_reason_to_go(error: Exception) -> None:
+    """As its build does with ``fallback="error"``."""
+    mine = FakeRunner()
+    module = module_of(mine, None, fallback="error")
+    pending: Future[Any] = Future()
+    pending.set_exception(error)
+    module.rivals[0]._pending = pending
+    module(x_of())
+    assert_serves(module, right, mine)
 
 
 def test_without_either_engine_pytorch_serves() -> None:

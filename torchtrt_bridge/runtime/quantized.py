@@ -91,7 +91,7 @@ class QuantizedEngineModule(EngineModule):
         """Whether the rival's own trial, which these inputs begin, has found who serves it."""
         try:
             rival(*inputs)
-        except BridgeError:  # with fallback="error"
+        except (BridgeError, RuntimeError, MemoryError):  # with fallback="error"
             self.rivals.clear()
             return False
         return rival.is_settled and rival.entry.is_ready

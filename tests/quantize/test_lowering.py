@@ -18,6 +18,7 @@ from tests.quantize.lowered import network_of, products
 from torchtrt_bridge.engine import probe
 from torchtrt_bridge.engine.probe import Support
 from torchtrt_bridge.engine.realised import product_dtypes
+from torchtrt_bridge.normalize import without_rounding
 
 TARGETS = ["sm_86", "sm_89", "sm_120"]
 PRECISIONS = ["fp32", "fp16", "bf16"]
@@ -289,6 +290,33 @@ def test_reasons_are_kept_in_the_file(tmp_path: Path) -> None:
     trtb.save(program, tmp_path / "model.pt2")
     loaded = trtb.load(tmp_path / "model.pt2").report
     assert [dataclasses.asdict(e) for e in loaded.in_float] == [dataclasses.asdict(e) for e in program.report.in_float]
+
+
+class LateRunner:
+    """Computes what its `module` does."""
+
+    device = torch.device("cpu")
+    module: Any = None
+
+    def __call__(self, inputs: Any) -> Any:
+        return self.module(*inputs)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_loaded_engine_is_held_against_floats(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = net(name)
+    trtb.save(trtb.export(model, x, targets=("sm_89",), precision="fp16"), tmp_path / "model.pt2")
+    runner = LateRunner()
+    monkeypatch.setattr("torchtrt_bridge.exporter._runner", lambda *_: runner)
+    program = trtb.load(tmp_path / "model.pt2", device="cpu", trial="check")
+    (engine,) = program._run.engines
+    runner.module = engine.pytorch
+    with torch.no_grad():
+        program(x)
+        floats = without_rounding(engine.pytorch)(x)[0]
+    assert engine.has_won
+    assert engine.entry.error == pytest.approx(distance(runner.module(x)[0], floats), rel=1e-3)
+    assert engine.entry.error > 0
 
 
 # On a GPU ----------------------------------------------------------------------------------------------------------

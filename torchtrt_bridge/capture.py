@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import sympy
@@ -16,7 +16,9 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.utils._sympy.functions import Max, Min
 
+from torchtrt_bridge.compile_report import tell_once
 from torchtrt_bridge.errors import CaptureError
+from torchtrt_bridge.huggingface.classes import without_cache
 from torchtrt_bridge.lower import CONVERTERS
 
 ASSERT = torch.ops.aten._assert_scalar.default
@@ -51,14 +53,30 @@ def export_program(
 
     Raises CaptureError, with PyTorch's own words, for a model that it cannot turn into one graph.
     """
+    call = functools.partial(_exported, model, args, dict(kwargs or {}), dynamic_shapes)
     try:
         with torch.no_grad(), torch.backends.nnpack.flags(enabled=False):  # NNPACK's guard: batch < 16
-            return _exported(model, args, dict(kwargs or {}), dynamic_shapes)
+            return _without_cache(model, call)
     except Exception as error:
         raise CaptureError(
             f"torch.export could not capture {type(model).__name__} as one graph: {error}\n"
             "torch.compile(model, backend='torchtrt_bridge') takes models whose control flow depends on data."
         ) from error
+
+
+def _without_cache(model: torch.nn.Module, call: Callable[[], ExportedProgram]) -> ExportedProgram:
+    """What `call` gives; without the cache of keys and values if that is what `torch.export` cannot return."""
+    try:
+        return call()
+    except RuntimeError as error:
+        if "Cache" not in str(error):
+            raise
+        with without_cache(model) as is_off:
+            if not is_off:
+                raise
+            program = call()
+    tell_once(f"{type(model).__name__} is captured with use_cache=False: its cache of keys and values is left out.")
+    return program
 
 
 def _exported(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from typing import Any
+
+from torch import nn
 
 
 def is_model(target: Any) -> bool:
@@ -28,6 +32,20 @@ def install_hooks(model: Any) -> None:
     except ImportError:  # another version's business: then there are no such hooks
         return
     maybe_install_capturing_hooks(model)
+
+
+@contextlib.contextmanager
+def without_cache(model: nn.Module) -> Iterator[bool]:
+    """Have the models of transformers within `model` return no cache of keys and values; whether any of them would."""
+    configs: list[Any] = [module.config for module in model.modules() if is_model(module)]
+    changed = [config for config in configs if getattr(config, "use_cache", False)]
+    try:
+        for config in changed:
+            config.use_cache = False
+        yield bool(changed)
+    finally:
+        for config in changed:
+            config.use_cache = True
 
 
 def _is_a(target: Any, module: str, name: str) -> bool:

@@ -197,7 +197,7 @@ class Calibration:
         if self.graph.unreached:
             notes.append(f"Layers that the model's forward does not reach: {', '.join(self.graph.unreached)}.")
         if self.signature.dropped:
-            notes.append(f"Left out, as the model's forward does not take it: {', '.join(self.signature.dropped)}.")
+            notes.append(f"Not given to the model: {', '.join(self.signature.dropped)}.")
         if self._skipped:
             notes.append(f"Batches of another size were left out: {', '.join(map(str, self._skipped))}.")
         if self.settings.measures and self.calls and not self.held:

@@ -9,8 +9,6 @@ import copy
 import dataclasses
 import hashlib
 import json
-import os
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,6 +30,7 @@ import torchtrt_bridge
 from torchtrt_bridge.capture import CapturedGraph, copy_graph
 from torchtrt_bridge.compile_report import CompileReport, EngineEntry, TorchEntry
 from torchtrt_bridge.errors import EngineLoadError
+from torchtrt_bridge.files import written_aside
 from torchtrt_bridge.options import Options
 
 MANIFEST = "torchtrt_bridge.json"
@@ -148,16 +147,9 @@ def write_archive(program: ExportedProgram, plans: Mapping[str, bytes], manifest
     engines = {ENGINE_PREFIX + n: torch.frombuffer(bytearray(p), dtype=torch.uint8) for n, p in plans.items()}
     program = copy.copy(program)
     program._state_dict = {**program.state_dict, **engines}
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".pt2")
-    os.close(handle)
-    try:
+    with written_aside(path, mode=0o644, suffix=".pt2") as aside:
         text = json.dumps(dataclasses.asdict(manifest), indent=1)
         torch.export.save(program, aside, extra_files={MANIFEST: text})
-        os.chmod(aside, 0o644)
-        os.replace(aside, path)
-    finally:
-        if os.path.exists(aside):
-            os.unlink(aside)
 
 
 def read_archive(path: Path) -> tuple[ExportedProgram, Manifest, dict[str, bytes]]:

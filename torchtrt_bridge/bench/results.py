@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torchtrt_bridge.bench.job import Row
 from torchtrt_bridge.errors import OptionsError
+from torchtrt_bridge.files import written_aside
 
 KEY = ("model", "batch", "precision", "kind", "contender")
 Key = tuple[Any, ...]
@@ -73,16 +71,8 @@ class Results:
 
     def _write(self) -> None:
         """Written aside and renamed: who ends the run in the middle leaves a whole file."""
-        handle, aside = tempfile.mkstemp(dir=self.path.parent, prefix=".writing-")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(self._text())
-            os.chmod(aside, 0o644)  # `mkstemp` lets nobody else read
-            os.replace(aside, self.path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(aside)
-            raise
+        with written_aside(self.path, mode=0o644) as aside:
+            aside.write_text(self._text(), encoding="utf-8")
 
     def _text(self) -> str:
         """JSON with a line for each row."""

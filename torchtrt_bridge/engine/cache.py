@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import filelock
 import platformdirs
 
 from torchtrt_bridge.compile_report import tell_once
+from torchtrt_bridge.files import written_aside
 from torchtrt_bridge.options import Options
 
 # A process that builds this long is taken for dead; the others then build on their own.
@@ -105,15 +105,8 @@ class EngineCache:
 
     def _write(self, path: Path, content: bytes) -> None:
         """Write aside and rename, so that no reader ever sees half a file."""
-        handle, aside = tempfile.mkstemp(dir=self.directory, prefix="writing-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            os.replace(aside, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(aside)
-            raise
+        with written_aside(path) as aside:
+            aside.write_bytes(content)
 
     def _discard(self, key: str, kind: str, why: str) -> None:
         tell_once(f"the cached {kind} {self._path(key, kind)} is damaged ({why}) and is made again.")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from torchtrt_bridge.errors import CalibrationError
+from torchtrt_bridge.files import written_aside
 from torchtrt_bridge.quantize.batches import Call
 from torchtrt_bridge.quantize.observe import Observed
 from torchtrt_bridge.quantize.place import Choice
@@ -74,17 +72,10 @@ def write(state: State, path: Path) -> None:
     content = {"format": FORMAT, **dataclasses.asdict(state)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with written_aside(path) as aside:
+            aside.write_text(json.dumps(content), encoding="utf-8")
     except OSError as error:
         raise CalibrationError(f"calibration={str(path)!r} cannot be written: {error}.") from error
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(content, file)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
 
 
 def read(path: Path) -> State:

@@ -15,7 +15,7 @@ class BuildProgress:
     """
 
     def __init__(self, wanted: bool | None) -> None:
-        self.is_shown = sys.stderr.isatty() if wanted is None else wanted
+        self.is_shown = is_shown(wanted)
         self._bars: Any = None
         self._begun: dict[str, Any] = {}
         self._active = 0
@@ -50,10 +50,21 @@ class BuildProgress:
 
 
 def _started_bars() -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    bars = Progress(*columns, console=Console(stderr=True), transient=True)
+    bars = bars_of(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     bars.start()
     return bars
+
+
+def is_shown(wanted: bool | None) -> bool:
+    """Whether bars are shown: None wants them on a terminal only."""
+    return sys.stderr.isatty() if wanted is None else wanted
+
+
+def bars_of(*columns: Any) -> Any:
+    """Bars of these columns, which go away when they end."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    return Progress(*columns, console=Console(stderr=True), transient=True)

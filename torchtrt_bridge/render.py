@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
     from torchtrt_bridge.compile_report import CompileReport, EngineEntry, TorchEntry
@@ -25,11 +26,7 @@ Rows = list[tuple[str, ...]]
 
 def text_from_report(report: CompileReport) -> str:
     """The report as plain text, 100 columns wide."""
-    from rich.console import Console
-
-    # Without force_jupyter=False, rich would display in a notebook instead of writing to its file.
-    options: dict[str, Any] = {"color_system": None, "highlight": False, "markup": False, "emoji": False}
-    console = Console(file=io.StringIO(), width=WIDTH, force_jupyter=False, **options)
+    console = text_console(WIDTH)
     console.print(headline(report))
     console.print(settings(report))
     if report.engines:
@@ -55,6 +52,20 @@ def text_from_report(report: CompileReport) -> str:
         console.print()
     for note in report.notes:
         console.print(f"note: {note}")
+    return text_from_console(console)
+
+
+def text_console(width: int) -> Console:
+    """What keeps the plain text that is printed to it."""
+    from rich.console import Console
+
+    # Without force_jupyter=False, rich would display in a notebook instead of writing to its file.
+    options: dict[str, Any] = {"color_system": None, "highlight": False, "markup": False, "emoji": False}
+    return Console(file=io.StringIO(), width=width, force_jupyter=False, **options)
+
+
+def text_from_console(console: Console) -> str:
+    """The text, without spaces at the ends of its lines."""
     assert isinstance(console.file, io.StringIO)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 

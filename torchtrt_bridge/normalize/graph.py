@@ -52,7 +52,7 @@ def insert_constant(before: fx.Node, value: torch.Tensor, hint: str, mode: FakeT
     """A new constant, readable in front of `before`."""
     module = before.graph.owning_module
     assert module is not None
-    name = _free_name(module, hint)
+    name = free_name(module, hint)
     module.register_buffer(name, value, persistent=False)
     with before.graph.inserting_before(before):
         node = before.graph.get_attr(name)
@@ -60,7 +60,8 @@ def insert_constant(before: fx.Node, value: torch.Tensor, hint: str, mode: FakeT
     return node
 
 
-def _free_name(module: torch.nn.Module, hint: str) -> str:
+def free_name(module: torch.nn.Module, hint: str) -> str:
+    """`hint`, with a number behind it where `module` has such an attribute already."""
     name, count = hint, 0
     while hasattr(module, name):
         count += 1

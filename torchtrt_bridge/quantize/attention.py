@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torchtrt_bridge.normalize.graph import fake_mode_of, finish, insert_call, insert_constant
+from torchtrt_bridge.schema import arguments_of
 
 aten = torch.ops.aten
 ATTENTION = aten.scaled_dot_product_attention.default
-NAMES = [argument.name for argument in ATTENTION._schema.arguments]
 
 
 def take_attention_apart(module: fx.GraphModule) -> fx.GraphModule:
@@ -38,33 +37,28 @@ def _let_views_copy(graph: fx.Graph) -> None:
 
 def why_whole(node: fx.Node) -> str | None:
     """Why an attention cannot be taken apart here; None if it can."""
-    given = _arguments(node)
-    if given.get("dropout_p"):
+    given = arguments_of(node)
+    if given["dropout_p"]:
         return "an attention with dropout"
-    if given.get("enable_gqa"):
+    if given["enable_gqa"]:
         return "an attention of grouped queries"
     sizes = (given["query"].meta["val"].shape[-2], given["key"].meta["val"].shape[-2])
-    if given.get("is_causal") and not all(isinstance(size, int) for size in sizes):
+    if given["is_causal"] and not all(isinstance(size, int) for size in sizes):
         return "a causal attention whose lengths are known at run time only"
     return None
 
 
-def _arguments(node: fx.Node) -> dict[str, Any]:
-    return dict(zip(NAMES, node.args, strict=False)) | node.kwargs
-
-
 def _apart(node: fx.Node, mode: FakeTensorMode) -> fx.Node:
-    given = _arguments(node)
-    query, key, value, mask = given["query"], given["key"], given["value"], given.get("attn_mask")
+    given = arguments_of(node)
+    query, key, value, mask = given["query"], given["key"], given["value"], given["attn_mask"]
     rank, width = query.meta["val"].dim(), query.meta["val"].shape[-1]
-    scale = given.get("scale")
-    scale = 1 / math.sqrt(width) if scale is None else scale
+    scale = 1 / math.sqrt(width) if given["scale"] is None else given["scale"]
     scaled = insert_call(node, mode, aten.mul.Tensor, query, scale)
     order = [*range(key.meta["val"].dim() - 2), rank - 1, rank - 2]
     scores = insert_call(
         node, mode, aten.matmul.default, scaled, insert_call(node, mode, aten.permute.default, key, order)
     )
-    scores = _masked(node, scores, _causal_mask(node, mode) if given.get("is_causal") else mask, mode)
+    scores = _masked(node, scores, _causal_mask(node, mode) if given["is_causal"] else mask, mode)
     weights = insert_call(node, mode, aten._softmax.default, scores, -1, False)
     return insert_call(node, mode, aten.matmul.default, weights, value)
 

@@ -20,6 +20,7 @@ from torchtrt_bridge.normalize.fuse import fold_batch_norm
 from torchtrt_bridge.normalize.graph import constant_of
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.quantize.batches import Call, Signature
+from torchtrt_bridge.schema import arguments_of
 from torchtrt_bridge.shapes import UNBOUNDED, TensorSpec, spec_of
 
 # As `normalize.PASSES` begins; precision is settled when the result is compiled.
@@ -147,11 +148,8 @@ def dtype_hint(model: nn.Module, inputs: Any) -> str:
 def _is_random(node: fx.Node) -> bool:
     if not isinstance(node.target, torch._ops.OpOverload):
         return False
-    arguments = dict(zip((a.name for a in node.target._schema.arguments), node.args, strict=False)) | node.kwargs
-    may_be_off = any(argument.name == "dropout_p" for argument in node.target._schema.arguments)
-    return torch.Tag.nondeterministic_seeded in node.target.tags and not (
-        may_be_off and not arguments.get("dropout_p", 0.0)
-    )
+    is_off = arguments_of(node).get("dropout_p") == 0.0  # an attention's
+    return torch.Tag.nondeterministic_seeded in node.target.tags and not is_off
 
 
 def _unreached(model: nn.Module, module: fx.GraphModule) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from torchtrt_bridge.capture import copy_graph
-from torchtrt_bridge.normalize.graph import constant_of
+from torchtrt_bridge.normalize.graph import constant_of, finish, free_name
 from torchtrt_bridge.quantize.layers import Layer, nodes_by_name
 from torchtrt_bridge.quantize.observe import Observed
 
@@ -75,10 +75,7 @@ class Draft:
 
     def constant(self, before: fx.Node, value: Tensor, hint: str) -> fx.Node:
         """A new constant, readable in front of `before`."""
-        name, count = hint, 0
-        while hasattr(self.module, name):
-            count += 1
-            name = f"{hint}_{count}"
+        name = free_name(self.module, hint)
         self.module.register_buffer(name, value.detach().contiguous())
         with self.module.graph.inserting_before(before):
             return self.module.graph.get_attr(name)
@@ -93,17 +90,9 @@ class Draft:
 
     def finished(self) -> fx.GraphModule:
         """The graph without what nothing reads any more."""
-        graph = self.module.graph
-        graph.eliminate_dead_code()
-        for node in graph.find_nodes(op="get_attr"):
-            if not node.users:
-                graph.erase_node(node)
-        read = {str(node.target) for node in graph.find_nodes(op="get_attr")}
-        for name in [name for name, _ in self.module.named_buffers(recurse=False) if name not in read]:
-            delattr(self.module, name)
-        graph.lint()
-        self.module.recompile()
-        return self.module
+        finished = finish(self.module, changed=True)
+        finished.graph.lint()
+        return finished
 
 
 def is_reached(nodes: dict[str, fx.Node], layer: Layer, seen: Observed) -> bool:

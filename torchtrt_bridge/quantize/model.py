@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from typing import Any, cast
 
 from torch import fx
@@ -63,19 +62,15 @@ class QuantizationReport:
         return dataclasses.asdict(self) | {"quantized": self.quantized}
 
     def __str__(self) -> str:
-        from rich.console import Console
-
         from torchtrt_bridge.quantize.table import table_from_report
+        from torchtrt_bridge.render import text_console, text_from_console
 
-        # Without force_jupyter=False, rich would display in a notebook instead of writing to its file.
-        options: dict[str, Any] = {"color_system": None, "highlight": False, "markup": False, "emoji": False}
-        console = Console(file=io.StringIO(), width=WIDTH, force_jupyter=False, **options)
+        console = text_console(WIDTH)
         console.print(self.headline())
         console.print(table_from_report(self))
         for note in self.notes:
             console.print(f"note: {note}")
-        text = cast(io.StringIO, console.file).getvalue()
-        return "\n".join(line.rstrip() for line in text.splitlines())
+        return text_from_console(console)
 
     def headline(self) -> str:
         """The outcome in one line."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
+
+from torchtrt_bridge.progress import bars_of, is_shown
 
 T = TypeVar("T")
 
@@ -13,7 +14,7 @@ class Progress:
     """wanted: None shows bars on a terminal only."""
 
     def __init__(self, wanted: bool | None) -> None:
-        self.is_shown = sys.stderr.isatty() if wanted is None else wanted
+        self.is_shown = is_shown(wanted)
 
     def track(self, items: Iterable[T], what: str, total: int | None) -> Iterator[T]:
         """The items, with a bar; without an end where `total` is None."""
@@ -28,9 +29,6 @@ class Progress:
 
 
 def _bar() -> Any:
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Bars(*columns, console=Console(stderr=True), transient=True)
+    return bars_of(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

@@ -9,9 +9,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,9 @@ sys.path.insert(0, str(ROOT))  # the networks and the data are those of the test
 import torchtrt_bridge as trtb  # noqa: E402
 from torchtrt_bridge.bench.clock import back_to_back, waiter  # noqa: E402
 from torchtrt_bridge.bench.environment import environment  # noqa: E402
+from torchtrt_bridge.files import written_aside  # noqa: E402
 from torchtrt_bridge.quantize.settings import OBSERVERS  # noqa: E402
+from torchtrt_bridge.runtime.check import relative_distance  # noqa: E402
 
 TARGETS = ("sm_86", "sm_89", "sm_120")
 VERSIONS = ("gpu", "cpu", "python", "torch", "torchvision", "transformers", "tensorrt", "torchtrt_bridge")
@@ -141,7 +141,11 @@ def resnet50() -> Iterator[Row]:
     found = quantized(model, photographs.batches(), method="absmax", **PLAIN)
     x = photographs.unseen()
     with torch.no_grad():
-        yield {"what": "simulated int8, absmax", "relative error": distance(found(x), model(x)), **layers(found)}
+        yield {
+            "what": "simulated int8, absmax",
+            "relative error": relative_distance(found(x), model(x)),
+            **layers(found),
+        }
     for target in TARGETS:
         int8, fp16 = (size(each, x[:4], target) for each in (found, model))
         yield {"what": target, "int8 MB": int8, "fp16 MB": fp16, "int8 / fp16": int8 / fp16}
@@ -194,14 +198,14 @@ def on_gpu(name: str, model: nn.Module, batches: list[torch.Tensor], inputs: tup
     with torch.inference_mode():
         expected, rounded = model(*inputs), found(*inputs)
         yield {"what": f"{name}, PyTorch fp32", "ms": milliseconds(model, inputs)}
-        yield {"what": f"{name}, simulated int8", "relative error": distance(rounded, expected)}
+        yield {"what": f"{name}, simulated int8", "relative error": relative_distance(rounded, expected)}
         for label, each, precision in (("int8", found, "fp16"), ("fp16", model, "fp16"), ("fp32", model, "fp32")):
             torch._dynamo.reset()
             fast = trtb.compile(each, precision=precision, trial="check", dynamic=False)
             fast(*inputs)  # builds and checks
-            row = {"what": f"{name}, {label}", "relative error": distance(fast(*inputs), expected)}
+            row = {"what": f"{name}, {label}", "relative error": relative_distance(fast(*inputs), expected)}
             if label == "int8":
-                row["to simulated"] = distance(fast(*inputs), rounded)
+                row["to simulated"] = relative_distance(fast(*inputs), rounded)
             yield {**row, "ms": milliseconds(fast, inputs), **engines(fast)}
 
 
@@ -254,10 +258,6 @@ def layers(model: Any) -> Row:
     return {"layers": f"{report.quantized} of {len(could)}"}
 
 
-def distance(result: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((result.float() - expected.float()).norm() / expected.float().norm())
-
-
 def show(name: str, rows: list[Row]) -> None:
     """The rows as a table, with a column for each figure that some row has."""
     titles = list(dict.fromkeys(key for row in rows for key in row))
@@ -277,10 +277,8 @@ def keep(path: Path, versions: Row, name: str, rows: list[Row]) -> None:
     run = {"date": datetime.date.today().isoformat(), "command": command, "threads": torch.get_num_threads()}
     entry["parts"][name] = {**run, "rows": rows}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        file.write(json.dumps({"entries": entries}, indent=1) + "\n")
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)
+    with written_aside(path, mode=0o644) as aside:
+        aside.write_text(json.dumps({"entries": entries}, indent=1) + "\n")
 
 
 PARTS: dict[str, Callable[[], Iterator[Row]]] = {

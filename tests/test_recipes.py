@@ -41,14 +41,19 @@ def kernels(tmp_path: Path) -> AsyncKernelManager:
     return AsyncKernelManager(kernel_name="python3", kernel_spec_manager=specs)
 
 
-def test_resnet50_deploy(tmp_path: Path, environment: dict[str, str]) -> None:
-    recipe = ROOT / "recipes" / "resnet50_deploy.py"
-    options = ["--tiny", "--targets", "sm_86", "--output", str(tmp_path / "tiny.pt2")]
-    command = [sys.executable, str(recipe), *options]
+def said_by(recipe: str, environment: dict[str, str], *options: str) -> str:
+    """What a recipe prints in its tiny version."""
+    command = [sys.executable, str(ROOT / "recipes" / f"{recipe}.py"), "--tiny", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    assert re.match(r"(\d+) of \1 nodes in TensorRT, 1 engine", done.stdout)
-    assert "same best class for 5 of 5 images" in done.stdout
+    return done.stdout
+
+
+def test_resnet50_deploy(tmp_path: Path, environment: dict[str, str]) -> None:
+    output = str(tmp_path / "tiny.pt2")
+    text = said_by("resnet50_deploy", environment, "--targets", "sm_86", "--output", output)
+    assert re.match(r"(\d+) of \1 nodes in TensorRT, 1 engine", text)
+    assert "same best class for 5 of 5 images" in text
 
 
 @pytest.mark.parametrize(
@@ -60,22 +65,17 @@ def test_resnet50_deploy(tmp_path: Path, environment: dict[str, str]) -> None:
 )
 def test_hugging_face(recipe: str, package: str, said: str, environment: dict[str, str]) -> None:
     pytest.importorskip(package)
-    command = [sys.executable, str(ROOT / "recipes" / f"{recipe}.py"), "--tiny", "--engine", "reference"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"^(\d+) of \1 nodes in TensorRT, 1 engine$", done.stdout, re.MULTILINE)
-    assert said in done.stdout
+    text = said_by(recipe, environment, "--engine", "reference")
+    assert re.search(r"^(\d+) of \1 nodes in TensorRT, 1 engine$", text, re.MULTILINE)
+    assert said in text
 
 
 def test_train_to_deploy(tmp_path: Path, environment: dict[str, str]) -> None:
-    recipe = ROOT / "recipes" / "train_to_deploy.py"
-    options = ["--tiny", "--targets", "sm_89", "--output", str(tmp_path / "digits.pt2")]
-    command = [sys.executable, str(recipe), *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "layers in int8" in done.stdout
-    simulated = re.search(r"([\d.]+)% in fp32, ([\d.]+)% in INT8", done.stdout)
-    served = re.search(r"accuracy of what was served: ([\d.]+)%", done.stdout)
+    output = str(tmp_path / "digits.pt2")
+    text = said_by("train_to_deploy", environment, "--targets", "sm_89", "--output", output)
+    assert "layers in int8" in text
+    simulated = re.search(r"([\d.]+)% in fp32, ([\d.]+)% in INT8", text)
+    served = re.search(r"accuracy of what was served: ([\d.]+)%", text)
     assert simulated is not None
     assert served is not None
     assert float(simulated[1]) > 80  # it has learned

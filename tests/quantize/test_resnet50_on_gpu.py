@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import torchtrt_bridge as trtb
+from torchtrt_bridge.runtime.check import relative_distance
 
 photographs = pytest.importorskip("tests.quantize.photographs")
 
@@ -16,10 +17,6 @@ pytestmark = pytest.mark.gpu
 
 TO_FLOAT = 3e-2
 LAYERS = 54
-
-
-def distance(result: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((result.float() - expected.float()).norm() / expected.float().norm())
 
 
 @pytest.fixture(scope="module")
@@ -48,5 +45,5 @@ def test_the_engine_is_right(model: nn.Module, quantized: Any, monkeypatch: pyte
     assert engine.serves
     assert sum(engine.products.values()) == LAYERS
     assert engine.products.get("int8", 0) >= 1
-    assert max(distance(result, expected) for result in found) <= TO_FLOAT
-    assert max(distance(result, rounded) for result in found) <= 1.5 * distance(rounded, expected)
+    assert max(relative_distance(result, expected) for result in found) <= TO_FLOAT
+    assert max(relative_distance(result, rounded) for result in found) <= 1.5 * relative_distance(rounded, expected)

@@ -58,7 +58,7 @@ class FloatGraph:
             found.update(f"{node.op} {node.name} {node.target} {node.args} {node.kwargs}\n".encode())
         for name, value in sorted(self.module.named_buffers(recurse=False)):
             found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-            found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return found.hexdigest()
 
 

@@ -25,9 +25,9 @@ sys.path.insert(0, str(ROOT))  # the networks and the data are those of the test
 import torchtrt_bridge as trtb  # noqa: E402
 from torchtrt_bridge.bench.clock import back_to_back, waiter  # noqa: E402
 from torchtrt_bridge.bench.environment import environment  # noqa: E402
+from torchtrt_bridge.check import relative_distance  # noqa: E402
 from torchtrt_bridge.files import written_aside  # noqa: E402
 from torchtrt_bridge.quantize.settings import OBSERVERS  # noqa: E402
-from torchtrt_bridge.runtime.check import relative_distance  # noqa: E402
 
 TARGETS = ("sm_86", "sm_89", "sm_120")
 VERSIONS = ("gpu", "cpu", "python", "torch", "torchvision", "transformers", "tensorrt", "torchtrt_bridge")

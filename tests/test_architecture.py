@@ -34,7 +34,7 @@ FORBIDDEN = {
 }
 
 # The ground that everything stands on: it imports no stage.
-GROUND = ("errors", "files", "options", "schema", "shapes", "source", "compile_report", "progress")
+GROUND = ("errors", "files", "options", "schema", "shapes", "source", "compile_report", "progress", "check")
 
 
 def imports_of(path: Path) -> set[str]:

@@ -22,9 +22,9 @@ import torch
 from torch import nn
 
 import torchtrt_bridge as trtb
+from torchtrt_bridge.check import relative_distance
 from torchtrt_bridge.compile_report import CompileReport
 from torchtrt_bridge.errors import OptionsError
-from torchtrt_bridge.runtime.check import relative_distance
 
 if TYPE_CHECKING:
     from rich.console import Console

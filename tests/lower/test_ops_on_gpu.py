@@ -13,10 +13,10 @@ from tests.compare import assert_matches
 from tests.lower.case import Point
 from tests.lower.lowering import flat_tensors, in_float64, lower
 from tests.lower.table import POINTS
+from torchtrt_bridge.check import difference
 from torchtrt_bridge.engine import flavour as flavours
 from torchtrt_bridge.engine.build import engine_from_network
 from torchtrt_bridge.options import Options
-from torchtrt_bridge.runtime.check import difference
 from torchtrt_bridge.runtime.gpu import GpuRunner
 
 # The largest relative L2 distance that passes beyond the default bounds. TensorRT-RTX 1.6 rounds fp32 products to

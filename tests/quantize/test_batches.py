@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -109,6 +109,53 @@ def test_the_model_is_called_as_the_user_says() -> None:
     found = quantized(model, [Odd(x) for x in X], forward=lambda m, batch: m(batch.x * 2))
     plain = quantized(model, [x * 2 for x in X])
     torch.testing.assert_close(found(X[0]), plain(X[0]))
+
+
+class Minuend(nn.Module):
+    """Arguments of one shape and dtype: nothing but the order tells them apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor, *, z: torch.Tensor | None = None) -> torch.Tensor:
+        return self.linear(x) - 2 * y + (0 if z is None else 10 * z)
+
+
+Z = [x.flip(0) for x in X]
+TWO = list(zip(X, reversed(X), strict=True))
+THREE = list(zip(X, reversed(X), Z, strict=True))
+ORDERS: dict[str, tuple[Any, Callable[..., Any] | None]] = {
+    "as in forward": ([{"x": x, "y": y} for x, y in TWO], None),
+    "the other way round": ([{"y": y, "x": x} for x, y in TWO], None),
+    "by keyword alone first": ([{"z": z, "y": y, "x": x} for x, y, z in THREE], None),
+    "by position and by keyword": (THREE, lambda model, batch: model(batch[0], z=batch[2], y=batch[1])),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_arguments_reach_the_parameters_of_their_names(order: str) -> None:
+    model, (batches, forward) = Minuend(), ORDERS[order]
+    found = quantized(model, batches, forward=forward)
+    for batch in batches:
+        given = batch if isinstance(batch, dict) else dict(zip("xyz", batch, strict=True))
+        assert relative_error(found(**given), model(**given)) < 1e-2
+        by_position = [given.pop("x"), given.pop("y")]
+        assert relative_error(found(*by_position, **given), model(*by_position, **given)) < 1e-2
+
+
+def test_a_graph_that_is_not_the_model_is_refused() -> None:
+    class Counting(Minuend):
+        """Its calls differ, by a number that a graph takes for a constant."""
+
+        calls = 0
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor, *, z: torch.Tensor | None = None) -> torch.Tensor:
+            self.calls += 1
+            return super().forward(x, y, z=z) * self.calls
+
+    with pytest.raises(CalibrationError, match=r"Counting computes something else .* relative L2 distance"):
+        quantized(Counting(), TWO)
 
 
 def test_a_forward_may_use_the_model_and_its_results() -> None:

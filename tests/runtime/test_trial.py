@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from torchtrt_bridge.runtime.check import Yardstick
+from torchtrt_bridge.check import Yardstick
 from torchtrt_bridge.runtime.trial import BUDGET_CALLS, ENGINE, PYTORCH, Outcome, Trial
 
 Tensors = Sequence[torch.Tensor]

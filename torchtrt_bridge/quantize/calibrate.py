@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from torchtrt_bridge.errors import BridgeError, CalibrationError
 from torchtrt_bridge.quantize.attention import take_attention_apart
 from torchtrt_bridge.quantize.batches import Call, Signature, device_of, moved
-from torchtrt_bridge.quantize.capture import FloatGraph, capture, dtype_hint
+from torchtrt_bridge.quantize.capture import FloatGraph, capture, check_graph, dtype_hint
 from torchtrt_bridge.quantize.layers import FloatLayer, Layer, find_layers
 from torchtrt_bridge.quantize.observe import Observed, Observer, first_wrong_input, new_statistics
 from torchtrt_bridge.quantize.progress import Progress
@@ -97,7 +97,7 @@ class Calibration:
 
     def call(self, call: Call) -> Any:
         """One call of the model, computed by the float graph."""
-        call = moved(call, self.device)
+        call = self.signature.in_order(moved(call, self.device))
         if self.graph is None:
             self.begin(call)
         assert self.graph is not None
@@ -110,6 +110,8 @@ class Calibration:
         else:
             self._first = self._first or inputs
         outputs = self._run(inputs, is_held)
+        if self.calls == 0:
+            check_graph(self.graph, self.model, call, outputs)
         self.calls += 1
         return pytree.tree_unflatten(list(outputs), self.graph.out_spec)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
 from torchtrt_bridge.capture import CapturedGraph, export_program, graph_from_program
+from torchtrt_bridge.check import difference, error_bound
 from torchtrt_bridge.errors import CalibrationError, CaptureError
+from torchtrt_bridge.huggingface.classes import without_cache
 from torchtrt_bridge.normalize.clean import drop_metadata_checks
 from torchtrt_bridge.normalize.fold import fold_constants
 from torchtrt_bridge.normalize.fuse import fold_batch_norm
@@ -36,6 +39,7 @@ class FloatGraph:
     specs: what each flat input must be; None for what is no tensor, which `constants` then has.
     unreached: paths of the model's layers whose weights nothing in the graph reads.
     notes: what the user should know of the capture.
+    is_random: whether it draws random numbers.
     """
 
     module: fx.GraphModule
@@ -46,6 +50,7 @@ class FloatGraph:
     constants: tuple[Any, ...]
     unreached: list[str]
     notes: list[str]
+    is_random: bool = False
 
     def code_generator(self) -> Any:
         """Lets a graph be called as the model was."""
@@ -79,7 +84,8 @@ def capture(model: nn.Module, signature: Signature, call: Call, dynamic_shapes: 
     unreached = _unreached(model, module)
     for run_pass in PASSES:
         module = run_pass(module, Options())
-    notes += _random_operators(module)
+    random = [node for node in module.graph.nodes if _is_random(node)]
+    notes += _told_random(random)
     leaves, in_spec = pytree.tree_flatten((tuple(names.values()), {}))
     constants = tuple(None if isinstance(value, torch.Tensor) else value for value in leaves)
     ranges = {symbol: (low, UNBOUNDED if high is None else high) for symbol, (low, high) in captured.ranges.items()}
@@ -88,7 +94,26 @@ def capture(model: nn.Module, signature: Signature, call: Call, dynamic_shapes: 
         spec_of(node.name, node.meta["val"], ranges) if isinstance(node.meta.get("val"), torch.Tensor) else None
         for node in inputs
     ]
-    return FloatGraph(module, tuple(names), in_spec, out_spec, tuple(specs), constants, unreached, notes)
+    return FloatGraph(
+        module, tuple(names), in_spec, out_spec, tuple(specs), constants, unreached, notes, is_random=bool(random)
+    )
+
+
+def check_graph(graph: FloatGraph, model: nn.Module, call: Call, outputs: Iterable[Any]) -> None:
+    """CalibrationError where `outputs`, the graph's for a call, are not what the model gives for it."""
+    if graph.is_random:
+        return
+    with without_cache(model):
+        expected = pytree.tree_leaves(model(*call[0], **call[1]))
+    pairs = [(mine, its) for mine, its in zip(outputs, expected, strict=True) if isinstance(its, torch.Tensor)]
+    dtypes = {its.dtype for _, its in pairs} | {value.dtype for value in model.parameters()}
+    on_gpu = any(its.is_cuda for _, its in pairs)
+    verdict = difference([mine for mine, _ in pairs], [its for _, its in pairs], error_bound(dtypes, tf32=on_gpu))
+    if verdict.problem is not None:
+        raise CalibrationError(
+            f"torch.export's graph of {type(model).__name__} computes something else than the model does on the first "
+            f"batch: {verdict.problem}. Does its forward look at values, or at something that changes between calls?"
+        )
 
 
 def _captured(
@@ -161,9 +186,8 @@ def _unreached(model: nn.Module, module: fx.GraphModule) -> list[str]:
     return [name for name, part in layers if part.weight.data_ptr() not in read]
 
 
-def _random_operators(module: fx.GraphModule) -> list[str]:
+def _told_random(random: list[fx.Node]) -> list[str]:
     """A note for operators whose results change from call to call."""
-    random = [node for node in module.graph.nodes if _is_random(node)]
     if not random:
         return []
     return [

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import fx
 
+from torchtrt_bridge.check import difference
 from torchtrt_bridge.compile_report import CompileReport, tell_once
 from torchtrt_bridge.errors import BridgeError
 from torchtrt_bridge.forks import renewed_in_children
 from torchtrt_bridge.options import Options
-from torchtrt_bridge.runtime.check import difference
 from torchtrt_bridge.runtime.module import Changes, EngineModule
 from torchtrt_bridge.runtime.piece import Piece
 from torchtrt_bridge.runtime.recording import Recording

@@ -11,11 +11,11 @@ from typing import Any, Protocol
 import torch
 from torch import fx, nn
 
+from torchtrt_bridge.check import Yardstick, error_bound, holds_nan
 from torchtrt_bridge.compile_report import EngineEntry, tell_once
 from torchtrt_bridge.errors import BridgeError, EngineLoadError, ShapeRangeError
 from torchtrt_bridge.forks import renewed_in_children
 from torchtrt_bridge.options import Options
-from torchtrt_bridge.runtime.check import Yardstick, error_bound, holds_nan
 from torchtrt_bridge.runtime.inductor import Inductor
 from torchtrt_bridge.runtime.shortage import MOST_SHORTAGES, is_shortage
 from torchtrt_bridge.runtime.surroundings import is_capturing

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import torch
 from torch import fx, nn
 
+from torchtrt_bridge.check import Yardstick, error_bound, holds_nan
 from torchtrt_bridge.compile_report import CompileReport
 from torchtrt_bridge.errors import BridgeError
 from torchtrt_bridge.forks import renewed_in_children
-from torchtrt_bridge.runtime.check import Yardstick, error_bound, holds_nan
 from torchtrt_bridge.runtime.inductor import Inductor
 from torchtrt_bridge.runtime.surroundings import is_capturing
 from torchtrt_bridge.runtime.trial import ENGINE, PYTORCH, Outcome, Run, Trial

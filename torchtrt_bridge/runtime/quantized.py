@@ -9,10 +9,10 @@ from concurrent.futures import Future
 import torch
 from torch import fx
 
+from torchtrt_bridge.check import Yardstick, difference
 from torchtrt_bridge.compile_report import EngineEntry, tell_once
 from torchtrt_bridge.errors import BridgeError
 from torchtrt_bridge.options import Options
-from torchtrt_bridge.runtime.check import Yardstick, difference
 from torchtrt_bridge.runtime.module import EngineModule, Runner
 from torchtrt_bridge.runtime.trial import ENGINE, UNQUANTIZED, Outcome, Run
 from torchtrt_bridge.shapes import TensorSpec

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from torchtrt_bridge.check import Yardstick, difference
 from torchtrt_bridge.errors import BridgeError
-from torchtrt_bridge.runtime.check import Yardstick, difference
 from torchtrt_bridge.runtime.recording import Recording
 
 Run = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]

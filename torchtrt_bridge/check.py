@@ -1,4 +1,4 @@
-"""The check that every engine passes before it is trusted: its first results against PyTorch's."""
+"""The check of results against PyTorch's: that of every engine before it is trusted, and of calibration's graph."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from torchtrt_bridge.runtime.check import BOUNDS, TF32_BOUND, difference, error_bound, relative_distance
+from torchtrt_bridge.check import BOUNDS, TF32_BOUND, difference, error_bound, relative_distance
 
 FP32 = BOUNDS[torch.float32]
 

@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from torchtrt_bridge.compile_report import CompileReport, merged
 from torchtrt_bridge.errors import OptionsError
-from torchtrt_bridge.huggingface.classes import install_hooks, is_model, is_pipeline
+from torchtrt_bridge.huggingface.classes import install_hooks, is_for_pipelines, is_pipeline
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.served import ServedGraph
 
@@ -67,8 +67,8 @@ def compile(model: Any = None, *, dynamic: bool | None = None, fullgraph: bool =
     dynamic, fullgraph: as in `torch.compile`.
     options: the fields of `Options`, checked at once.
     Returns what `torch.compile` returns; a decorated class is returned itself, its `forward` compiled. A Hugging Face
-    model, or a module with a method `generate`, comes back as a second module of its class over the same weights,
-    since pipelines look at the class, and `generate` calls the module that it belongs to.
+    model, quantized or not, or a module with a method `generate`, comes back as a second module of its class over the
+    same weights, since pipelines look at the class, and `generate` calls the module that it belongs to.
     """
     checked = Options.from_mapping(options)
     if model is None:
@@ -86,7 +86,7 @@ def _compile(target: Any, dynamic: bool | None, fullgraph: bool, options: Option
         return target
     if not callable(target):
         raise OptionsError(f"compile() takes a module, a function or a class, not {type(target).__name__}.")
-    if isinstance(target, nn.Module) and (is_model(target) or hasattr(type(target), "generate")):
+    if isinstance(target, nn.Module) and (is_for_pipelines(target) or hasattr(type(target), "generate")):
         install_hooks(target)
         twin = copy.copy(target)  # its parameters, buffers, submodules and hooks are those of the original
         compile_calls(twin, backend, dynamic, fullgraph)

@@ -104,6 +104,27 @@ def test_feature_extraction_of_padded_batches(
     assert [batch for batch, _ in served] == [4, 4, 4, 3]
 
 
+def encodings(tokenizer: Any) -> list[Any]:
+    """As a tokenizer gives them: in another order than the model's forward has them."""
+    return [tokenizer(TEXTS[at : at + 2], padding=True, return_tensors="pt") for at in range(4)]
+
+
+@pytest.mark.parametrize("fast", [None, compiled, accelerated])
+def test_a_quantized_model_goes_into_a_pipeline(
+    fast: Callable[..., Any] | None, tokenizer: Any, served: list[list[int]], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = classifier()
+    quantized = trtb.quantize(model, encodings(tokenizer), method="absmax", max_error=0.1, table=False)
+    pipe = pipeline("text-classification", fast(quantized) if fast else quantized, tokenizer)
+    assert pipe.model.quantization.quantized > 0
+    expected = pipeline("text-classification", model, tokenizer)(TEXTS, top_k=None)
+    for mine, its in zip(pipe(TEXTS, top_k=None), expected, strict=True):
+        scores = {one["label"]: one["score"] for one in its}
+        assert {one["label"]: one["score"] for one in mine} == pytest.approx(scores, abs=0.05)
+    assert "not supported" not in caplog.text
+    assert len(served) == (len(TEXTS) if fast else 0)
+
+
 @either_way
 def test_text_generation(fast: Callable[..., Any], tokenizer: Any, served: list[list[int]]) -> None:
     model, options = (

@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import inspect
 import io
+import pickle
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -42,10 +45,21 @@ def test_the_user_s_model_stays_as_it_was(model: nn.Module) -> None:
     torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
 
 
-def test_a_copy_computes_and_tells_the_same(found: trtb.QuantizedModel) -> None:
-    twin, x = copy.deepcopy(found), image()
+COPIES: dict[str, Callable[[Any], Any]] = {
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+}
+
+
+@pytest.mark.parametrize("way", COPIES)
+def test_a_copy_computes_and_tells_the_same(found: trtb.QuantizedModel, way: str) -> None:
+    twin, x = COPIES[way](found), image()
     torch.testing.assert_close(twin(x), found(x), rtol=0, atol=0)
     assert str(twin.quantization) == str(found.quantization)
+    assert type(twin).__name__ == "ConvNet"
+    assert not twin.training
+    assert not hasattr(twin, "config")
 
 
 def test_its_weights_are_in_its_state(found: trtb.QuantizedModel) -> None:

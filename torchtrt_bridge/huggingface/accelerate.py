@@ -8,7 +8,7 @@ from torch import nn
 
 from torchtrt_bridge.backend import Backend, backend_of_calls, compile_calls, uncompile_calls
 from torchtrt_bridge.errors import OptionsError
-from torchtrt_bridge.huggingface.classes import is_model, is_pipeline
+from torchtrt_bridge.huggingface.classes import is_for_pipelines, is_model, is_pipeline
 from torchtrt_bridge.options import Options
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ def restore(target: T) -> T:
 def _model_of(target: Any, verb: str) -> nn.Module:
     """The model to work on; OptionsError says what to give instead."""
     model = target.model if is_pipeline(target) else target
-    if is_model(model):
+    if is_for_pipelines(model):
         found: nn.Module = model
         return found
     if isinstance(getattr(model, "_orig_mod", None), nn.Module):

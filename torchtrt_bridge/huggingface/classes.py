@@ -15,6 +15,11 @@ def is_model(target: Any) -> bool:
     return _is_a(target, "transformers.modeling_utils", "PreTrainedModel")
 
 
+def is_for_pipelines(target: Any) -> bool:
+    """Whether pipelines take it: a model of transformers, or what was quantized of one."""
+    return is_model(target) or (hasattr(target, "config") and hasattr(target, "can_generate"))
+
+
 def is_pipeline(target: Any) -> bool:
     """Whether this is a `transformers.Pipeline`."""
     return _is_a(target, "transformers.pipelines.base", "Pipeline")

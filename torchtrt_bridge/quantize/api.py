@@ -145,7 +145,8 @@ class _Work:
     def model_of(self, found: Found) -> QuantizedModel:
         assert self.calibrated is not None
         placed = place(self.calibrated, found.choice, self.settings)
-        return model_from(self.calibrated, placed, report_from(self.calibrated, placed, found, self.settings))
+        report = report_from(self.calibrated, placed, found, self.settings)
+        return model_from(self.model, self.calibrated, placed, report)
 
     def _searched(self) -> Found:
         assert self.calibrated is not None

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from collections.abc import Callable
 from typing import Any, cast
 
-from torch import fx
+import torch
+from torch import fx, nn
 
+from torchtrt_bridge.huggingface.classes import is_model
 from torchtrt_bridge.quantize.calibrate import Calibrated
 from torchtrt_bridge.quantize.place import Placed
 from torchtrt_bridge.quantize.search import Found
@@ -14,6 +18,7 @@ from torchtrt_bridge.quantize.settings import Settings
 
 WIDTH = 120
 FLOAT = "float"
+CONFIG = "config"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +91,8 @@ class QuantizedModel(fx.GraphModule):
     """A model with quantize and dequantize nodes, called as the model it was made of.
 
     It runs in PyTorch anywhere, with the rounding that TensorRT has; `compile` and `export` take it as any module.
-    Its parameters are the arguments that the calibration data gave.
+    Its parameters are the arguments that the calibration data gave. Its class has the name of the model's. What a
+    model of transformers has beyond an `nn.Module`, and its pipelines ask for, is here too, but for `generate`.
     """
 
     @property
@@ -94,13 +100,65 @@ class QuantizedModel(fx.GraphModule):
         """What was quantized, and how."""
         return cast(QuantizationReport, self.meta["quantization"])
 
+    @property
+    def config(self) -> Any:
+        """The configuration of the model, one of transformers; AttributeError for others."""
+        if CONFIG not in self.meta:
+            raise AttributeError("config")
+        return self.meta[CONFIG]
 
-def model_from(calibrated: Calibrated, placed: Placed, report: QuantizationReport) -> QuantizedModel:
-    """The graph as a module with the arguments and results of the user's model."""
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating point type that the model had."""
+        return cast(torch.dtype, self.meta["dtype"])
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.buffers()).device
+
+    def __copy__(self) -> QuantizedModel:
+        """A second module over the same weights; GraphModule's own copy is no QuantizedModel."""
+        twin = QuantizedModel(self, self.graph, type(self).__name__)
+        twin.meta = self.meta
+        return twin.train(self.training)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedModel:
+        """A copy that keeps the name of its class, which GraphModule's own does not."""
+        twin = cast(QuantizedModel, super().__deepcopy__(memo))
+        type(twin).__name__ = type(self).__name__
+        return twin
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What a GraphModule is pickled as, and what a QuantizedModel has beyond it."""
+        rebuild, arguments = super().__reduce__()
+        return _restored, (rebuild, arguments, self.meta, type(self).__name__)
+
+    def can_generate(self) -> bool:
+        """False: a quantized model of transformers computes one pass, and has no `generate`."""
+        return False
+
+
+def _restored(
+    rebuild: Callable[..., fx.GraphModule], arguments: Any, meta: dict[str, Any], name: str
+) -> QuantizedModel:
+    module = rebuild(*arguments)
+    model = QuantizedModel(module, module.graph, name)
+    model.meta = meta
+    return model.eval()
+
+
+def model_from(source: nn.Module, calibrated: Calibrated, placed: Placed, report: QuantizationReport) -> QuantizedModel:
+    """The graph as a module with the arguments and results of `source`, the user's model."""
     graph = placed.module.graph
     graph.set_codegen(calibrated.graph.code_generator())
-    model = QuantizedModel(placed.module, graph)
+    model = QuantizedModel(placed.module, graph, type(source).__name__)
     model.meta["quantization"] = report
+    model.meta["dtype"] = next(
+        (p.dtype for p in source.parameters() if p.is_floating_point()), torch.get_default_dtype()
+    )
+    if is_model(source):
+        model.meta[CONFIG] = copy.deepcopy(source.config)
     return model.eval()
 
 

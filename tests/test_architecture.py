@@ -34,7 +34,9 @@ FORBIDDEN = {
 }
 
 # The ground that everything stands on: it imports no stage.
-GROUND = ("errors", "files", "options", "schema", "shapes", "source", "compile_report", "progress", "check")
+GROUND = (
+    "arguments", "check", "compile_report", "errors", "files", "options", "progress", "schema", "shapes", "source"
+)  # fmt: skip
 
 
 def imports_of(path: Path) -> set[str]:

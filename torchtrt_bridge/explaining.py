@@ -13,6 +13,7 @@ from torch._dynamo.utils import counters
 from torch._guards import tracing
 
 from torchtrt_bridge import dynamo
+from torchtrt_bridge.arguments import arguments_from
 from torchtrt_bridge.compile_report import CompileReport, merged, torch_entry
 from torchtrt_bridge.engine import flavour as flavours
 from torchtrt_bridge.errors import BridgeError, EngineLoadError
@@ -28,7 +29,7 @@ def explain(
 ) -> CompileReport:
     """Run `model` once in PyTorch and tell where each operator would run.
 
-    example_inputs: a tuple of positional arguments, or one tensor, on any device.
+    example_inputs, kwargs: as in `export`, on any device.
     options: the fields of `Options`.
     Graph breaks, which split a model into several graphs, are among the report's notes.
     """
@@ -36,11 +37,11 @@ def explain(
     analysis = _Analysis(checked)
     if getattr(model, "_compiled_call_impl", None) is not None:
         model = copy.copy(model)  # PyTorch leaves out of copies what `nn.Module.compile` and `accelerate` made
-    args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    args, named = arguments_from(model, example_inputs, kwargs)
     torch._dynamo.reset()
     breaks = dict(counters["graph_break"])
     with torch.no_grad():
-        torch.compile(model, backend=analysis)(*args, **dict(kwargs or {}))
+        torch.compile(model, backend=analysis)(*args, **named)
     torch._dynamo.reset()
     report = merged(analysis.reports) if analysis.reports else CompileReport(checked)
     for reason, count in counters["graph_break"].items():

@@ -13,6 +13,7 @@ from torch import fx, nn
 from torch.export.passes import move_to_device_pass
 
 from torchtrt_bridge import archive
+from torchtrt_bridge.arguments import arguments_from
 from torchtrt_bridge.builder import load_engine
 from torchtrt_bridge.capture import CapturedGraph, export_program, graph_from_program
 from torchtrt_bridge.compile_report import CompileReport, EngineEntry, tell_once
@@ -42,7 +43,8 @@ def export(
 ) -> Program:
     """Build engines for `model` ahead of time; no GPU is needed with TensorRT-RTX.
 
-    example_inputs: a tuple of positional arguments, or one tensor; `kwargs`: keyword arguments.
+    example_inputs: a tuple of positional arguments, one tensor, or a mapping of keyword arguments, as a tokenizer gives
+        it; `kwargs`: further keyword arguments.
     dynamic_shapes: as in `torch.export.export`; the ranges of its dimensions become the engines' ranges.
     options: the fields of `Options`, of which `targets` names the GPUs to build for.
     The program keeps copies of the weights: a later change of `model` does not reach it.
@@ -52,8 +54,7 @@ def export(
     module = _as_module(model)
     if module.training:
         tell_once(f"{type(model).__name__} is exported in training mode; call model.eval() first to deploy it.")
-    args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
-    original = export_program(module, args, kwargs, dynamic_shapes)
+    original = export_program(module, *arguments_from(model, example_inputs, kwargs), dynamic_shapes)
     captured = graph_from_program(original)
     can_run = checked.engine == "reference" or (torch.cuda.is_available() and not checked.targets)
     compiled = compile_graph(captured, checked, run=can_run, original=original)

@@ -1,0 +1,31 @@
+"""Example inputs: from what a user gives to the arguments of a call."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def arguments_from(model: Callable[..., Any], example_inputs: Any, kwargs: Mapping[str, Any] | None) -> Arguments:
+    """The positional and the keyword arguments of an example call.
+
+    example_inputs: a tuple of positional arguments; a mapping by parameter, as a tokenizer gives it; or one argument.
+    """
+    named = dict(kwargs or {})
+    if isinstance(example_inputs, Mapping) and _names_parameters(model, example_inputs):
+        return (), {**example_inputs, **named}
+    return example_inputs if isinstance(example_inputs, tuple) else (example_inputs,), named
+
+
+def _names_parameters(model: Callable[..., Any], values: Mapping[Any, Any]) -> bool:
+    """Whether each key is a parameter of the model; else the mapping itself is an argument."""
+    try:
+        parameters = inspect.signature(model.forward if isinstance(model, nn.Module) else model).parameters
+    except (TypeError, ValueError):  # a callable that tells nothing
+        return False
+    return bool(values) and all(key in parameters for key in values)

@@ -15,7 +15,7 @@ Fallback = Literal["pytorch", "error"]
 EngineKind = Literal["auto", "tensorrt", "tensorrt_rtx", "reference"]
 CudaGraphs = Literal["auto", "off"]
 TrialKind = Literal["off", "check", "check+time"]
-Inductor = Literal["off", "fallback", "compete"]
+Inductor = Literal["off", "fallback", "compete", "max-autotune"]
 BuildKind = Literal["wait", "background"]
 TorchTensorRT = Literal["auto", "off"]
 TARGET_PREFIX = "sm_"
@@ -52,7 +52,8 @@ class Options:
     keep_int8: leave every quantized subgraph quantized. Otherwise ``trial="check+time"`` also builds an engine of the
         same subgraph without its quantization, which serves where the quantized one is wrong or slower.
     inductor: ``"fallback"`` lets PyTorch's inductor compile subgraphs whose engine failed, and the pieces between
-        engines; ``"compete"`` lets it also take part in the trial of every subgraph. Both where sizes are static.
+        engines; ``"compete"`` lets it also take part in the trial of every subgraph; ``"max-autotune"`` too, by that
+        mode of inductor, which takes minutes to compile a model. All where sizes are static.
     cache_dir: where built engines are kept; None means the per-user cache directory, ``""`` keeps none.
     cache_bytes: the size to which the cache is trimmed, in bytes.
     progress: show a progress bar while engines build; None shows it on a terminal only.
@@ -114,6 +115,16 @@ class Options:
             raise OptionsError(
                 f"tf32=True is about fp32 arithmetic, but precision={self.precision!r}. Leave out one of the two."
             )
+
+    @property
+    def inductor_competes(self) -> bool:
+        """Whether inductor takes part in trials."""
+        return self.inductor in ("compete", "max-autotune")
+
+    @property
+    def tunes_inductor(self) -> bool:
+        """Whether inductor tries many kernels for each product."""
+        return self.inductor == "max-autotune"
 
     @classmethod
     def from_mapping(cls, options: Mapping[str, Any] | None) -> Options:

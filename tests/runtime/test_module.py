@@ -170,18 +170,26 @@ def test_the_check_alone_times_nothing() -> None:
     assert in_pytorch(module) == 1
 
 
-def test_inductor_takes_part_when_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("wanted", "tuned"), [("compete", False), ("max-autotune", True)])
+def test_inductor_takes_part_when_it_may(wanted: str, tuned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def compiler(module: Any, inputs: Any, tuned: bool) -> Any:
+        asked.append(tuned)
+        return lambda x: (right(x),)
+
     def slow(x: torch.Tensor) -> torch.Tensor:
         time.sleep(0.02)
         return right(x)
 
-    monkeypatch.setattr("torchtrt_bridge.runtime.inductor.compiled_by_inductor", lambda *_: lambda x: (right(x),))
-    module = module_of(FakeRunner(slow, slow), engine="auto", inductor="compete")
+    monkeypatch.setattr("torchtrt_bridge.runtime.inductor.compiled_by_inductor", compiler)
+    module = module_of(FakeRunner(slow, slow), engine="auto", inductor=wanted)
     module.specs = (TensorSpec("x", torch.float32, ((2, 2), (3, 3)), (2, 3), (2, 3)),)
     module.pytorch.delay = 0.02  # type: ignore[assignment]
     assert_right(module, x_of())
     assert set(module.entry.milliseconds) == {"engine", "PyTorch", "inductor"}
     assert module.entry.choice == "inductor"
+    assert asked == [tuned]
     assert_right(module, x_of())
 
 

@@ -45,7 +45,7 @@ def pieces_of(fast: Any) -> list[Piece]:
     return list(graph.compiled.run.pieces)
 
 
-@pytest.mark.parametrize("wanted", ["fallback", "compete"])
+@pytest.mark.parametrize("wanted", ["fallback", "compete", "max-autotune"])
 def test_inductor_compiles_what_stays_between_engines(wanted: str) -> None:
     fast = called(Between().eval(), torch.randn(4, 6), **{**LEFT, "inductor": wanted})
     report = trtb.report(fast)
@@ -152,7 +152,7 @@ def test_pytorch_stays_where_inductor_fails(
     assert [entry.serves for entry in trtb.report(fast).engines] == [True, True]
 
 
-def slow(module: Any, inputs: Any) -> Any:
+def slow(module: Any, *_: Any) -> Any:
     def run(*values: torch.Tensor) -> Any:
         torch.linalg.inv(torch.eye(400))
         return module(*values)
@@ -174,7 +174,7 @@ def test_a_tensor_that_lies_otherwise_in_memory(monkeypatch: pytest.MonkeyPatch)
     """Inductor's code takes the strides of its inputs for granted."""
     asked: list[tuple[int, ...]] = []
 
-    def noting(module: Any, inputs: Any) -> Any:
+    def noting(module: Any, *_: Any) -> Any:
         def run(*values: torch.Tensor) -> Any:
             asked.append(values[0].stride())
             return module(*values)

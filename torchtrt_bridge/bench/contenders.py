@@ -96,6 +96,9 @@ CONTENDERS: Mapping[str, Contender] = {
         _bridge(build="background"), "bridge, built in the background", "bridge", is_default=False
     ),
     "torchtrt_bridge-inductor": Contender(_bridge(inductor="compete"), "bridge, inductor competes", "bridge"),
+    "torchtrt_bridge-max-autotune": Contender(
+        _bridge(inductor="max-autotune"), "bridge, inductor competes, tuned", "bridge", is_default=False
+    ),
     EAGER: Contender(_eager, "eager", "eager", channels_last=True),
     "inductor": Contender(_inductor("default"), "inductor", "inductor", channels_last=True),
     "inductor-reduce-overhead": Contender(

@@ -18,12 +18,14 @@ from torchtrt_bridge.runtime.surroundings import is_capturing
 class Inductor:
     """A module as inductor compiles it at its first call, for inputs laid out as those; PyTorch runs it for others.
 
+    tuned: by PyTorch's mode "max-autotune", which tries many kernels for each product.
     failure: why inductor did not compile it, after which PyTorch runs it always.
     """
 
-    def __init__(self, name: str, module: fx.GraphModule) -> None:
+    def __init__(self, name: str, module: fx.GraphModule, tuned: bool = False) -> None:
         self.name = name
         self.module = module
+        self.tuned = tuned
         self.failure: str | None = None
         self._compiled: Callable[..., Any] | None = None
         self._layouts: list[Any] = []
@@ -50,7 +52,7 @@ class Inductor:
     def _compile(self, inputs: Sequence[torch.Tensor]) -> None:
         self._layouts = _layouts(inputs)
         try:
-            self._compiled = compiled_by_inductor(self.module, inputs)
+            self._compiled = compiled_by_inductor(self.module, inputs, self.tuned)
         except Exception as error:  # whatever goes wrong there, PyTorch runs what it was to compile
             self.failure = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
             tell_once(f"{self.name} is not compiled by inductor, which failed: {self.failure}")
@@ -61,13 +63,16 @@ def _layouts(inputs: Sequence[torch.Tensor]) -> list[Any]:
     return [(value.shape, value.stride(), value.dtype, value.device) for value in inputs]
 
 
-def compiled_by_inductor(module: fx.GraphModule, inputs: Sequence[torch.Tensor]) -> Callable[..., Any]:
-    """`module` compiled for inputs of these sizes.
+def compiled_by_inductor(
+    module: fx.GraphModule, inputs: Sequence[torch.Tensor], tuned: bool = False
+) -> Callable[..., Any]:
+    """`module` compiled for inputs of these sizes; CUDA graphs are ours to record.
 
     `torch.compile` would do nothing here: what Dynamo calls runs with Dynamo switched off.
     """
     from torch import _inductor
 
+    options = _inductor.list_mode_options("max-autotune-no-cudagraphs") if tuned else None
     with tracing(None), torch.no_grad():
-        compiled: Callable[..., Any] = _inductor.compile(module, list(inputs))
+        compiled: Callable[..., Any] = _inductor.compile(module, list(inputs), options=options)
     return compiled

@@ -70,7 +70,7 @@ class EngineModule(nn.Module):
         self.weights: SpareWeights | None = None
         self.changes = Changes()
         self.rivals: list[EngineModule] = []
-        self._inductor = Inductor(entry.name, pytorch)
+        self._inductor = self._new_inductor()
         self._accepted: set[Any] = set()
         self._told_unserved = False
         self._shortages = 0
@@ -211,7 +211,7 @@ class EngineModule(nn.Module):
         if self.options.trial == "check" or self.options.engine == "reference":
             return {}
         others: dict[str, Run] = {PYTORCH: self._in_pytorch}
-        if self.options.inductor == "compete" and self._is_static and self._inductor.prepare(inputs):
+        if self.options.inductor_competes and self._is_static and self._inductor.prepare(inputs):
             others[INDUCTOR] = self._inductor
         return others
 
@@ -229,7 +229,10 @@ class EngineModule(nn.Module):
         if name != ENGINE:
             self.runner = None
         if name != INDUCTOR:
-            self._inductor = Inductor(self.entry.name, self.pytorch)  # lets go of what was compiled
+            self._inductor = self._new_inductor()  # lets go of what was compiled
+
+    def _new_inductor(self) -> Inductor:
+        return Inductor(self.entry.name, self.pytorch, self.options.tunes_inductor)
 
     @property
     def _is_recorded(self) -> bool:

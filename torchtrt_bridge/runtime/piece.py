@@ -30,7 +30,7 @@ class Piece(nn.Module):
         self.name = name
         self.pytorch = pytorch
         self.report = report
-        self._inductor = Inductor(name, pytorch)
+        self._inductor = Inductor(name, pytorch, report.options.tunes_inductor)
         self._serve: Run | None = None
         self._lock = threading.RLock()
         renewed_in_children(self)

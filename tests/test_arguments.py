@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 import torchtrt_bridge as trtb
-from torchtrt_bridge.arguments import arguments_from
+from torchtrt_bridge.arguments import arguments_from, in_order
+from torchtrt_bridge.errors import CaptureError
 
 X, Y = torch.ones(2), torch.zeros(2)
 
@@ -59,3 +60,35 @@ def test_mappings_are_exported_and_explained(model: nn.Module) -> None:
     found = program(**batch) if isinstance(model, Named) else program(batch)
     torch.testing.assert_close(found, batch["x"] - batch["y"])
     assert trtb.explain(model, batch, engine="reference").is_whole
+
+
+class Differences(nn.Module):
+    """Nothing but their order tells the arguments apart."""
+
+    def forward(self, a: torch.Tensor, b: Any = 2.0, c: Any = 3.0) -> torch.Tensor:
+        return a - b * 10 + c * 100
+
+
+TRACED = fx.symbolic_trace(Differences()).eval()
+GIVEN = {name: torch.randn(3) for name in "abc"}
+
+
+def test_keywords_in_the_order_of_the_parameters() -> None:
+    assert list(in_order(Differences(), (), {"c": 1, "a": 2})) == ["a", "c"]
+    assert list(in_order(Named(), (), {"w": 1, "y": 2, "v": 3, "x": 4})) == ["x", "y", "w", "v"]
+    assert in_order(TRACED, (X,), {"c": 1}) == {"b": 2.0, "c": 1}
+
+
+@pytest.mark.parametrize("model", [Differences().eval(), TRACED], ids=["module", "graph module"])
+@pytest.mark.parametrize("names", ["abc", "cba", "bca", "ca"])
+def test_keywords_reach_the_parameters_of_their_names(model: nn.Module, names: str) -> None:
+    """`torch.export` hands those of a graph module to its parameters by position."""
+    given = {name: GIVEN[name] for name in names}
+    program = trtb.export(model, given, engine="reference")
+    called = given | ({"b": 2.0} if model is TRACED and "b" not in given else {})
+    torch.testing.assert_close(program(**called), model(**given))
+
+
+def test_an_argument_that_is_missing() -> None:
+    with pytest.raises(CaptureError, match="missing a required argument: 'a'"):
+        trtb.export(TRACED, {"b": X}, engine="reference")

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -20,6 +20,22 @@ def arguments_from(model: Callable[..., Any], example_inputs: Any, kwargs: Mappi
     if isinstance(example_inputs, Mapping) and _names_parameters(model, example_inputs):
         return (), {**example_inputs, **named}
     return example_inputs if isinstance(example_inputs, tuple) else (example_inputs,), named
+
+
+def in_order(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments in the order of the parameters, without gaps before the last where that matters.
+
+    `torch.export` hands those of an `fx.GraphModule`, as a quantized model is, to its parameters by position.
+    """
+    signature = inspect.signature(model.forward)
+    order = list(signature.parameters)
+    named = dict(kwargs)
+    if isinstance(model, fx.GraphModule) and named.keys() <= set(order):
+        signature.bind(*args, **named)  # or it raises, as a call does
+        last = max((order.index(name) for name in named), default=-1)
+        for name in order[len(args) : last]:
+            named.setdefault(name, signature.parameters[name].default)
+    return dict(sorted(named.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
 
 
 def _names_parameters(model: Callable[..., Any], values: Mapping[Any, Any]) -> bool:

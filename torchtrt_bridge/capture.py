@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.utils._sympy.functions import Max, Min
 
+from torchtrt_bridge.arguments import in_order
 from torchtrt_bridge.compile_report import tell_once
 from torchtrt_bridge.errors import CaptureError
 from torchtrt_bridge.huggingface.classes import without_cache
@@ -53,8 +54,8 @@ def export_program(
 
     Raises CaptureError, with PyTorch's own words, for a model that it cannot turn into one graph.
     """
-    call = functools.partial(_exported, model, args, dict(kwargs or {}), dynamic_shapes)
     try:
+        call = functools.partial(_exported, model, args, in_order(model, args, kwargs or {}), dynamic_shapes)
         with torch.no_grad(), torch.backends.nnpack.flags(enabled=False):  # NNPACK's guard: batch < 16
             return _without_cache(model, call)
     except Exception as error:

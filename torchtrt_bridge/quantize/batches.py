@@ -70,10 +70,6 @@ class Signature:
                 values[name] = value
         return values
 
-    def in_order(self, call: Call) -> Call:
-        """The same call with its keywords in the order of the signature, as `named_values` has them."""
-        return call[0], {name: value for name, value in self.named_values(call).items() if name in call[1]}
-
     def _named(self, batch: Mapping[Any, Any]) -> dict[str, Any]:
         known = {str(name): value for name, value in batch.items() if name in self.by_name and name not in LABELS}
         if self.takes_any_name and not known:

@@ -97,7 +97,7 @@ class Calibration:
 
     def call(self, call: Call) -> Any:
         """One call of the model, computed by the float graph."""
-        call = self.signature.in_order(moved(call, self.device))
+        call = moved(call, self.device)
         if self.graph is None:
             self.begin(call)
         assert self.graph is not None

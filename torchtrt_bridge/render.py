@@ -89,7 +89,8 @@ def settings(report: CompileReport) -> str:
     options = report.options
     targets = f"targets {', '.join(options.targets)}" if options.targets else ""
     computed = "computed by the reference interpreter, on CPU" if options.engine == "reference" else ""
-    return ", ".join(part for part in (f"precision {options.precision}", targets, computed) if part)
+    error = "" if report.error is None else f"error to the model itself {report.error:.1e}"
+    return ", ".join(part for part in (f"precision {options.precision}", targets, computed, error) if part)
 
 
 def is_plan(report: CompileReport) -> bool:

@@ -35,3 +35,10 @@ def arguments_of(node: fx.Node) -> dict[str, Any]:
     found = {argument.name: argument.default_value for argument in schema.arguments if argument.has_default_value()}
     found.update(zip((argument.name for argument in schema.arguments), node.args, strict=False))
     return found | node.kwargs
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether its results change from call to call; an attention's only with dropout."""
+    if not isinstance(node.target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in node.target.tags:
+        return False
+    return arguments_of(node).get("dropout_p") != 0.0

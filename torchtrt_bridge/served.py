@@ -17,6 +17,7 @@ from torchtrt_bridge.errors import BridgeError, CaptureError
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.pipeline import CompiledGraph, compile_graph
 from torchtrt_bridge.runtime.surroundings import is_capturing, is_transformed
+from torchtrt_bridge.whole import WholeCheck
 
 
 class ServedGraph:
@@ -39,6 +40,7 @@ class ServedGraph:
         self._frozen: list[int] = []
         self._bound: BoundValues | None = None
         self._changed: BoundValues | None = None
+        self._whole: WholeCheck | None = None
         self._is_postponed = is_capturing(example_inputs)
         if self._is_postponed:
             tell_once(
@@ -55,13 +57,35 @@ class ServedGraph:
         if compiled is None or is_transformed():
             return self.original(*args)
         assert self._bound is not None
+        assert self._whole is not None
         if self._bound.hold(args):
             self._changed = None
         else:
             compiled = self._with_new_constants(args, self._bound)
             if compiled is None:
                 return self.original(*args)
+        if self._whole.is_due and not is_capturing(args):
+            return self._first_call(compiled, args)
         return compiled.run([args[i] for i in self._inputs])
+
+    def _first_call(self, compiled: CompiledGraph, args: Sequence[Any]) -> Any:
+        """A call whose results are held against the model's own; PyTorch's alone while engines are being built."""
+        if compiled.run.is_building:
+            return self.original(*args)
+        whole = self._whole
+        assert whole is not None
+        results, verdict = whole.call(args)
+        if verdict is None:
+            self.report.note("there was no memory to compare the results with the model's own")
+        elif verdict.problem is None:
+            self.report.error = max(verdict.error, self.report.error or 0.0)
+        else:
+            self.compiled = None
+            for entry in self.report.engines:
+                entry.state = "the graph that it is part of gives other results than the model"
+            hint = "; precision='bf16' has the range of fp32" if self.options.precision == "fp16" else ""
+            self._leave_to_pytorch(f"with engines its results are not the model's own: {verdict.problem}{hint}")
+        return results
 
     def _begin(self, args: Sequence[Any]) -> None:
         """Build the engines, unless PyTorch is to run the graph."""
@@ -113,6 +137,7 @@ class ServedGraph:
         self._inputs = inputs + state
         self._frozen = [i for i in self.weights if i not in state]
         self._bound = BoundValues(args, self._frozen, self._numbers)
+        self._whole = WholeCheck(self.original, compiled.run, self._inputs, self.options)
         self.compiled = compiled  # last: other threads have PyTorch until then
 
     def _check_aliases(self, captured: CapturedGraph, inputs: Sequence[int]) -> None:

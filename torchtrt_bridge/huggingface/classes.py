@@ -17,7 +17,7 @@ def is_model(target: Any) -> bool:
 
 def is_for_pipelines(target: Any) -> bool:
     """Whether pipelines take it: a model of transformers, or what was quantized of one."""
-    return is_model(target) or (hasattr(target, "config") and hasattr(target, "can_generate"))
+    return is_model(target) or (hasattr(type(target), "can_generate") and hasattr(target, "config"))
 
 
 def is_pipeline(target: Any) -> bool:

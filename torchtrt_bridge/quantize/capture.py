@@ -23,7 +23,7 @@ from torchtrt_bridge.normalize.fuse import fold_batch_norm
 from torchtrt_bridge.normalize.graph import constant_of
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.quantize.batches import Call, Signature
-from torchtrt_bridge.schema import arguments_of
+from torchtrt_bridge.schema import is_random
 from torchtrt_bridge.shapes import UNBOUNDED, TensorSpec, spec_of
 
 # As `normalize.PASSES` begins; precision is settled when the result is compiled.
@@ -84,7 +84,7 @@ def capture(model: nn.Module, signature: Signature, call: Call, dynamic_shapes: 
     unreached = _unreached(model, module)
     for run_pass in PASSES:
         module = run_pass(module, Options())
-    random = [node for node in module.graph.nodes if _is_random(node)]
+    random = [node for node in module.graph.nodes if is_random(node)]
     notes += _told_random(random)
     leaves, in_spec = pytree.tree_flatten((tuple(names.values()), {}))
     constants = tuple(None if isinstance(value, torch.Tensor) else value for value in leaves)
@@ -168,13 +168,6 @@ def dtype_hint(model: nn.Module, inputs: Any) -> str:
         if wrong and own is not None and (value.is_floating_point() or value.dtype == torch.uint8):
             return f"A batch holds a tensor of {value.dtype}, and the weights are {own}: convert it by batch.to({own})."
     return ""
-
-
-def _is_random(node: fx.Node) -> bool:
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return False
-    is_off = arguments_of(node).get("dropout_p") == 0.0  # an attention's
-    return torch.Tag.nondeterministic_seeded in node.target.tags and not is_off
 
 
 def _unreached(model: nn.Module, module: fx.GraphModule) -> list[str]:

@@ -103,6 +103,11 @@ class Execution:
         return self._lanes.setdefault(slot, Lane(self)) if lane is None else lane
 
     @property
+    def is_building(self) -> bool:
+        """Whether engines are still being built, and calls are not to wait for them."""
+        return self.options.build == "background" and not all(engine.is_built() for engine in self.engines)
+
+    @property
     def is_settled(self) -> bool:
         """Whether every engine has been tried, so that a recording would hold what stays."""
         self._settled = self._settled or all(part.is_settled for part in (*self.engines, *self.pieces))

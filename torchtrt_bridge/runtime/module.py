@@ -146,13 +146,14 @@ class EngineModule(nn.Module):
         elif self.options.trial == "off":
             self._serve = runner
 
-    def _is_built(self) -> bool:
+    def is_built(self) -> bool:
+        """Whether nobody is building its engine any more."""
         return self._pending is None or self._pending.done()
 
     def _while_building(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        if is_capturing(inputs) or (not self._is_built() and self.options.build == "background"):
+        if is_capturing(inputs) or (not self.is_built() and self.options.build == "background"):
             return self.in_pytorch(inputs)  # no engine is loaded while the caller records a CUDA graph
-        if not self._is_built() and self.options.trial != "off":
+        if not self.is_built() and self.options.trial != "off":
             self._in_pytorch(inputs)  # the trial will: so what PyTorch loads for its first call is loaded meanwhile
         self.wait()
         return self.forward(*inputs)

@@ -47,8 +47,8 @@ class QuantizedEngineModule(EngineModule):
         if rival is not None:
             self.rivals.append(rival)
 
-    def _is_built(self) -> bool:
-        return super()._is_built() and all(rival._is_built() for rival in self.rivals)
+    def is_built(self) -> bool:
+        return super().is_built() and all(rival.is_built() for rival in self.rivals)
 
     def _take(self, runner: Runner | None) -> None:
         super()._take(runner)

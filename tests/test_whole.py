@@ -1,0 +1,179 @@
+"""The check of a whole graph against the model as the user wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+import torch
+from torch import fx, nn
+
+import torchtrt_bridge as trtb
+from tests.models import ConvNet, image, trained
+from torchtrt_bridge import pipeline
+from torchtrt_bridge.runtime import Execution
+
+REFERENCE: dict[str, Any] = {"engine": "reference", "cache_dir": ""}
+
+
+def squares(x: torch.Tensor) -> torch.Tensor:
+    """Beyond the range of fp16 on the way, and within it in the end."""
+    y = x * 600
+    return y * torch.rsqrt((y * y).mean(-1, keepdim=True) + 1e-6)
+
+
+def beyond(x: torch.Tensor) -> torch.Tensor:
+    return (x * 600).square().sum(-1)
+
+
+def below(x: torch.Tensor) -> torch.Tensor:
+    return torch.matmul(x, x.t()) * 1e-9 * 1e9
+
+
+NUMBERS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"squares": squares, "beyond": beyond, "below": below}
+X = torch.linspace(-2, 2, 64).view(2, 32)
+
+
+def called(model: Callable[..., Any], *args: Any, **options: Any) -> tuple[Any, Any]:
+    """What a model gives, compiled, in its first call, and the compiled one."""
+    fast = trtb.compile(model, **{**REFERENCE, **options})
+    with torch.inference_mode():
+        return fast(*args), fast
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_that_fp16_cannot_hold(name: str) -> None:
+    function = NUMBERS[name]
+    found, fast = called(function, X, precision="fp16")
+    for result in (found, fast(X)):
+        torch.testing.assert_close(result, function(X), rtol=2e-3, atol=0)
+
+
+def test_the_report_says_why() -> None:
+    _, fast = called(below, X, precision="fp16")
+    report = trtb.report(fast)
+    (note,) = report.notes
+    assert "with engines its results are not the model's own: its relative L2 distance" in note
+    assert "precision='bf16'" in note
+    assert report.trt_nodes == 0
+    assert not report.is_whole
+
+
+def test_bf16_holds_them() -> None:
+    _, fast = called(below, X, precision="bf16")
+    assert trtb.report(fast).is_whole
+
+
+@pytest.mark.parametrize(("precision", "most"), [("fp32", 1e-5), ("fp16", 5e-3), ("bf16", 5e-2)])
+def test_the_error_to_the_model_itself_is_told(precision: str, most: float) -> None:
+    model, x = trained(ConvNet()), image()
+    found, fast = called(model, x, precision=precision)
+    report = trtb.report(fast)
+    expected = model(x)
+    assert report.error == pytest.approx(float((found - expected).norm() / expected.norm()), rel=1e-3)
+    assert report.error is not None
+    assert report.error < most
+    assert f"error to the model itself {report.error:.1e}" in str(report)
+    assert report.to_dict()["error"] == report.error
+
+
+@pytest.fixture
+def wrong_normalization(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass that changes the graph before any subgraph, so that no engine differs from its own."""
+    normalize = pipeline.normalize
+
+    def planted(module: fx.GraphModule, options: Any) -> fx.GraphModule:
+        for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.sin.default):
+            node.target = torch.ops.aten.cos.default
+        module.recompile()
+        return normalize(module, options)
+
+    monkeypatch.setattr(pipeline, "normalize", planted)
+
+
+def sine(x: torch.Tensor) -> torch.Tensor:
+    return x.sin() + 1
+
+
+@pytest.mark.usefixtures("wrong_normalization")
+@pytest.mark.parametrize("trial", ["check", "check+time"])
+def test_a_difference_from_before_the_subgraphs(trial: str) -> None:
+    found, fast = called(sine, X, trial=trial)
+    torch.testing.assert_close(found, sine(X))
+    torch.testing.assert_close(fast(X), sine(X))
+
+
+@pytest.mark.usefixtures("wrong_normalization")
+def test_engines_are_trusted_unseen_where_the_user_says_so() -> None:
+    torch.testing.assert_close(called(sine, X, trial="off")[0], X.cos() + 1)
+
+
+@pytest.mark.usefixtures("wrong_normalization")
+def test_without_fallback_it_raises() -> None:
+    with pytest.raises(trtb.CaptureError, match="its results are not the model's own"):
+        called(sine, X, fallback="error")
+
+
+def counting(x: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+    count.add_(1)
+    return x.sin() + count
+
+
+def test_what_is_written_is_written_once() -> None:
+    count = torch.zeros(1)
+    found, fast = called(counting, X, count)
+    assert float(count) == 1
+    assert float(fast(X, count)[0, 0] - X.sin()[0, 0]) == pytest.approx(2)
+    torch.testing.assert_close(found, X.sin() + 1)
+
+
+@pytest.mark.usefixtures("wrong_normalization")
+def test_what_was_written_wrong_is_written_right() -> None:
+    def kept(x: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+        last.copy_(x.sin())
+        return x + 1
+
+    last = torch.zeros_like(X)
+    called(kept, X, last)
+    torch.testing.assert_close(last, X.sin())
+
+
+def test_random_numbers_are_drawn_once() -> None:
+    dropout = nn.Dropout(0.5)
+    torch.manual_seed(0)
+    found, fast = called(lambda x: dropout(x) * 2, X)
+    torch.manual_seed(0)
+    torch.testing.assert_close(found, dropout(X) * 2)
+    assert trtb.report(fast).error is None
+
+
+def test_without_memory_to_compare_the_engines_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("planted")
+
+    fast = trtb.compile(sine, **REFERENCE)
+    run = Execution.__call__
+
+    def planted(execution: Execution, inputs: Any) -> Any:
+        fast._torchtrt_bridge_backend.graphs[0]._whole.original = short
+        return run(execution, inputs)
+
+    monkeypatch.setattr(Execution, "__call__", planted)
+    torch.testing.assert_close(fast(X), sine(X))
+    assert trtb.report(fast).notes == ["there was no memory to compare the results with the model's own"]
+    assert [entry.serves for entry in trtb.report(fast).engines] == [True]
+
+
+def test_while_engines_are_built_pytorch_alone_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int] = []
+    run, built = Execution.__call__, Future[None]()
+    monkeypatch.setattr(Execution, "__call__", lambda self, inputs: (runs.append(1), run(self, inputs))[1])
+    monkeypatch.setattr(Execution, "is_building", property(lambda _: not built.done()))
+    _, fast = called(sine, X)
+    assert (len(runs), trtb.report(fast).error) == (0, None)
+    built.set_result(None)
+    torch.testing.assert_close(fast(X), sine(X))
+    assert len(runs) == 1
+    assert trtb.report(fast).error is not None

@@ -165,9 +165,9 @@ def copy_graph(graph: fx.Graph) -> fx.Graph:
     return copied
 
 
-def own_constants(modules: Iterable[torch.nn.Module], program: ExportedProgram) -> None:
-    """Copy the constants of `modules` that still share memory with the user's model, each once."""
-    theirs = {_memory(value) for value in (*program.state_dict.values(), *program.constants.values())}
+def own_constants(modules: Iterable[torch.nn.Module], shared: Iterable[Any]) -> None:
+    """Copy the constants of `modules` that lie in the memory of `shared`, the tensors of the user's, each once."""
+    theirs = {_memory(value) for value in shared} - {None}
     copies: dict[Any, torch.Tensor] = {}
     for module in (part for root in modules for part in root.modules()):
         for name, value in list(module.named_buffers(recurse=False, remove_duplicate=False)):
@@ -175,7 +175,7 @@ def own_constants(modules: Iterable[torch.nn.Module], program: ExportedProgram) 
                 view = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
                 if view not in copies:
                     copies[view] = value.clone()
-                set_constant(module, name, copies[view])
+                setattr(module, name, copies[view])
 
 
 def _memory(value: Any) -> int | None:

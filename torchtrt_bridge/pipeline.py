@@ -71,7 +71,8 @@ def compile_graph(
     floats = left_in_float(module, flavour, options)
     is_reference = options.engine == "reference"
     if original is not None and is_reference:
-        own_constants([module], original)  # the interpreter reads them from the network, which holds addresses
+        # now, as the interpreter reads them from the network, which holds addresses
+        own_constants([module], _tensors_of(original))
     guest, compiled = guest_for(options), None
     is_result = original is not None or not run  # else the engines that run are, and nobody asks for their bytes
     while compiled is None:
@@ -88,8 +89,13 @@ def compile_graph(
         compiled.flat = flat
     if original is not None and not is_reference:
         rivals = [rival.pytorch for engine in compiled.run.engines for rival in engine.rivals]
-        own_constants([compiled.module, flat, *rivals], original)  # not earlier: the builds need the memory
+        # not earlier, as the builds need the memory
+        own_constants([compiled.module, flat, *rivals], _tensors_of(original))
     return compiled
+
+
+def _tensors_of(program: ExportedProgram) -> list[Any]:
+    return [*program.state_dict.values(), *program.constants.values()]
 
 
 def _compiled(

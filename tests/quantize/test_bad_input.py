@@ -208,8 +208,44 @@ def test_a_budget_needs_a_score() -> None:
         trtb.quantize(net(), X, max_drop=0.1)
 
 
+@pytest.mark.parametrize("count", [0, -1, 2.5])
+def test_a_number_of_batches_that_is_none(count: Any) -> None:
+    with pytest.raises(OptionsError, match=rf"num_batches={count} is no count"):
+        trtb.quantize(net(), X, num_batches=count)
+
+
+def test_a_score_that_is_no_number() -> None:
+    with pytest.raises(CalibrationError, match="gave NaN"):
+        trtb.quantize(net(), X, evaluate=lambda _: float("nan"), max_drop=0.1, table=False)
+
+
+def test_a_forward_that_does_not_call_the_model() -> None:
+    with pytest.raises(CalibrationError, match=r"forward\(\) never called the model"):
+        trtb.quantize(net(), X, forward=lambda model, batch: model.forward(batch), table=False)
+
+
+def test_a_module_of_torch_export_is_quantized() -> None:
+    exported = torch.export.export(net(), (X[0],)).module()
+    assert trtb.quantize(exported, X, table=False).quantization.quantized > 0
+
+
+def test_scripted_modules_are_refused() -> None:
+    with pytest.raises(CalibrationError, match="written in Python, not TopLevelTracedModule"):
+        trtb.quantize(torch.jit.trace(net(), X[0]), X)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm, nn.utils.parametrizations.spectral_norm],
+    ids=["weight_norm", "weight_norm by hooks", "spectral_norm"],
+)
+def test_parametrized_layers_are_reached(layer: Any) -> None:
+    found = trtb.quantize(nn.Sequential(layer(nn.Linear(8, 8)), nn.Linear(8, 2)).eval(), X, table=False)
+    assert not any("does not reach" in note for note in found.quantization.notes)
+
+
 def test_only_modules_are_quantized() -> None:
-    with pytest.raises(CalibrationError, match=r"takes an nn.Module, not function"):
+    with pytest.raises(CalibrationError, match=r"takes an nn.Module written in Python, not function"):
         trtb.quantize(lambda x: x, X)
 
 

@@ -64,6 +64,15 @@ def test_another_method_takes_its_ranges_from_the_file(path: Path) -> None:
     torch.testing.assert_close(again(X), direct(X), rtol=0, atol=0)
 
 
+def test_attention_switched_on_needs_the_loader(path: Path) -> None:
+    """The model is the same, and taken apart otherwise."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    data = [torch.randn(2, 4, 8) for _ in range(2)]
+    for attention in (False, True, False):
+        found = quantized(layer, data, calibration=path, attention=attention)
+        assert (found.quantization.quantized > 4) is attention
+
+
 def test_what_must_be_measured_anew_needs_the_loader(path: Path) -> None:
     quantized(net(), DATA, calibration=path)
     with pytest.raises(CalibrationError, match="does not have what these settings need"):

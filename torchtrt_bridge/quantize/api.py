@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchtrt_bridge.errors import CalibrationError
+from torchtrt_bridge.capture import own_constants
+from torchtrt_bridge.errors import CalibrationError, OptionsError
 from torchtrt_bridge.quantize import state as states
 from torchtrt_bridge.quantize.calibrate import Calibrated, Calibration, Forward
 from torchtrt_bridge.quantize.model import QuantizedModel, model_from, report_from
 from torchtrt_bridge.quantize.observe import new_statistics
 from torchtrt_bridge.quantize.place import Choice, place
 from torchtrt_bridge.quantize.progress import Progress
-from torchtrt_bridge.quantize.search import Found, Search, plain_choice
+from torchtrt_bridge.quantize.search import Found, Search, checked_score, plain_choice
 from torchtrt_bridge.quantize.settings import Auto, Kind, Method, Settings
 
 Evaluate = Callable[[nn.Module], float]
@@ -80,8 +81,10 @@ def quantize(
         method, dtype, skip, smooth, equalize, correct_bias, attention, percentile, block_size, max_error, max_drop,  # type: ignore[arg-type]
         sensitivity,
     )  # fmt: skip
-    if not isinstance(model, nn.Module):
-        raise CalibrationError(f"quantize() takes an nn.Module, not {type(model).__name__}.")
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        raise CalibrationError(f"quantize() takes an nn.Module written in Python, not {type(model).__name__}.")
+    if num_batches is not None and (not isinstance(num_batches, int) or num_batches < 1):
+        raise OptionsError(f"num_batches={num_batches!r} is no count of batches: 1 or more, or None for all.")
     if max_drop is not None and evaluate is None:
         raise CalibrationError("max_drop needs evaluate=, a function that gives the score of a model.")
     path = None if calibration is None else Path(calibration)
@@ -94,6 +97,7 @@ def quantize(
         assert work.calibrated is not None
         work.calibrated.notes += notes
         quantized = work.model_of(found)
+        own_constants([quantized], [*model.parameters(), *model.buffers()])
     if table:
         print(quantized.quantization)
     return quantized
@@ -156,7 +160,7 @@ class _Work:
     def _score(self, choice: Choice | None) -> float:
         """The user's score of a choice; of the float model for None."""
         assert self.evaluate is not None
-        return self.evaluate(self.model if choice is None else self.model_of(Found(choice, None)))
+        return checked_score(self.evaluate(self.model if choice is None else self.model_of(Found(choice, None))))
 
     def _check_layers(self) -> None:
         assert self.calibrated is not None
@@ -184,7 +188,9 @@ def _in_evaluation_mode(model: nn.Module) -> Iterator[list[str]]:
     """`model` in evaluation mode, and as it was afterwards; what is to be noted of that."""
     training = [module for module in model.modules() if module.training]
     try:
-        model.eval()
+        if training:
+            with contextlib.suppress(NotImplementedError):  # a module of torch.export has one mode
+                model.eval()
         yield ["The model was in training mode; it was quantized as in evaluation mode."] if training else []
     finally:
         for module in training:

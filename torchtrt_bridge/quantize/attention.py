@@ -24,15 +24,7 @@ def take_attention_apart(module: fx.GraphModule) -> fx.GraphModule:
             node.replace_all_uses_with(_apart(node, mode))
             module.graph.erase_node(node)
             changed = True
-    if changed:
-        _let_views_copy(module.graph)
     return finish(module, changed)
-
-
-def _let_views_copy(graph: fx.Graph) -> None:
-    """The products lie in memory in another order than attention's result, and not every view can be one of them."""
-    for view in graph.find_nodes(op="call_function", target=aten.view.default):
-        view.target = aten.reshape.default
 
 
 def why_whole(node: fx.Node) -> str | None:
@@ -58,8 +50,14 @@ def _apart(node: fx.Node, mode: FakeTensorMode) -> fx.Node:
     scores = insert_call(
         node, mode, aten.matmul.default, scaled, insert_call(node, mode, aten.permute.default, key, order)
     )
-    scores = _masked(node, scores, _causal_mask(node, mode) if given["is_causal"] else mask, mode)
+    is_seen = None
+    if given["is_causal"]:
+        scores = _without(node, scores, _causal_mask(node, mode), mode)
+    elif mask is not None:
+        scores, is_seen = _masked(node, scores, mask, mode)
     weights = insert_call(node, mode, aten._softmax.default, scores, -1, False)
+    if is_seen is not None:
+        weights = insert_call(node, mode, aten.mul.Tensor, weights, is_seen)
     return insert_call(node, mode, aten.matmul.default, weights, value)
 
 
@@ -71,11 +69,22 @@ def _causal_mask(node: fx.Node, mode: FakeTensorMode) -> fx.Node:
     return insert_constant(node, allowed, f"{node.name}_mask", mode)
 
 
-def _masked(node: fx.Node, scores: fx.Node, mask: fx.Node | None, mode: FakeTensorMode) -> fx.Node:
-    if mask is None:
-        return scores
-    if mask.meta["val"].dtype != torch.bool:
-        return insert_call(node, mode, aten.add.Tensor, scores, mask)
-    hidden = insert_call(node, mode, aten.logical_not.default, mask)
-    least = torch.finfo(scores.meta["val"].dtype).min  # finite: a row that is hidden altogether gives no NaN
+def _masked(node: fx.Node, scores: fx.Node, mask: fx.Node, mode: FakeTensorMode) -> tuple[fx.Node, fx.Node]:
+    """The scores behind a mask, and for each query whether it sees any key: attention gives zeros where it sees none.
+
+    Hidden scores become the least finite number, of which a softmax makes no NaN.
+    """
+    if mask.meta["val"].dtype == torch.bool:
+        shown, masked = mask, _without(node, scores, mask, mode)
+    else:
+        shown = insert_call(node, mode, aten.ne.Scalar, mask, -math.inf)
+        finite = insert_call(node, mode, aten.clamp.default, mask, torch.finfo(mask.meta["val"].dtype).min)
+        masked = insert_call(node, mode, aten.add.Tensor, scores, finite)
+    return masked, insert_call(node, mode, aten.any.dim, shown, -1, True)
+
+
+def _without(node: fx.Node, scores: fx.Node, shown: fx.Node, mode: FakeTensorMode) -> fx.Node:
+    """The scores with the least finite number where `shown` is false."""
+    hidden = insert_call(node, mode, aten.logical_not.default, shown)
+    least = torch.finfo(scores.meta["val"].dtype).min
     return insert_call(node, mode, aten.masked_fill.Scalar, scores, hidden, least)

@@ -90,7 +90,10 @@ class Signature:
         taken = batch[: len(self.positional)]
         while len(taken) > 1 and self._is_label(taken, self.positional[len(taken) - 1]):
             taken.pop()
-        self._drop(f"the last {len(batch) - len(taken)} of {len(batch)} items of each batch", len(taken) < len(batch))
+        left = f"the last {len(batch) - len(taken)} of {len(batch)} items of each batch"
+        meant = [parameter.name for parameter in self.positional[len(taken) : len(batch)]]
+        labels = f", taken for labels where forward has {', '.join(meant)} (forward= gives it)" if meant else ""
+        self._drop(left + labels, len(taken) < len(batch))
         return tuple(taken)
 
     def _is_label(self, taken: list[Any], parameter: inspect.Parameter) -> bool:

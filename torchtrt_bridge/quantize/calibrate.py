@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from torchtrt_bridge.capture import copy_graph
 from torchtrt_bridge.errors import BridgeError, CalibrationError
 from torchtrt_bridge.quantize.attention import take_attention_apart
 from torchtrt_bridge.quantize.batches import Call, Signature, device_of, moved
-from torchtrt_bridge.quantize.capture import FloatGraph, capture, check_graph, dtype_hint
+from torchtrt_bridge.quantize.capture import FloatGraph, capture, check_graph, dtype_hint, serves_one
 from torchtrt_bridge.quantize.layers import FloatLayer, Layer, find_layers
 from torchtrt_bridge.quantize.observe import Observed, Observer, first_wrong_input, new_statistics
 from torchtrt_bridge.quantize.progress import Progress
@@ -77,6 +78,7 @@ class Calibration:
     ) -> Calibrated:
         """Run all batches; CalibrationError for those that cannot be used."""
         total = num_batches if num_batches is not None else _length(loader)
+        number = -1
         for number, batch in enumerate(progress.track(_items(loader, num_batches), "calibrating", total)):
             self._batch = number
             try:
@@ -88,10 +90,20 @@ class Calibration:
                 told = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
                 hint = dtype_hint(self.model, batch)
                 raise CalibrationError(f"The model fails on batch {number} of the loader: {told} {hint}") from error
+        if self.graph is None and number >= 0:
+            raise CalibrationError(
+                "forward() never called the model that it was given: it must run model(...), not a method of it, on "
+                "each batch."
+            )
         if self.graph is None:
             raise CalibrationError(
                 "The loader gave no batch that runs the model. It is empty, or a generator that was used up before; "
                 "pass a DataLoader or a list, or make the generator anew."
+            )
+        if self.calls == 0:
+            raise CalibrationError(
+                f"A batch of one goes another way through {type(self.model).__name__} than larger ones, with which "
+                "torch.export traces it. Calibrate with larger batches."
             )
         return self.result()
 
@@ -131,8 +143,11 @@ class Calibration:
         """Trace the model with a call, and find its layers."""
         self.example = call
         self.graph = capture(self.model, self.signature, call, self.dynamic_shapes)
+        self.graph.serves_one = serves_one(self.graph, self.model, call)
         if self.settings.attention:
-            self.graph.module = take_attention_apart(self.graph.module)
+            self.graph.traced = self.graph.module
+            copied = fx.GraphModule(self.graph.module, copy_graph(self.graph.module.graph))
+            self.graph.module = take_attention_apart(copied)
         self.layers, self.floats = find_layers(self.graph.module, self.settings)
         self.observed = new_statistics(self.graph.module, self.layers)
         self._observer = Observer(self.graph.module, self.layers, self.observed)
@@ -162,7 +177,7 @@ class Calibration:
             if spec is None or not isinstance(value, torch.Tensor):
                 self._check_constant(value, constant)
                 continue
-            ranges = tuple((1 if low == 2 and high > 2 else low, high) for low, high in spec.ranges)
+            ranges = self.graph.ranges_of(spec)
             if dataclasses.replace(spec, ranges=ranges).accepts(value):
                 continue
             same = value.dtype == spec.dtype and value.dim() == len(ranges)

@@ -24,7 +24,7 @@ from torchtrt_bridge.normalize.graph import constant_of
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.quantize.batches import Call, Signature
 from torchtrt_bridge.schema import is_random
-from torchtrt_bridge.shapes import UNBOUNDED, TensorSpec, spec_of
+from torchtrt_bridge.shapes import UNBOUNDED, Range, TensorSpec, spec_of
 
 # As `normalize.PASSES` begins; precision is settled when the result is compiled.
 PASSES = (drop_metadata_checks, fold_constants, fold_batch_norm, fold_constants)
@@ -40,6 +40,8 @@ class FloatGraph:
     unreached: paths of the model's layers whose weights nothing in the graph reads.
     notes: what the user should know of the capture.
     is_random: whether it draws random numbers.
+    traced: the module as it was traced, where `module` is not that any more.
+    serves_one: whether it is right for a batch of one, which `torch.export` sets apart.
     """
 
     module: fx.GraphModule
@@ -51,17 +53,25 @@ class FloatGraph:
     unreached: list[str]
     notes: list[str]
     is_random: bool = False
+    traced: fx.GraphModule | None = None
+    serves_one: bool = True
 
     def code_generator(self) -> Any:
         """Lets a graph be called as the model was."""
         return _PyTreeCodeGen(_PyTreeInfo(list(self.names), self.in_spec, self.out_spec))
 
+    def ranges_of(self, spec: TensorSpec) -> tuple[Range, ...]:
+        """The sizes that it serves; one, where `torch.export` says two or more."""
+        free = [dim for dim, (low, high) in enumerate(spec.ranges) if low == 2 < high and (dim or self.serves_one)]
+        return tuple((1 if dim in free else low, high) for dim, (low, high) in enumerate(spec.ranges))
+
     def digest(self) -> str:
         """Differs where the graph or its weights do."""
         found = hashlib.sha256()
-        for node in self.module.graph.nodes:
+        module = self.traced or self.module
+        for node in module.graph.nodes:
             found.update(f"{node.op} {node.name} {node.target} {node.args} {node.kwargs}\n".encode())
-        for name, value in sorted(self.module.named_buffers(recurse=False)):
+        for name, value in sorted(module.named_buffers(recurse=False)):
             found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
             found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return found.hexdigest()
@@ -84,6 +94,7 @@ def capture(model: nn.Module, signature: Signature, call: Call, dynamic_shapes: 
     unreached = _unreached(model, module)
     for run_pass in PASSES:
         module = run_pass(module, Options())
+    _let_views_copy(module)
     random = [node for node in module.graph.nodes if is_random(node)]
     notes += _told_random(random)
     leaves, in_spec = pytree.tree_flatten((tuple(names.values()), {}))
@@ -99,21 +110,52 @@ def capture(model: nn.Module, signature: Signature, call: Call, dynamic_shapes: 
     )
 
 
+def _let_views_copy(module: fx.GraphModule) -> None:
+    """Views in place of which a copy may be made: batches may lie otherwise in memory than the one that was traced."""
+    for view in module.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
+        view.target = torch.ops.aten.reshape.default
+    module.recompile()
+
+
 def check_graph(graph: FloatGraph, model: nn.Module, call: Call, outputs: Iterable[Any]) -> None:
     """CalibrationError where `outputs`, the graph's for a call, are not what the model gives for it."""
-    if graph.is_random:
-        return
-    with without_cache(model):
-        expected = pytree.tree_leaves(model(*call[0], **call[1]))
+    problem = None if graph.is_random else _differs(model, call, outputs)
+    if problem is not None:
+        raise CalibrationError(
+            f"torch.export's graph of {type(model).__name__} computes something else than the model does on the first "
+            f"batch: {problem}. Does its forward look at values, at sizes such as a batch of one, or at something that "
+            "changes between calls?"
+        )
+
+
+def serves_one(graph: FloatGraph, model: nn.Module, call: Call) -> bool:
+    """Whether a graph that was traced with batches of two or more is right for a batch of one too."""
+    if graph.is_random or not any(spec is not None and spec.ranges[:1] == ((2, UNBOUNDED),) for spec in graph.specs):
+        return True
+    args, kwargs = pytree.tree_map(lambda v: v[:1] if isinstance(v, torch.Tensor) and v.dim() else v, call)
+    leaves = pytree.tree_leaves((args, kwargs))
+    try:
+        return _differs(model, (args, kwargs), graph.module(*leaves)) is None
+    except (RuntimeError, ValueError, TypeError, IndexError):  # the model, or the graph, takes no such batch
+        return False
+
+
+def _differs(model: nn.Module, call: Call, outputs: Iterable[Any]) -> str | None:
+    """How `outputs` differ from the model's; None where they do not.
+
+    PyTorch's fast path of attention gives zeros for padding, where `torch.export` and training give other values.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with without_cache(model):
+            expected = pytree.tree_leaves(model(*call[0], **call[1]))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
     pairs = [(mine, its) for mine, its in zip(outputs, expected, strict=True) if isinstance(its, torch.Tensor)]
     dtypes = {its.dtype for _, its in pairs} | {value.dtype for value in model.parameters()}
     on_gpu = any(its.is_cuda for _, its in pairs)
-    verdict = difference([mine for mine, _ in pairs], [its for _, its in pairs], error_bound(dtypes, tf32=on_gpu))
-    if verdict.problem is not None:
-        raise CalibrationError(
-            f"torch.export's graph of {type(model).__name__} computes something else than the model does on the first "
-            f"batch: {verdict.problem}. Does its forward look at values, or at something that changes between calls?"
-        )
+    return difference([mine for mine, _ in pairs], [its for _, its in pairs], error_bound(dtypes, tf32=on_gpu)).problem
 
 
 def _captured(
@@ -176,7 +218,12 @@ def _unreached(model: nn.Module, module: fx.GraphModule) -> list[str]:
     read = {value.data_ptr() for value in reads if value is not None}
     kinds = (nn.Linear, nn.modules.conv._ConvNd)
     layers = [(name, part) for name, part in model.named_modules() if isinstance(part, kinds)]
-    return [name for name, part in layers if part.weight.data_ptr() not in read]
+    return [name for name, part in layers if not read & {value.data_ptr() for value in _weights_of(part)}]
+
+
+def _weights_of(layer: nn.Module) -> list[torch.Tensor]:
+    """What its weight is made of: several parameters where it is parametrized, as by `weight_norm`."""
+    return [value for name, value in layer.named_parameters() if not name.endswith("bias")]
 
 
 def _told_random(random: list[fx.Node]) -> list[str]:

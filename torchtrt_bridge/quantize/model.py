@@ -10,8 +10,10 @@ from typing import Any, cast
 import torch
 from torch import fx, nn
 
+from torchtrt_bridge.errors import CalibrationError
 from torchtrt_bridge.huggingface.classes import is_model
 from torchtrt_bridge.quantize.calibrate import Calibrated
+from torchtrt_bridge.quantize.calls import check_call, limits_of
 from torchtrt_bridge.quantize.place import Placed
 from torchtrt_bridge.quantize.search import Found
 from torchtrt_bridge.quantize.settings import Settings
@@ -95,6 +97,10 @@ class QuantizedModel(fx.GraphModule):
     model of transformers has beyond an `nn.Module`, and its pipelines ask for, is here too, but for `generate`.
     """
 
+    def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str) -> None:
+        super().__init__(root, graph, class_name)
+        self.register_forward_pre_hook(check_call, with_kwargs=True)
+
     @property
     def quantization(self) -> QuantizationReport:
         """What was quantized, and how."""
@@ -126,6 +132,7 @@ class QuantizedModel(fx.GraphModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedModel:
         """A copy that keeps the name of its class, which GraphModule's own does not."""
         twin = cast(QuantizedModel, super().__deepcopy__(memo))
+        twin.register_forward_pre_hook(check_call, with_kwargs=True)
         type(twin).__name__ = type(self).__name__
         return twin
 
@@ -133,6 +140,15 @@ class QuantizedModel(fx.GraphModule):
         """What a GraphModule is pickled as, and what a QuantizedModel has beyond it."""
         rebuild, arguments = super().__reduce__()
         return _restored, (rebuild, arguments, self.meta, type(self).__name__)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> QuantizedModel:
+        """What moves a module; its graph computes in the dtype that it was traced in."""
+        if fn(torch.empty(0, dtype=self.dtype)).dtype != self.dtype:
+            raise CalibrationError(
+                f"A quantized model stays in {self.dtype}. Quantize the model in the dtype that you want, or compile "
+                "this one with precision='fp16' or 'bf16'."
+            )
+        return cast(QuantizedModel, super()._apply(fn, recurse))  # type: ignore[no-untyped-call]
 
     def can_generate(self) -> bool:
         """False: a quantized model of transformers computes one pass, and has no `generate`."""
@@ -153,7 +169,10 @@ def model_from(source: nn.Module, calibrated: Calibrated, placed: Placed, report
     graph = placed.module.graph
     graph.set_codegen(calibrated.graph.code_generator())
     model = QuantizedModel(placed.module, graph, type(source).__name__)
+    for name, value in list(model.named_buffers()):
+        model.register_buffer(name, value)  # a part of its state, as the constants of captured graphs are not
     model.meta["quantization"] = report
+    model.meta["limits"] = limits_of(calibrated.graph, source)
     model.meta["dtype"] = next(
         (p.dtype for p in source.parameters() if p.is_floating_point()), torch.get_default_dtype()
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -148,7 +149,7 @@ class Search:
 
         def score(choice: Choice) -> float:
             if choice not in scores:
-                scores[choice] = _checked(evaluate(choice))
+                scores[choice] = evaluate(choice)
             return scores[choice]
 
         def is_enough(kept: Iterable[str]) -> bool:
@@ -191,8 +192,12 @@ def _least(is_enough: Callable[[int], bool], most: int) -> int:
     return high
 
 
-def _checked(score: Any) -> float:
+def checked_score(score: Any) -> float:
+    """What a user's `evaluate` gave, as a number."""
     try:
-        return float(score)
+        number = float(score)
     except (TypeError, ValueError) as error:
         raise CalibrationError(f"evaluate(model) must give a number, the higher the better, not {score!r}.") from error
+    if math.isnan(number):
+        raise CalibrationError("evaluate(model) gave NaN, which is neither higher nor lower than another score.")
+    return number

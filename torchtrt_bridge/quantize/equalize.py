@@ -44,7 +44,7 @@ def equalize(draft: Draft) -> None:
         factors = _factors(draft, peaks.to(draft.weight(readers[0]).device), readers)
         _scale_outputs(draft, producer, factors)
         if limit is not None:
-            _limit_channels(draft, limit, factors)
+            _limit_channels(draft, limit, _channels(producer), factors)
         for layer in readers:
             draft.put_constant(
                 draft.nodes[layer.node], _weight_index(layer), _scaled_inputs(draft, layer, factors), f"{layer.node}_w"
@@ -94,6 +94,15 @@ def _producer(draft: Draft, node: fx.Node) -> tuple[fx.Node | None, fx.Node | No
     weight = node.args[1]
     assert isinstance(weight, fx.Node)
     return (node, limit) if len(weight.users) == 1 else (None, None)
+
+
+def _channels(producer: fx.Node) -> int:
+    """The dimension of the channels in what a layer gives."""
+    return 1 if producer.target is CONVOLUTION else _rank(producer) - 1
+
+
+def _rank(node: fx.Node) -> int:
+    return cast(int, node.meta["val"].dim())
 
 
 def _is_relu6(node: fx.Node) -> bool:
@@ -161,10 +170,10 @@ def _scale_outputs(draft: Draft, producer: fx.Node, factors: Tensor) -> None:
         draft.put_constant(producer, 2, (bias.float() / factors).to(bias.dtype), f"{producer.name}_b")
 
 
-def _limit_channels(draft: Draft, relu6: fx.Node, factors: Tensor) -> None:
-    """Replace a ReLU6 by a ReLU and a limit of its own for each channel."""
+def _limit_channels(draft: Draft, relu6: fx.Node, channels: int, factors: Tensor) -> None:
+    """Replace a ReLU6 by a ReLU and a limit of its own for each channel; `channels` is their dimension."""
     value = relu6.meta["val"]
-    shape = (1, -1) + (1,) * (value.dim() - 2) if value.dim() > 3 else (-1,)
+    shape = [-1 if dim == channels else 1 for dim in range(_rank(relu6))]
     positive = draft.call(relu6, aten.relu.default, relu6.args[0])
     limits = draft.constant(relu6, (6.0 / factors).to(value.dtype).view(shape), f"{relu6.name}_limit")
     limited = draft.call(relu6, aten.minimum.default, positive, limits)

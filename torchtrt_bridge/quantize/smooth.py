@@ -12,6 +12,7 @@ from torchtrt_bridge.normalize.graph import constant_of
 from torchtrt_bridge.quantize.draft import Draft, after
 from torchtrt_bridge.quantize.equalize import along_inputs, input_peaks
 from torchtrt_bridge.quantize.layers import Layer
+from torchtrt_bridge.quantize.observe import known_channels
 
 aten = torch.ops.aten
 NORM = aten.layer_norm.default
@@ -47,8 +48,8 @@ def smoothable(draft: Draft) -> dict[str, list[Layer]]:
         name: readers
         for name, readers in draft.readers().items()
         if name not in draft.factors
-        and draft.seen[name].channel_max is not None
         and all(layer.weight is not None and layer.channels == -1 for layer in readers)
+        and all(known_channels(draft.seen[name], layer, draft.nodes[name]) is not None for layer in readers)
         and not any(draft.shares_weight(layer) for layer in readers)
     }
 

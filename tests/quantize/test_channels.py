@@ -136,3 +136,22 @@ def test_means_are_those_of_the_layers_own_channels(first: str) -> None:
 def test_a_linear_layer_is_not_smoothed_by_the_peaks_of_a_convolutions_channels() -> None:
     model = Apply(lambda m, x: m.conv(x) + m.linear(x), conv=nn.Conv1d(8, 8, 1), linear=nn.Linear(8, 8))
     assert smoothable(draft_of(calibrated(model, loader(4, 8, 8)), kept={"conv"})) == {}
+
+
+TWICE: dict[str, Callable[[nn.Module, torch.Tensor], torch.Tensor]] = {
+    "linear": lambda m, x: F.linear(x, m.two.weight, x),
+    "addmm": lambda m, x: torch.addmm(x, x, m.two.weight),
+}
+
+
+@pytest.mark.parametrize("twice", TWICE)
+@pytest.mark.parametrize("norm", [nn.Identity(), nn.LayerNorm(8)], ids=["layer", "norm"])
+@pytest.mark.parametrize("tool", [equalize, lambda draft: smooth(draft, 0.5)], ids=["equalize", "smooth"])
+def test_a_bias_that_is_the_input_itself_stays_as_it_is(
+    twice: str, norm: nn.Module, tool: Callable[[Any], None]
+) -> None:
+    function = lambda m, x: TWICE[twice](m, m.norm(F.relu(m.one(x))))  # noqa: E731
+    model, data = Apply(function, one=uneven(nn.Linear(8, 8)), norm=norm, two=nn.Linear(8, 8)), loader(8, 8)
+    draft = draft_of(calibrated(model, data))
+    tool(draft)
+    torch.testing.assert_close(draft.finished()(data[0])[0], model(data[0]), rtol=1e-3, atol=1e-4)

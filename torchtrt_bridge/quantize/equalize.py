@@ -55,12 +55,17 @@ def equalizable(draft: Draft) -> dict[str, list[Layer]]:
     for name, readers in draft.readers().items():
         node = draft.nodes[name]
         producer, _ = _producer(draft, node)
-        is_read_by_them_only = {user.name for user in node.users} == {layer.node for layer in readers}
-        if producer is None or not is_read_by_them_only:
+        if producer is None or not is_theirs_alone(draft, node, readers):
             continue
         if all(_takes_factors(draft, layer, _channels(producer)) for layer in readers):
             found[name] = readers
     return found
+
+
+def is_theirs_alone(draft: Draft, node: fx.Node, readers: list[Layer]) -> bool:
+    """Whether only these layers read an activation, and each of them only as its own input."""
+    is_read_once = all(draft.nodes[layer.node].args.count(node) == 1 for layer in readers)
+    return is_read_once and {user.name for user in node.users} == {layer.node for layer in readers}
 
 
 def _takes_factors(draft: Draft, layer: Layer, channels: int) -> bool:

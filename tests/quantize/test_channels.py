@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import torchtrt_bridge as trtb
-from tests.quantize.nets import Apply, loader, relative_error
+from tests.quantize.nets import Apply, loader, quantized, relative_error
 from tests.quantize.test_tools import calibrated, draft_of, uneven
 from torchtrt_bridge.quantize.correct import can_correct
 from torchtrt_bridge.quantize.equalize import equalize
@@ -136,6 +136,38 @@ def test_means_are_those_of_the_layers_own_channels(first: str) -> None:
 def test_a_linear_layer_is_not_smoothed_by_the_peaks_of_a_convolutions_channels() -> None:
     model = Apply(lambda m, x: m.conv(x) + m.linear(x), conv=nn.Conv1d(8, 8, 1), linear=nn.Linear(8, 8))
     assert smoothable(draft_of(calibrated(model, loader(4, 8, 8)), kept={"conv"})) == {}
+
+
+def attend(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Attention whose values are its input itself."""
+    return torch.softmax(m.q(x) @ m.k(x).transpose(1, 2) / 10, -1) @ x
+
+
+# A smoothed activation that another layer reads as its second operand, and what smoothing may do to the error.
+SECOND: dict[str, tuple[Callable[[], nn.Module], Shape]] = {
+    "a product": (lambda: Apply(attend, q=nn.Linear(16, 16), k=nn.Linear(16, 16)), (4, 8, 16)),
+    "a residual": (
+        lambda: Apply(
+            lambda m, x: m.conv(torch.sigmoid(m.linear(x))) + x, conv=nn.Conv1d(8, 8, 1), linear=nn.Linear(16, 16)
+        ), (4, 8, 16)
+    ),
+    "a product with a layer norm's result": (
+        lambda: Apply(
+            lambda m, x: attend(m, m.norm(x)), q=nn.Linear(16, 16), k=nn.Linear(16, 16), norm=nn.LayerNorm(16)
+        ), (4, 8, 16)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("reader", SECOND)
+@pytest.mark.parametrize("largest", [1.0, 90.0])
+def test_smoothing_clips_no_other_reader_of_the_activation(reader: str, largest: float) -> None:
+    make, shape = SECOND[reader]
+    model, data = make().eval(), [x * torch.tensor([largest] + [1.0] * 15) for x in loader(*shape)]
+    plain = quantized(model, data, attention=True)
+    smoothed = quantized(model, data, attention=True, smooth=0.5)
+    errors = [relative_error(found(data[0]), model(data[0])) for found in (plain, smoothed)]
+    assert errors[1] < 1.5 * errors[0]
 
 
 TWICE: dict[str, Callable[[nn.Module, torch.Tensor], torch.Tensor]] = {

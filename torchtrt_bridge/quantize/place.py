@@ -29,6 +29,10 @@ DEQUANTIZE_INT4 = torch.ops.torchtrt_bridge.dequantize_int4.default
 
 assert ops
 
+# Concatenated activations share a scale where the largest limit is at most this many times the smallest: two of the
+# eight bits are lost there. Farther apart each keeps its own, which costs TensorRT the fusion of the concatenation.
+FARTHEST_SHARED = 4.0
+
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
@@ -88,13 +92,13 @@ def place(calibrated: Calibrated, choice: Choice, settings: Settings, rehearse: 
 
 
 def _limits(draft: Draft, choice: Choice, settings: Settings, dtype: torch.dtype) -> dict[str, float]:
-    """The threshold of each activation as it is read; what is concatenated shares one.
+    """The threshold of each activation as it is read; what is concatenated shares one, unless they are far apart.
 
     A smoothed activation has two where a layer reads it divided and another one as it is.
     """
     names = {draft.source(read).name: None for layer in draft.layers for read in layer.reads}
     limits = {name: _limit(draft, name, choice.method, settings, dtype) for name in names}
-    for group in _concatenated(draft, list(names)):
+    for group in _concatenated(draft, limits):
         shared = max(limits[name] for name in group)
         limits.update(dict.fromkeys(group, shared))
     return limits
@@ -118,21 +122,20 @@ def _known_threshold(seen: Statistics, method: Observer, dtype: torch.dtype, per
     return seen.thresholds[key]
 
 
-def _concatenated(draft: Draft, names: list[str]) -> list[set[str]]:
+def _concatenated(draft: Draft, limits: dict[str, float]) -> list[set[str]]:
     """Groups of read activations that a concatenation, itself read, puts side by side: TensorRT copies them as they
     are where their scales agree."""
-    groups: list[set[str]] = []
-    for name in names:
+    groups = {name: {name} for name in limits}
+    for name in limits:
         node = draft.nodes.get(name)  # None for a product, which is no part of what it is made of
         if node is None or not is_call(node, aten.cat.default):
             continue
-        parts = {part.name for part in node.all_input_nodes} & set(names)
-        group = {name, *parts}
-        for other in [other for other in groups if other & group]:
-            groups.remove(other)
-            group |= other
-        groups.append(group)
-    return groups
+        for part in node.all_input_nodes:
+            joined = groups[name] | groups.get(part.name, set())
+            shared = [limits[each] for each in joined]
+            if max(shared) <= FARTHEST_SHARED * min(shared):
+                groups.update(dict.fromkeys(joined, joined))
+    return list(groups.values())
 
 
 # The nodes ------------------------------------------------------------------------------------------------------

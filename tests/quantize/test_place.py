@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from tests.quantize.nets import (
     relative_error,
     scale_read,
 )
-from torchtrt_bridge.quantize.place import DEQUANTIZE, DEQUANTIZE_INT4, QUANTIZE
+from torchtrt_bridge.quantize.place import DEQUANTIZE, DEQUANTIZE_INT4, FARTHEST_SHARED, QUANTIZE
 
 CONVOLUTION = aten.convolution.default
 LINEAR = aten.linear.default
@@ -119,6 +120,34 @@ def test_what_is_concatenated_has_one_scale() -> None:
     one, two, three = calls(found, CONVOLUTION)
     scales = [float(scale_read(node.args[0], found)) for node in (one, two, three)]
     assert len(set(scales)) == 1
+
+
+@pytest.mark.parametrize(("factor", "count"), [(2.0, 1), (100.0, 2)])
+def test_a_scale_is_shared_only_by_ranges_that_are_near_each_other(factor: float, count: int) -> None:
+    def dense(m: Any, x: torch.Tensor) -> torch.Tensor:
+        y = x.roll(1, 1) * factor
+        return m.three(torch.cat((y, x), 1)) + m.one(x) + m.two(y)
+
+    convs = {"one": nn.Conv2d(4, 4, 1), "two": nn.Conv2d(4, 4, 1), "three": nn.Conv2d(8, 4, 1)}
+    model, data = Apply(dense, **convs), loader(2, 4, 8, 8)
+    found = quantized(model, data)
+    assert len({float(scale_read(node.args[0], found)) for node in calls(found, CONVOLUTION)}) == count
+    assert relative_error(found(data[0]), model(data[0])) < 0.03
+
+
+def test_ranges_that_lie_near_each_other_one_by_one_do_not_share_a_scale_altogether() -> None:
+    def dense(m: Any, x: torch.Tensor) -> torch.Tensor:
+        parts = [x * 3**power for power in range(5)]
+        pairs = [torch.cat(pair, 1) for pair in itertools.pairwise(parts)]
+        return sum(getattr(m, f"at{place}")(each) for place, each in enumerate(parts + pairs))
+
+    convs = {f"at{place}": nn.Conv2d(4 if place < 5 else 8, 4, 1) for place in range(9)}
+    data = loader(2, 4, 8, 8)
+    found = quantized(Apply(dense, **convs), data)
+    own = float(torch.stack(data).abs().max()) / 127
+    scales = [float(scale_read(node.args[0], found)) for node in calls(found, CONVOLUTION)]
+    widened = [scale / (own * 3**power) for power, scale in enumerate(scales[:5])]
+    assert 1 < max(widened) <= FARTHEST_SHARED
 
 
 def test_scales_differ_where_nothing_is_concatenated() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import pytest
@@ -31,8 +31,8 @@ def calibrated(model: nn.Module, data: list[torch.Tensor], **settings: Any) -> C
         return Calibration(model, Settings(**settings)).take(data, None, None, Progress(False))
 
 
-def draft_of(found: Calibrated) -> Draft:
-    return Draft(found.graph.module, found.layers, frozenset(), found.observed)
+def draft_of(found: Calibrated, kept: Collection[str] = ()) -> Draft:
+    return Draft(found.graph.module, found.layers, kept, found.observed)
 
 
 def uneven(conv: nn.Module) -> nn.Module:

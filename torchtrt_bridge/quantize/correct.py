@@ -11,12 +11,15 @@ from torch import Tensor
 
 from torchtrt_bridge.quantize.draft import Draft
 from torchtrt_bridge.quantize.layers import Layer
+from torchtrt_bridge.quantize.observe import known_channels
 
 
 def can_correct(draft: Draft, layer: Layer) -> bool:
     """Whether a layer has a bias per output channel, or can get one, and the means of its inputs are known."""
-    mean = draft.seen[draft.origin(layer.reads[0])].channel_mean
-    if mean is None or layer.weight is None or layer.bias is None or layer.op == "transposed convolution":
+    seen = draft.seen[draft.origin(layer.reads[0])]
+    if layer.weight is None or layer.bias is None or layer.op == "transposed convolution":
+        return False
+    if known_channels(seen, layer, draft.source(layer.reads[0])) is None:
         return False
     args = draft.nodes[layer.node].args
     if layer.bias >= len(args) or args[layer.bias] is None:

@@ -15,17 +15,14 @@ from torch import Tensor, fx
 from torchtrt_bridge.normalize.graph import constant_of
 from torchtrt_bridge.quantize.draft import Draft
 from torchtrt_bridge.quantize.layers import Layer
+from torchtrt_bridge.quantize.observe import known_channels
 
 aten = torch.ops.aten
 
-# Functions f with f(s x) = s f(x) for s > 0, which leave the channels where they are.
-HOMOGENEOUS = (
-    aten.relu.default,
-    aten.leaky_relu.default,
-    aten.max_pool2d.default,
-    aten.avg_pool2d.default,
-    aten.clone.default,
-)
+# Functions f with f(s x) = s f(x) for s > 0, which leave the channels where they are; pools do so where these are not
+# in the last two dimensions.
+POOLS = (aten.max_pool2d.default, aten.avg_pool2d.default)
+HOMOGENEOUS = (aten.relu.default, aten.leaky_relu.default, aten.clone.default, *POOLS)
 CONVOLUTION = aten.convolution.default
 LINEAR = aten.linear.default
 
@@ -39,12 +36,12 @@ def equalize(draft: Draft) -> None:
         node = draft.nodes[name]
         peaks = draft.seen[name].channel_max
         producer, limit = _producer(draft, node)
-        if producer is None or peaks is None:
-            continue
+        assert producer is not None
+        assert peaks is not None
         factors = _factors(draft, peaks.to(draft.weight(readers[0]).device), readers)
         _scale_outputs(draft, producer, factors)
         if limit is not None:
-            _limit_channels(draft, limit, factors)
+            _limit_channels(draft, limit, _channels(producer), factors)
         for layer in readers:
             draft.put_constant(
                 draft.nodes[layer.node], _weight_index(layer), _scaled_inputs(draft, layer, factors), f"{layer.node}_w"
@@ -57,19 +54,26 @@ def equalizable(draft: Draft) -> dict[str, list[Layer]]:
     found = {}
     for name, readers in draft.readers().items():
         node = draft.nodes[name]
-        is_read_by_them_only = {user.name for user in node.users} == {layer.node for layer in readers}
-        if is_read_by_them_only and all(_takes_factors(draft, layer) for layer in readers):
-            producer, _ = _producer(draft, node)
-            if producer is not None:
-                found[name] = readers
+        producer, _ = _producer(draft, node)
+        if producer is None or not is_theirs_alone(draft, node, readers):
+            continue
+        if all(_takes_factors(draft, layer, _channels(producer)) for layer in readers):
+            found[name] = readers
     return found
 
 
-def _takes_factors(draft: Draft, layer: Layer) -> bool:
-    node = draft.nodes[layer.node]
+def is_theirs_alone(draft: Draft, node: fx.Node, readers: list[Layer]) -> bool:
+    """Whether only these layers read an activation, and each of them only as its own input."""
+    is_read_once = all(draft.nodes[layer.node].args.count(node) == 1 for layer in readers)
+    return is_read_once and {user.name for user in node.users} == {layer.node for layer in readers}
+
+
+def _takes_factors(draft: Draft, layer: Layer, channels: int) -> bool:
+    """Whether a layer's weight can take up factors along the dimension `channels` of its input."""
+    node, source = draft.nodes[layer.node], draft.source(layer.reads[0])
     return (
         (layer.op == "convolution" or node.target is LINEAR)
-        and draft.source(layer.reads[0]).meta["val"].dim() >= 2
+        and known_channels(draft.seen[source.name], layer, source) == channels
         and not draft.shares_weight(layer)
     )
 
@@ -77,9 +81,10 @@ def _takes_factors(draft: Draft, layer: Layer) -> bool:
 def _producer(draft: Draft, node: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
     """The layer whose scaled outputs give a scaled `node`, and the limit on the way (ReLU6), if there is one."""
     limit: fx.Node | None = None
-    last_users = 1
+    is_pooled, last_users = False, 1
     while last_users == 1:
         if node.target in HOMOGENEOUS:
+            is_pooled = is_pooled or node.target in POOLS
             node = node.args[0]  # type: ignore[assignment]
         elif _is_relu6(node) and limit is None:
             limit, node = node, node.args[0]  # type: ignore[assignment]
@@ -87,13 +92,22 @@ def _producer(draft: Draft, node: fx.Node) -> tuple[fx.Node | None, fx.Node | No
             break
         last_users = len(node.users)
     is_layer = (node.target is CONVOLUTION and not node.args[6]) or node.target is LINEAR
-    if last_users != 1 or not is_layer or constant_of(node.args[1]) is None:
+    weight = constant_of(node.args[1]) if is_layer else None
+    if last_users != 1 or weight is None or weight.dim() < 2 or (is_pooled and _channels(node) >= _rank(node) - 2):
         return None, None
     if len(node.args) > 2 and node.args[2] is not None and constant_of(node.args[2]) is None:
         return None, None
-    weight = node.args[1]
-    assert isinstance(weight, fx.Node)
-    return (node, limit) if len(weight.users) == 1 else (None, None)
+    assert isinstance(node.args[1], fx.Node)
+    return (node, limit) if len(node.args[1].users) == 1 else (None, None)
+
+
+def _channels(producer: fx.Node) -> int:
+    """The dimension of the channels in what a layer gives."""
+    return 1 if producer.target is CONVOLUTION else _rank(producer) - 1
+
+
+def _rank(node: fx.Node) -> int:
+    return cast(int, node.meta["val"].dim())
 
 
 def _is_relu6(node: fx.Node) -> bool:
@@ -161,10 +175,10 @@ def _scale_outputs(draft: Draft, producer: fx.Node, factors: Tensor) -> None:
         draft.put_constant(producer, 2, (bias.float() / factors).to(bias.dtype), f"{producer.name}_b")
 
 
-def _limit_channels(draft: Draft, relu6: fx.Node, factors: Tensor) -> None:
-    """Replace a ReLU6 by a ReLU and a limit of its own for each channel."""
+def _limit_channels(draft: Draft, relu6: fx.Node, channels: int, factors: Tensor) -> None:
+    """Replace a ReLU6 by a ReLU and a limit of its own for each channel; `channels` is their dimension."""
     value = relu6.meta["val"]
-    shape = (1, -1) + (1,) * (value.dim() - 2) if value.dim() > 3 else (-1,)
+    shape = [-1 if dim == channels else 1 for dim in range(_rank(relu6))]
     positive = draft.call(relu6, aten.relu.default, relu6.args[0])
     limits = draft.constant(relu6, (6.0 / factors).to(value.dtype).view(shape), f"{relu6.name}_limit")
     limited = draft.call(relu6, aten.minimum.default, positive, limits)

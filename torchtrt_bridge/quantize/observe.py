@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -32,6 +32,17 @@ def new_statistics(module: fx.GraphModule, layers: Sequence[Layer]) -> Observed:
             if known.channel_dim is None:
                 known.channel_dim = channels
     return observed
+
+
+def known_channels(seen: Statistics, layer: Layer, source: fx.Node) -> int | None:
+    """The dimension of the channels of `source`, a layer's own input; None where `seen` does not tell these apart.
+
+    A convolution and a linear layer may read one activation; then its statistics are of the first one's channels.
+    """
+    if seen.channel_max is None or seen.channel_dim is None or layer.channels is None:
+        return None
+    rank = cast(int, source.meta["val"].dim())
+    return layer.channels % rank if seen.channel_dim % rank == layer.channels % rank else None
 
 
 class Observer(fx.Interpreter):

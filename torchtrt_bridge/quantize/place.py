@@ -29,6 +29,10 @@ DEQUANTIZE_INT4 = torch.ops.torchtrt_bridge.dequantize_int4.default
 
 assert ops
 
+# Concatenated activations share a scale where the largest limit is at most this many times the smallest: two of the
+# eight bits are lost there. Farther apart each keeps its own, which costs TensorRT the fusion of the concatenation.
+FARTHEST_SHARED = 4.0
+
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
@@ -78,9 +82,9 @@ def place(calibrated: Calibrated, choice: Choice, settings: Settings, rehearse: 
         smooth(draft, choice.alpha)
     dtype = DTYPES[settings.dtype]
     limits = _limits(draft, choice, settings, dtype)
-    origins = [(layer.name, draft.origin(layer.reads[0])) for layer in draft.layers]  # the nodes change now
+    inputs = [(layer.name, draft.source(layer.reads[0]).name) for layer in draft.layers]  # the nodes change now
     _Placement(draft, dtype, limits, rehearse).run(choice.correct_bias)
-    scales: dict[str, float | None] = {name: limits[origin] / ops.LARGEST[dtype] for name, origin in origins}
+    scales: dict[str, float | None] = {layer: limits[name] / ops.LARGEST[dtype] for layer, name in inputs}
     return Placed(draft.finished(), scales)
 
 
@@ -88,17 +92,22 @@ def place(calibrated: Calibrated, choice: Choice, settings: Settings, rehearse: 
 
 
 def _limits(draft: Draft, choice: Choice, settings: Settings, dtype: torch.dtype) -> dict[str, float]:
-    """The threshold of each activation that is read; what is concatenated shares one."""
-    origins = {draft.origin(read): None for layer in draft.layers for read in layer.reads}
-    limits = {name: _limit(draft, name, choice.method, settings, dtype) for name in origins}
-    for group in _concatenated(draft, list(origins)):
+    """The threshold of each activation as it is read; what is concatenated shares one, unless they are far apart.
+
+    A smoothed activation has two where a layer reads it divided and another one as it is.
+    """
+    names = {draft.source(read).name: None for layer in draft.layers for read in layer.reads}
+    limits = {name: _limit(draft, name, choice.method, settings, dtype) for name in names}
+    for group in _concatenated(draft, limits):
         shared = max(limits[name] for name in group)
         limits.update(dict.fromkeys(group, shared))
     return limits
 
 
 def _limit(draft: Draft, name: str, method: Observer, settings: Settings, dtype: torch.dtype) -> float:
-    seen, factors = draft.seen[name], draft.factors.get(name)
+    origin = draft.origins.get(name, name)
+    is_whole = name in draft.origins.values()  # what divides it is a product, which others read
+    seen, factors = draft.seen[origin], None if is_whole else draft.factors.get(origin)
     if factors is None:
         return _known_threshold(seen, method, dtype, settings.percentile)
     assert seen.channel_max is not None
@@ -113,21 +122,20 @@ def _known_threshold(seen: Statistics, method: Observer, dtype: torch.dtype, per
     return seen.thresholds[key]
 
 
-def _concatenated(draft: Draft, origins: list[str]) -> list[set[str]]:
+def _concatenated(draft: Draft, limits: dict[str, float]) -> list[set[str]]:
     """Groups of read activations that a concatenation, itself read, puts side by side: TensorRT copies them as they
     are where their scales agree."""
-    groups: list[set[str]] = []
-    for name in origins:
-        node = draft.nodes[name]
-        if not is_call(node, aten.cat.default) or name in draft.factors:
+    groups = {name: {name} for name in limits}
+    for name in limits:
+        node = draft.nodes.get(name)  # None for a product, which is no part of what it is made of
+        if node is None or not is_call(node, aten.cat.default):
             continue
-        parts = {part.name for part in node.all_input_nodes} & set(origins) - set(draft.factors)
-        group = {name, *parts}
-        for other in [other for other in groups if other & group]:
-            groups.remove(other)
-            group |= other
-        groups.append(group)
-    return groups
+        for part in node.all_input_nodes:
+            joined = groups[name] | groups.get(part.name, set())
+            shared = [limits[each] for each in joined]
+            if max(shared) <= FARTHEST_SHARED * min(shared):
+                groups.update(dict.fromkeys(joined, joined))
+    return list(groups.values())
 
 
 # The nodes ------------------------------------------------------------------------------------------------------
@@ -150,7 +158,7 @@ class _Placement:
             self.draft.nodes[layer.node].update_arg(layer.weight, weight)  # type: ignore[arg-type]
         for read, source in [(read, self.draft.source(read)) for read in reads]:
             user = self.draft.nodes[read[0]]
-            limit = self.limits[self.draft.origins.get(source.name, source.name)]
+            limit = self.limits[source.name]
             if self.rehearse and self.dtype == torch.int8 and source.meta["val"].dtype == torch.float32:
                 user.update_arg(read[1], self._rounded(source, limit))
                 continue

@@ -10,8 +10,9 @@ from torch import Tensor, fx
 
 from torchtrt_bridge.normalize.graph import constant_of
 from torchtrt_bridge.quantize.draft import Draft, after
-from torchtrt_bridge.quantize.equalize import along_inputs, input_peaks
+from torchtrt_bridge.quantize.equalize import along_inputs, input_peaks, is_theirs_alone
 from torchtrt_bridge.quantize.layers import Layer
+from torchtrt_bridge.quantize.observe import known_channels
 
 aten = torch.ops.aten
 NORM = aten.layer_norm.default
@@ -47,8 +48,8 @@ def smoothable(draft: Draft) -> dict[str, list[Layer]]:
         name: readers
         for name, readers in draft.readers().items()
         if name not in draft.factors
-        and draft.seen[name].channel_max is not None
         and all(layer.weight is not None and layer.channels == -1 for layer in readers)
+        and all(known_channels(draft.seen[name], layer, draft.nodes[name]) is not None for layer in readers)
         and not any(draft.shares_weight(layer) for layer in readers)
     }
 
@@ -65,7 +66,7 @@ def _factors(peaks: Tensor, weights: Tensor, alpha: float) -> Tensor:
 
 def _divide(draft: Draft, node: fx.Node, readers: list[Layer], factors: Tensor) -> None:
     """Divide what the layers read: in the weights of a layer norm that only they read, or else by a product."""
-    if _is_theirs_alone(node, readers):
+    if is_theirs_alone(draft, node, readers) and _is_scalable(node):
         for index, hint in ((2, "weight"), (3, "bias")):
             value = constant_of(node.args[index])
             assert value is not None
@@ -76,12 +77,13 @@ def _divide(draft: Draft, node: fx.Node, readers: list[Layer], factors: Tensor) 
     product = draft.call(place, aten.mul.Tensor, node, inverse, on_behalf=node)
     product.meta["val"] = node.meta["val"]
     for layer in readers:
-        draft.nodes[layer.node].replace_input_with(node, product)
+        draft.nodes[layer.node].update_arg(layer.reads[0][1], product)  # its bias may be the same activation
     draft.origins[product.name] = node.name
 
 
-def _is_theirs_alone(node: fx.Node, readers: list[Layer]) -> bool:
-    if node.target is not NORM or {user.name for user in node.users} != {layer.node for layer in readers}:
+def _is_scalable(node: fx.Node) -> bool:
+    """Whether it is a layer norm with a weight and a bias of its own."""
+    if node.target is not NORM:
         return False
     constants = [constant_of(arg) for arg in node.args[2:4]]
     own = [arg for arg in node.args[2:4] if isinstance(arg, fx.Node) and len(arg.users) == 1]

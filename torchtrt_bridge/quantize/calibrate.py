@@ -143,7 +143,7 @@ class Calibration:
         """Trace the model with a call, and find its layers."""
         self.example = call
         self.graph = capture(self.model, self.signature, call, self.dynamic_shapes)
-        self.graph.serves_one = serves_one(self.graph, self.model, call)
+        self.graph.serves_one = serves_one(self.graph, self.model, call, self._flat(call))
         if self.settings.attention:
             self.graph.traced = self.graph.module
             copied = fx.GraphModule(self.graph.module, copy_graph(self.graph.module.graph))

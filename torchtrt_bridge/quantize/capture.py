@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -128,12 +128,16 @@ def check_graph(graph: FloatGraph, model: nn.Module, call: Call, outputs: Iterab
         )
 
 
-def serves_one(graph: FloatGraph, model: nn.Module, call: Call) -> bool:
-    """Whether a graph that was traced with batches of two or more is right for a batch of one too."""
+def serves_one(graph: FloatGraph, model: nn.Module, call: Call, inputs: Sequence[Any]) -> bool:
+    """Whether a graph that was traced with batches of two or more is right for a batch of one too.
+
+    inputs: those of the graph for `call`, of which the first samples are taken.
+    """
     if graph.is_random or not any(spec is not None and spec.ranges[:1] == ((2, UNBOUNDED),) for spec in graph.specs):
         return True
-    args, kwargs = pytree.tree_map(lambda v: v[:1] if isinstance(v, torch.Tensor) and v.dim() else v, call)
-    leaves = pytree.tree_leaves((args, kwargs))
+    (args, kwargs), leaves = pytree.tree_map(
+        lambda v: v[:1] if isinstance(v, torch.Tensor) and v.dim() else v, (call, list(inputs))
+    )
     try:
         return _differs(model, (args, kwargs), graph.module(*leaves)) is None
     except (RuntimeError, ValueError, TypeError, IndexError):  # the model, or the graph, takes no such batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,13 @@ from torch.export import exported_program
 
 from torchtrt_bridge import compile_report
 from torchtrt_bridge.engine import cache
+
+
+def pytest_configure() -> None:
+    """Workers side by side compute on one thread each; with more, small networks wait for each other's threads."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+        torch.set_num_threads(1)
 
 
 def pytest_collectstart() -> None:

@@ -30,6 +30,9 @@ def test_compile(model: ConvNet) -> None:
     assert engine.is_ready
     assert engine.error is not None
     assert trtb.report(fast).is_whole
+    error = trtb.report(fast).error
+    assert error is not None
+    assert error < 5e-3
 
 
 def test_results_are_the_callers_to_keep(model: ConvNet) -> None:

@@ -185,7 +185,7 @@ def test_training_mode_is_told(caplog: pytest.LogCaptureFixture) -> None:
         (lambda p: p(image(), image()), "nested as"),
         (lambda p: p(x=image(), y=1), "nested as"),
         (lambda p: p([1, 2]), "nested as"),
-        (lambda p: p(3), "a int"),
+        (lambda p: p(3), "the int 3"),
     ],
 )
 def test_wrong_arguments(program: trtb.Program, call: Any, words: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,59 @@ def test_constants_are_told_apart_by_what_they_are(value: float, other: float) -
     torch.testing.assert_close(program(X, scale=value), X * value, equal_nan=True)
     with pytest.raises(trtb.ShapeRangeError, match="Argument scale"):
         program(X, scale=other)
+
+
+# Forms ---------------------------------------------------------------------------------------------------------
+
+
+def nested(x: torch.Tensor, pair: dict[str, Any], *, scale: torch.Tensor) -> torch.Tensor:
+    return x.relu() - pair["a"] * scale + pair["b"][0]
+
+
+PAIR = {"a": X + 1, "b": [X * 2]}
+SCALE = torch.tensor(3.0)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda p: p(X, PAIR, scale=SCALE),
+        lambda p: p(X, {"b": [X * 2], "a": X + 1}, scale=SCALE),
+        lambda p: p(X, OrderedDict(b=[X * 2], a=X + 1), scale=SCALE),
+        lambda p: p(X, scale=SCALE, pair=PAIR),
+        lambda p: p(pair=PAIR, scale=SCALE, x=X),
+    ],
+    ids=["as exported", "other order", "OrderedDict", "by name", "all by name"],
+)
+@pytest.mark.parametrize("is_loaded", [False, True], ids=["exported", "loaded"])
+def test_the_form_of_a_call(call: Any, is_loaded: bool, tmp_path: Path) -> None:
+    program = exported(nested, (X, PAIR), kwargs={"scale": SCALE})
+    if is_loaded:
+        program = loaded(program, tmp_path)
+    torch.testing.assert_close(call(program), nested(X, PAIR, scale=SCALE))
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda p: p(X, PAIR), "takes x, pair by position and scale by name, .* this call gives x, pair by position"),
+        (lambda p: p(X, PAIR, SCALE), "this call gives 3 arguments by position"),
+        (lambda p: p(X, scale=SCALE, x=X), "this call gives x by position and scale, x by name"),
+        (lambda p: p(pair=PAIR, scale=SCALE), "this call gives pair, scale by name"),
+        (lambda p: p(X, {"a": X}, scale=SCALE), r"pair is nested as {'a': \*}; .* for {'a': \*, 'b': \[\*\]}"),
+        (lambda p: p(X, {"a": X, "b": (X,)}, scale=SCALE), r"pair is nested as {'a': \*, 'b': \(\*\)}"),
+        (lambda p: p(X, X, scale=SCALE), r"Argument pair is nested as \*; the program was exported for {'a'"),
+        (lambda p: p([X, X], PAIR, scale=SCALE), r"Argument x is a list; the program was exported for float32\[3\]"),
+    ],
+)
+def test_the_form_of_a_call_that_does_not_fit(call: Any, words: str) -> None:
+    program = exported(nested, (X, PAIR), kwargs={"scale": SCALE})
+    with pytest.raises(trtb.ShapeRangeError, match=words):
+        call(program)
+
+
+def test_how_many_arguments_of_one_name_is_part_of_the_export() -> None:
+    program = exported(lambda *xs: xs[0].relu() - xs[1], (X, X + 1))
+    torch.testing.assert_close(program(X, X + 2), torch.full((3,), -2.0))
+    with pytest.raises(trtb.ShapeRangeError, match="takes xs_0, xs_1 by position"):
+        program(X, X, X)

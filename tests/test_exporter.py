@@ -182,9 +182,13 @@ def test_training_mode_is_told(caplog: pytest.LogCaptureFixture) -> None:
         ),
         (lambda p: p(image().double()), "float64"),
         (lambda p: p(image(2, 9)), r"\[2, 3, 9, 9\]"),
-        (lambda p: p(image(), image()), "nested as"),
-        (lambda p: p(x=image(), y=1), "nested as"),
-        (lambda p: p([1, 2]), "nested as"),
+        (
+            lambda p: p(image(), image()),
+            "takes x by position, .* this call gives 2 arguments by position",
+        ),
+        (lambda p: p(x=image(), y=1), "takes x by position, as it was exported; this call gives x, y by name"),
+        (lambda p: p([1, 2]), "Argument x is a list"),
+        (lambda p: p(), "this call gives no arguments"),
         (lambda p: p(3), "the int 3"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -23,7 +24,9 @@ class Signature:
     """
 
     def __init__(self, exported: ExportedProgram, module: fx.GraphModule, captured: CapturedGraph) -> None:
-        self._in_spec = exported.call_spec.in_spec
+        self._form = exported.call_spec.in_spec
+        self._names = list(self._form.child(1).context)
+        self._positions = _positions(exported, self._form.child(0).num_children)
         ranges = {symbol: (low, UNBOUNDED if high is None else high) for symbol, (low, high) in captured.ranges.items()}
         specs = [spec for spec in exported.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
         nodes = [node for node in module.graph.nodes if node.op == "placeholder"]  # those of the state come last
@@ -36,17 +39,41 @@ class Signature:
 
     def flat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """The arguments as the graph takes them; ShapeRangeError for others than it was exported for."""
-        values, spec = pytree.tree_flatten((args, self._in_order(kwargs)))
-        if spec != self._in_spec:
-            raise ShapeRangeError(f"The program takes arguments nested as {self._in_spec}, and got {spec}.")
+        values, form = pytree.tree_flatten((args, kwargs))
+        if form != self._form:
+            values = self._arranged(*self._bound(args, kwargs))
         for value, wanted in zip(values, self._wanted, strict=True):
             if wanted is not None:
                 wanted.check(value)
         return values
 
-    def _in_order(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        names = self._in_spec.child(1).context if kwargs else []
-        return {name: kwargs[name] for name in names} if set(names) == set(kwargs) else kwargs
+    def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments by position and by name, as in the export; a position may be given by its name."""
+        missing = self._positions[len(args) :]
+        named = dict(kwargs)
+        bound = (*args, *(named.pop(name) for name in missing if name in kwargs))
+        if len(bound) != len(self._positions) or named.keys() != set(self._names):
+            raise ShapeRangeError(
+                f"The program takes {_listed(self._positions, self._names)}, as it was exported; "
+                f"this call gives {_listed(self._positions[: len(args)], list(kwargs), more=len(args))}. "
+                "Give all that it was exported with, and nothing else."
+            )
+        return bound, named
+
+    def _arranged(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        """The tensors and constants in the order of the export, whatever the order of the keys is."""
+        values: list[Any] = []
+        forms = [form for part in self._form.children() for form in part.children()]
+        given = [*args, *(kwargs[name] for name in self._names)]
+        for name, form, value in zip([*self._positions, *self._names], forms, given, strict=True):
+            try:
+                values += form.flatten_up_to(value)
+            except ValueError as error:
+                own = pytree.tree_structure(value)
+                raise ShapeRangeError(
+                    f"Argument {name} is nested as {_nesting(own)}; the program was exported for {_nesting(form)}."
+                ) from error
+        return values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,3 +124,31 @@ def _describe(value: Any) -> str:
         return str(value)
     kind = type(value).__name__
     return f"the {kind} {value!r}" if isinstance(value, (int, float, str)) else f"a {kind}"
+
+
+def _positions(exported: ExportedProgram, count: int) -> list[str]:
+    """The names of the arguments that were given by position."""
+    signature = exported.module_call_graph[0].signature
+    names = (signature.forward_arg_names or []) if signature is not None else []
+    return list(names[:count]) if len(names) >= count else [f"args_{index}" for index in range(count)]
+
+
+def _listed(positions: list[str], names: list[str], more: int = 0) -> str:
+    """In words; more: how many arguments come by position, where these are more than there are positions."""
+    by_position = f"{more} arguments" if more > len(positions) else ", ".join(positions)
+    parts = [f"{by_position} by position"] if by_position else []
+    parts += [f"{', '.join(names)} by name"] if names else []
+    return " and ".join(parts) or "no arguments"
+
+
+def _nesting(form: pytree.TreeSpec) -> str:
+    """A structure as one would write it, with a star for what is not nested further."""
+    if form.is_leaf():
+        return "*"
+    inner = [_nesting(child) for child in form.children()]
+    if form.type in (dict, OrderedDict):
+        return "{" + ", ".join(f"{key!r}: {child}" for key, child in zip(form.context, inner, strict=True)) + "}"
+    if form.type is list:
+        return f"[{', '.join(inner)}]"
+    name = "" if form.type is tuple else getattr(form.type, "__name__", str(form.type))
+    return f"{name}({', '.join(inner)})"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.export import Dim
 
 import torchtrt_bridge as trtb
 
@@ -132,3 +133,32 @@ def test_how_many_arguments_of_one_name_is_part_of_the_export() -> None:
     torch.testing.assert_close(program(X, X + 2), torch.full((3,), -2.0))
     with pytest.raises(trtb.ShapeRangeError, match="takes xs_0, xs_1 by position"):
         program(X, X, X)
+
+
+# Sizes ---------------------------------------------------------------------------------------------------------
+
+N = Dim("n", min=2, max=9)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "dims", "fitting", "other", "words"),
+    [
+        ((4, 4), (N, N), (5, 5), (5, 4), "Dimension 0 of x has size 5, so that dimension 0 of y must have 5, not 4"),
+        ((4, 8), (N, 2 * N), (3, 6), (3, 8), "Dimension 0 of x has size 3, so that dimension 0 of y must have 6"),
+        ((8, 8), (2 * N, 2 * N), (6, 6), (5, 5), r"Dimension 0 of x has size 5, which is no 2\*"),
+        ((5, 9), (N + 1, 2 * N + 1), (3, 5), (4, 5), "dimension 0 of y must have 7, not 5"),
+    ],
+)
+@pytest.mark.parametrize("is_loaded", [False, True], ids=["exported", "loaded"])
+def test_sizes_that_share_a_dim(
+    sizes: Any, dims: Any, fitting: Any, other: Any, words: str, is_loaded: bool, tmp_path: Path
+) -> None:
+    shapes = ({0: dims[0]}, {0: dims[1]})
+    program = exported(
+        lambda x, y: x.relu().sum() + y, tuple(torch.ones(size) for size in sizes), dynamic_shapes=shapes
+    )
+    if is_loaded:
+        program = loaded(program, tmp_path)
+    torch.testing.assert_close(program(*map(torch.ones, fitting)), torch.ones(fitting[1]) + fitting[0])
+    with pytest.raises(trtb.ShapeRangeError, match=words):
+        program(*map(torch.ones, other))

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from torchtrt_bridge.capture import CapturedGraph
 from torchtrt_bridge.errors import ShapeRangeError
-from torchtrt_bridge.shapes import UNBOUNDED, TensorSpec, spec_of
+from torchtrt_bridge.shapes import UNBOUNDED, SharedSizes, TensorSpec, spec_of
 
 
 class Signature:
@@ -29,13 +29,15 @@ class Signature:
         self._positions = _positions(exported, self._form.child(0).num_children)
         ranges = {symbol: (low, UNBOUNDED if high is None else high) for symbol, (low, high) in captured.ranges.items()}
         specs = [spec for spec in exported.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
-        nodes = [node for node in module.graph.nodes if node.op == "placeholder"]  # those of the state come last
+        placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+        nodes = placeholders[: len(placeholders) - len(captured.state)]  # those of the state come last
         self._wanted: list[_Tensor | _Constant | None] = []
-        for spec, node in zip(specs, nodes[: len(nodes) - len(captured.state)], strict=True):
+        for spec, node in zip(specs, nodes, strict=True):
             if isinstance(spec.arg, ConstantArgument):
                 self._wanted.append(_Constant(node.name, spec.arg.value))
             else:
                 self._wanted.append(_tensor_of(node, ranges))
+        self._sizes = SharedSizes((node.name, node.meta.get("val")) for node in nodes)
 
     def flat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """The arguments as the graph takes them; ShapeRangeError for others than it was exported for."""
@@ -45,6 +47,8 @@ class Signature:
         for value, wanted in zip(values, self._wanted, strict=True):
             if wanted is not None:
                 wanted.check(value)
+        if (reason := self._sizes.why_not(values)) is not None:
+            raise ShapeRangeError(f"{reason}: the program was exported with a Dim that they share.")
         return values
 
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -162,3 +162,29 @@ def test_sizes_that_share_a_dim(
     torch.testing.assert_close(program(*map(torch.ones, fitting)), torch.ones(fitting[1]) + fitting[0])
     with pytest.raises(trtb.ShapeRangeError, match=words):
         program(*map(torch.ones, other))
+
+
+# Memory --------------------------------------------------------------------------------------------------------
+
+
+def flattened(x: torch.Tensor) -> torch.Tensor:
+    return x.view(-1).relu()
+
+
+def flattened_and_changed(x: torch.Tensor) -> torch.Tensor:
+    result = flattened(x)
+    x.mul_(2)
+    return result
+
+
+@pytest.mark.parametrize("model", [flattened, flattened_and_changed])
+@pytest.mark.parametrize("other", ["channels last", "transposed"])
+def test_an_input_may_lie_otherwise_than_the_contiguous_one_of_the_export(model: Any, other: str) -> None:
+    x = torch.randn(2, 3, 4, 4)
+    program = exported(model, x.clone())
+    given = x.clone(memory_format=torch.channels_last) if other == "channels last" else x.mT.contiguous().mT
+    assert not given.is_contiguous()
+    strides, changed = given.stride(), x.clone()
+    torch.testing.assert_close(program(given), model(changed))
+    torch.testing.assert_close(given, changed)
+    assert given.stride() == strides

@@ -51,6 +51,13 @@ class Signature:
             raise ShapeRangeError(f"{reason}: the program was exported with a Dim that they share.")
         return values
 
+    def laid_out(self, values: list[Any]) -> list[Any]:
+        """The same, contiguous where they were in the export: a `view` of the graph may hold for no other strides."""
+        return [
+            value.contiguous() if isinstance(wanted, _Tensor) and wanted.is_contiguous else value
+            for value, wanted in zip(values, self._wanted, strict=True)
+        ]
+
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments by position and by name, as in the export; a position may be given by its name."""
         missing = self._positions[len(args) :]
@@ -86,6 +93,7 @@ class _Tensor:
 
     spec: TensorSpec
     device: str
+    is_contiguous: bool
 
     def check(self, value: Any) -> None:
         if isinstance(value, torch.Tensor) and value.device.type != self.device:
@@ -118,7 +126,9 @@ class _Constant:
 def _tensor_of(node: fx.Node, ranges: dict[Any, tuple[int, int]]) -> _Tensor | None:
     """What a placeholder takes; None for a symbolic size, which is not checked."""
     value = node.meta.get("val")
-    return _Tensor(spec_of(node.name, value, ranges), value.device.type) if isinstance(value, torch.Tensor) else None
+    if not isinstance(value, torch.Tensor):
+        return None
+    return _Tensor(spec_of(node.name, value, ranges), value.device.type, value.is_contiguous())
 
 
 def _describe(value: Any) -> str:

@@ -63,14 +63,24 @@ class Program:
         Raises ShapeRangeError for arguments of another structure, dtype or size than it was exported for, and for
         another number, word or None.
         """
-        inputs = [*self._signature.flat(args, kwargs), *self._state]
+        given = self._signature.flat(args, kwargs)
+        values = self._signature.laid_out(given)
+        inputs = [*values, *self._state]
         if is_transformed():
             results = self._run.in_pytorch(inputs)
         else:
             _tell_of_gradients(inputs)
             with torch.no_grad():
                 results = self._run(inputs)
+        self._give_back(values, given)
         return pytree.tree_unflatten(list(results), self._out_spec)
+
+    def _give_back(self, values: list[Any], given: list[Any]) -> None:
+        """Let the arguments that the model changes have what was written to their contiguous copies."""
+        for position in self._run.mutations:
+            if position < len(given) and values[position] is not given[position]:
+                with torch.no_grad():
+                    given[position].copy_(values[position])
 
 
 def _tell_of_gradients(inputs: list[Any]) -> None:

@@ -35,6 +35,7 @@ class ServedGraph:
         self.weights = dynamo.weight_positions(module, example_inputs)
         self.weight_tensors = [example_inputs[i] for i in self.weights]
         self._numbers = dynamo.number_positions(module, example_inputs)
+        self._returned = dynamo.arguments_returned(module)
         self._inputs: list[int] = []
         self._frozen: list[int] = []
         self._bound: BoundValues | None = None
@@ -61,7 +62,10 @@ class ServedGraph:
             compiled = self._with_new_constants(args, self._bound)
             if compiled is None:
                 return self.original(*args)
-        return compiled.run([args[i] for i in self._inputs])
+        results = compiled.run([args[i] for i in self._inputs])
+        if not self._returned:
+            return results
+        return [args[self._returned[i]] if i in self._returned else result for i, result in enumerate(results)]
 
     def _begin(self, args: Sequence[Any]) -> None:
         """Build the engines, unless PyTorch is to run the graph."""

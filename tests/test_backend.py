@@ -232,38 +232,6 @@ def test_dataclass_output() -> None:
     assert_same(compiled(model)(x).first, x.sigmoid())
 
 
-def test_a_mutated_input_is_mutated() -> None:
-    def model(x: torch.Tensor) -> torch.Tensor:
-        x.add_(1)
-        return x.sigmoid() * 2
-
-    x = torch.randn(4)
-    twin = x.clone()
-    assert_same(compiled(model)(x), model(twin))
-    assert_same(x, twin)
-
-
-def test_an_output_that_is_a_view_of_a_mutated_input() -> None:
-    def model(x: torch.Tensor) -> torch.Tensor:
-        x.add_(1)
-        return x.view(2, 2)
-
-    x = torch.randn(4)
-    result = compiled(model)(x)
-    result.zero_()
-    assert x.abs().sum() == 0
-
-
-def test_an_output_that_is_a_view_of_an_input() -> None:
-    def model(x: torch.Tensor) -> Any:
-        return x.view(2, 2), x.sigmoid()
-
-    x = torch.randn(4)
-    view, _ = compiled(model)(x)
-    x.zero_()
-    assert view.abs().sum() == 0
-
-
 def test_no_outputs() -> None:
     def model(x: torch.Tensor) -> None:
         x.mul_(2)

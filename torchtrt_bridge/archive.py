@@ -29,7 +29,7 @@ from torch.export.graph_signature import (
 import torchtrt_bridge
 from torchtrt_bridge.capture import CapturedGraph, copy_graph
 from torchtrt_bridge.compile_report import CompileReport, EngineEntry, TorchEntry
-from torchtrt_bridge.errors import EngineLoadError
+from torchtrt_bridge.errors import EngineLoadError, OptionsError
 from torchtrt_bridge.files import written_aside
 from torchtrt_bridge.options import Options
 
@@ -149,11 +149,19 @@ def write_archive(program: ExportedProgram, plans: Mapping[str, bytes], manifest
     program._state_dict = {**program.state_dict, **engines}
     with written_aside(path, mode=0o644, suffix=".pt2") as aside:
         text = json.dumps(dataclasses.asdict(manifest), indent=1)
-        torch.export.save(program, aside, extra_files={MANIFEST: text})
+        try:
+            torch.export.save(program, aside, extra_files={MANIFEST: text})
+        except NotImplementedError as error:  # of the classes that arguments and results are nested in
+            raise OptionsError(
+                f"torch.export cannot write how the program's arguments and results are nested: {error} "
+                "Register the class with torch.utils._pytree, with a serialized_type_name, before the export."
+            ) from error
 
 
 def read_archive(path: Path) -> tuple[ExportedProgram, Manifest, dict[str, bytes]]:
     """The program, its manifest and its engines; EngineLoadError for a missing, damaged or foreign file."""
+    if path.is_dir():
+        raise EngineLoadError(f"{path} is a folder; load() takes a .pt2 file that save() wrote.")
     if not path.is_file():
         raise EngineLoadError(f"There is no file {path}.")
     extra = {MANIFEST: ""}

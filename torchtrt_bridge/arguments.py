@@ -27,9 +27,11 @@ def in_order(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
 
     `torch.export` hands those of an `fx.GraphModule`, as a quantized model is, to its parameters by position.
     """
+    named = dict(kwargs)
+    if not named:
+        return named
     signature = inspect.signature(model.forward)
     order = list(signature.parameters)
-    named = dict(kwargs)
     if isinstance(model, fx.GraphModule) and named.keys() <= set(order):
         signature.bind(*args, **named)  # or it raises, as a call does
         last = max((order.index(name) for name in named), default=-1)

@@ -181,6 +181,13 @@ def output_sharing(module: fx.GraphModule, inputs: Sequence[int]) -> int | None:
     return None
 
 
+def arguments_returned(module: fx.GraphModule) -> dict[int, int]:
+    """The outputs that are placeholders, by the index of each: callers know such a result for their argument."""
+    nodes = placeholders(module)
+    output = next(node for node in module.graph.nodes if node.op == "output")
+    return {index: nodes.index(value) for index, value in enumerate(output.args[0]) if value in nodes}
+
+
 def _memory(value: Any) -> int | None:
     if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
         return None

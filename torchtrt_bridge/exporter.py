@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -67,13 +68,16 @@ def export(
 def save(program: Program, path: str | Path) -> None:
     """Write a program as a `.pt2` file, which `torch.export.load` reads too.
 
-    An existing file stays as it was if writing fails.
+    An existing file stays as it was if writing fails. Raises OptionsError for what is no path of such a file in a
+    folder that is there, and for a program with arguments or results of a class that `torch.export` cannot write.
     """
     if not isinstance(program, Program):
         raise OptionsError(f"save() takes what export() returns, not {type(program).__name__}.")
-    path = Path(path)
+    path = _path(path, "save")
     if path.suffix != ".pt2":
         raise OptionsError(f"save() writes .pt2 files, not {path.name!r}.")
+    if not path.parent.is_dir():
+        raise OptionsError(f"save() finds no folder {path.parent} to write {path.name} into; create it first.")
     archive.write_archive(program.exported, program.plans, program.manifest, path)
 
 
@@ -87,7 +91,7 @@ def load(path: str | Path, *, device: str | torch.device | None = None, **option
     wrong = sorted(set(options) - set(RUN_OPTIONS))
     if wrong:
         raise OptionsError(f"load() takes {', '.join(RUN_OPTIONS)}; {', '.join(wrong)} was settled by export().")
-    exported, manifest, plans = archive.read_archive(Path(path))
+    exported, manifest, plans = archive.read_archive(_path(path, "load"))
     checked = Options.from_mapping({**manifest.options, **options})
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     exported = move_to_device_pass(exported, str(place))
@@ -96,6 +100,12 @@ def load(path: str | Path, *, device: str | torch.device | None = None, **option
     module = _with_engines(captured, manifest, plans, report)
     run = Execution(module, captured.outputs, captured.mutations, checked, report)
     return Program(exported, captured, run, manifest, plans)
+
+
+def _path(path: Any, verb: str) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise OptionsError(f"{verb}() takes the path of a .pt2 file, not a {type(path).__name__}.")
+    return Path(path)
 
 
 def _as_module(model: Any) -> nn.Module:

@@ -36,6 +36,7 @@ class ServedGraph:
         self.weights = dynamo.weight_positions(module, example_inputs)
         self.weight_tensors = [example_inputs[i] for i in self.weights]
         self._numbers = dynamo.number_positions(module, example_inputs)
+        self._returned = dynamo.arguments_returned(module)
         self._inputs: list[int] = []
         self._frozen: list[int] = []
         self._bound: BoundValues | None = None
@@ -65,8 +66,12 @@ class ServedGraph:
             if compiled is None:
                 return self.original(*args)
         if self._whole.is_due and not is_capturing(args):
-            return self._first_call(compiled, args)
-        return compiled.run([args[i] for i in self._inputs])
+            results = self._first_call(compiled, args)
+        else:
+            results = compiled.run([args[i] for i in self._inputs])
+        if not self._returned:
+            return results
+        return [args[self._returned[i]] if i in self._returned else result for i, result in enumerate(results)]
 
     def _first_call(self, compiled: CompiledGraph, args: Sequence[Any]) -> Any:
         """A call whose results are held against the model's own; PyTorch's alone while engines are being built."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import sympy
@@ -55,6 +55,63 @@ def spec_of(name: str, value: torch.Tensor, ranges: Mapping[Any, Range]) -> Tens
         tuple(_hint(size) for size in value.shape),
         tuple(size if isinstance(size, int) else str(size) for size in sizes),
     )
+
+
+class SharedSizes:
+    """Sizes of several tensors that follow from one another, as n here and 2 * n there.
+
+    inputs: names and fake tensors of the inputs of a graph, in their order; other inputs are passed over.
+    Told apart are sizes that are linear in one symbol, as `torch.export.Dim` derives them.
+    """
+
+    def __init__(self, inputs: Iterable[tuple[str, Any]]) -> None:
+        places: dict[Any, list[_Place]] = {}
+        for index, (name, value) in enumerate(inputs):
+            for dim, size in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
+                if linear := _linear(expression := _expression(size)):
+                    symbol, factor, offset = linear
+                    places.setdefault(symbol, []).append(_Place(name, index, dim, str(expression), factor, offset))
+        self._groups = [found for found in places.values() if len(found) > 1 or found[0].factor > 1]
+
+    def why_not(self, values: Sequence[Any]) -> str | None:
+        """Why the sizes of these inputs do not fit each other; None if they do."""
+        for first, *others in self._groups:
+            size = values[first.index].shape[first.dim]
+            symbol, rest = divmod(size - first.offset, first.factor)
+            if rest:
+                return f"Dimension {first} has size {size}, which is no {first.expression}"
+            for place in others:
+                found, wanted = values[place.index].shape[place.dim], place.factor * symbol + place.offset
+                if found != wanted:
+                    return (
+                        f"Dimension {first} has size {size}, so that dimension {place} must have {wanted}, not {found}"
+                    )
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """A dimension whose size is factor * symbol + offset."""
+
+    name: str
+    index: int
+    dim: int
+    expression: str
+    factor: int
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.dim} of {self.name}"
+
+
+def _linear(expression: Any) -> tuple[Any, int, int] | None:
+    """The symbol, the factor and the offset of a size that is linear in one symbol."""
+    if isinstance(expression, int) or len(expression.free_symbols) != 1:
+        return None
+    (symbol,) = expression.free_symbols
+    factor, offset = expression.coeff(symbol), expression.subs(symbol, 0)
+    is_linear = factor.is_Integer and factor > 0 and offset.is_Integer and expression - factor * symbol == offset
+    return (symbol, int(factor), int(offset)) if is_linear else None
 
 
 def _expression(size: Any) -> Any:

@@ -7,6 +7,7 @@ import torch
 from tests.lower.case import Case, Rejected
 
 aten = torch.ops.aten
+INFINITY = float("inf")
 
 
 def pair(n: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -49,6 +50,18 @@ def bools(n: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def bools_and_integers(n: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(n, 4) > 0, torch.randint(-5, 5, (4,))
+
+
+def extremes(n: int, *others: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """All pairs of numbers, the `others` among them, with what is none; n of them more than once."""
+    values = torch.tensor([2.5, -2.5, INFINITY, -INFINITY, float("nan"), *others])
+    left, right = torch.cartesian_prod(values, values).unbind(-1)
+    return torch.cat([left, left[:n]]), torch.cat([right, right[:n]])
+
+
+def huge_and_tiny(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Numbers whose squares fp32 does not hold."""
+    return torch.tensor([[1e30, 3e-30, 0.0, 1e30]]).repeat(n, 1), torch.tensor([1.0, 4e-30, 0.0, 1e30])
 
 
 def one(n: int) -> tuple[torch.Tensor]:
@@ -154,6 +167,10 @@ CASES: list[Case] = [
         lambda n: (torch.arange(n) + 3,),
         half=False,
     ),
+    Case(aten.remainder.Tensor, torch.remainder, lambda n: extremes(n, 0.0), name="extremes"),
+    Case(aten.remainder.Scalar, lambda x: x % -INFINITY, lambda n: extremes(n)[:1], name="infinity"),
+    Case(aten.fmod.Tensor, torch.fmod, lambda n: extremes(n, 0.0), name="extremes"),
+    Case(aten.fmod.Scalar, lambda x: torch.fmod(x, INFINITY), lambda n: extremes(n)[:1], name="infinity"),
     Case(aten.fmod.Tensor, torch.fmod, apart),
     Case(aten.fmod.Tensor, torch.fmod, integers, name="int64", half=False),
     Case(aten.fmod.Scalar, lambda x: torch.fmod(x, -3), one_integer, half=False),
@@ -186,8 +203,11 @@ CASES: list[Case] = [
     Case(aten.pow.Scalar, lambda x: 2**x, one),
     Case(aten.pow.Scalar, lambda x: 0.5**x, one_integer, name="int64", half=False),
     Case(aten.hypot.default, torch.hypot, pair),
+    Case(aten.hypot.default, torch.hypot, lambda n: extremes(n, 0.0), name="extremes"),
+    Case(aten.hypot.default, torch.hypot, huge_and_tiny, name="huge_and_tiny", half=False),
     Case(aten.atan2.default, torch.atan2, pair),
     Case(aten.atan2.default, torch.atan2, quadrants, name="quadrants"),
+    Case(aten.atan2.default, torch.atan2, extremes, name="extremes"),
     Case(aten.atan2.default, torch.atan2, integers, name="int64", half=False),
     # Functions that PyTorch itself takes apart.
     Case(aten.mul.Tensor, lambda x, y: torch.lerp(x, y, 0.3), pair, name="lerp"),

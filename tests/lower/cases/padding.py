@@ -46,6 +46,11 @@ CASES: list[Case] = [
     Case(pad, nn.ReplicationPad3d(2), volume, name="replicate-3d"),
     Case(pad, padded(2, 1, mode="circular"), sequence, name="circular-1d"),
     Case(pad, nn.CircularPad2d((1, 2, 3, 0)), image, name="circular-2d"),
+    Case(pad, padded(-1, 2, 0, 0, mode="circular"), image, name="circular-crop-before"),
+    Case(pad, padded(2, -1, mode="circular"), sequence, name="circular-crop-behind"),
+    Case(pad, padded(-1, 2, 1, -2, mode="circular"), image, name="circular-crop-both"),
+    Case(pad, padded(-1, 2, 1, -2, mode="reflect"), image, name="reflect-crop"),
+    Case(pad, padded(-1, 2, 1, -2, mode="replicate"), image, name="replicate-crop"),
     Case(pad, lambda x: F.pad(x, (0, 0, 0, x.shape[0])), image, name="size-at-run-time"),
     Case(aten.constant_pad_nd.default, lambda x: aten.constant_pad_nd(x, [1, 2, 0, 1], 3), image),
     Case(

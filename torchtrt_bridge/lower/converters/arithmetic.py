@@ -117,18 +117,34 @@ def floor_divide(ctx, self, other):
 def remainder(ctx, self, other):
     """remainder.Tensor(Tensor self, Tensor other) -> Tensor"""
     dtype = widened(result_dtype(ctx))
+    is_infinite = infinite(ctx, other, dtype)
     self, other = ctx.operands(self, other, dtype=dtype)
-    quotient = ctx.elementwise("FLOOR_DIV", self, other)
-    return calculate(ctx, "SUB", self, ctx.elementwise("PROD", quotient, other), dtype)
+    multiple = ctx.elementwise("PROD", ctx.elementwise("FLOOR_DIV", self, other), other)
+    if is_infinite is not None:  # x of its sign stays, and x of the other becomes it
+        is_other_sign = ctx.elementwise("LESS", ctx.elementwise("PROD", self, other), 0.0)
+        whole = ctx.select(is_other_sign, ctx.unary("NEG", other), ctx.elementwise("PROD", self, 0.0))
+        multiple = ctx.select(is_infinite, whole, multiple)
+    return calculate(ctx, "SUB", self, multiple, dtype)
+
+
+def infinite(ctx, divisor, dtype):
+    """Where a divisor is infinite, whose multiple by 0 is NaN; None if it is nowhere."""
+    is_finite = isinstance(divisor, (int, float)) and math.isfinite(divisor)
+    if is_finite or not dtype.is_floating_point:
+        return None
+    return ctx.unary("ISINF", ctx.tensor(divisor, dtype))
 
 
 @converter(aten.fmod.Tensor, aten.fmod.Scalar)
 def fmod(ctx, self, other):
     """fmod.Tensor(Tensor self, Tensor other) -> Tensor"""
     dtype = widened(result_dtype(ctx))
+    is_infinite = infinite(ctx, other, dtype)
     self, other = ctx.operands(self, other, dtype=dtype)
-    quotient = truncated_quotient(ctx, self, other, dtype)
-    return calculate(ctx, "SUB", self, ctx.elementwise("PROD", quotient, other), dtype)
+    multiple = ctx.elementwise("PROD", truncated_quotient(ctx, self, other, dtype), other)
+    if is_infinite is not None:
+        multiple = ctx.select(is_infinite, ctx.elementwise("PROD", self, 0.0), multiple)
+    return calculate(ctx, "SUB", self, multiple, dtype)
 
 
 @converter(aten.pow.Tensor_Scalar)
@@ -174,8 +190,12 @@ def minimum(ctx, self, other):
 def hypot(ctx, self, other):
     """hypot(Tensor self, Tensor other) -> Tensor"""
     dtype = result_dtype(ctx)
-    squares = [power(ctx, side, 2) for side in ctx.operands(self, other, dtype=widened(dtype))]
-    return ctx.cast(ctx.unary("SQRT", ctx.elementwise("SUM", *squares)), dtype)
+    sides = ctx.operands(self, other, dtype=widened(dtype))
+    larger = ctx.elementwise("MAX", *(ctx.unary("ABS", side) for side in sides))
+    is_no_unit = ctx.elementwise("OR", ctx.elementwise("EQUAL", larger, 0.0), ctx.unary("ISINF", larger))
+    unit = ctx.select(is_no_unit, 1.0, larger)  # the squares of 1e30 and of 1e-30 are beyond fp32
+    squares = [power(ctx, ctx.elementwise("DIV", side, unit), 2) for side in sides]
+    return ctx.cast(ctx.elementwise("PROD", unit, ctx.unary("SQRT", ctx.elementwise("SUM", *squares))), dtype)
 
 
 @converter(aten.atan2.default)
@@ -183,6 +203,8 @@ def atan2(ctx, self, other):
     """atan2(Tensor self, Tensor other) -> Tensor"""
     dtype = result_dtype(ctx)
     y, x = ctx.operands(self, other, dtype=widened(dtype))
+    both = ctx.elementwise("AND", *(ctx.unary("ISINF", side) for side in (y, x)))  # inf / inf is NaN
+    y, x = (ctx.select(both, ctx.unary("SIGN", side), side) for side in (y, x))
     angle = ctx.unary("ATAN", ctx.elementwise("DIV", y, x))
     half_turn = ctx.select(ctx.elementwise("LESS", y, 0.0), -math.pi, math.pi, widened(dtype))
     left = ctx.elementwise("LESS", x, 0.0)

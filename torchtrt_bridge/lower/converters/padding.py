@@ -17,7 +17,12 @@ MODES = {"constant": "FILL", "reflect": "REFLECT", "replicate": "CLAMP", "circul
 @converter(aten.pad.default)
 def pad(ctx, self, pad, mode="constant", value=None):
     """pad(Tensor self, SymInt[] pad, str mode="constant", float? value=None) -> Tensor"""
-    return padded(ctx, ctx.tensor(self), pad, MODES[mode], 0 if value is None else value)
+    x = ctx.tensor(self)
+    if mode == "circular" and not all(isinstance(width, int) and width >= 0 for width in pad):
+        # PyTorch wraps what is left after the cropping; the other modes come to the same in one slice.
+        x = padded(ctx, x, [computed(ctx, torch.sym_min, width, 0) for width in pad], "STRICT_BOUNDS")
+        pad = [computed(ctx, torch.sym_max, width, 0) for width in pad]
+    return padded(ctx, x, pad, MODES[mode], 0 if value is None else value)
 
 
 @converter(aten.constant_pad_nd.default)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def test_none_for_a_tensor_is_refused() -> None:
         program(X, None)
 
 
-@pytest.mark.parametrize(("value", "other"), [(float("nan"), 1.0), (0.0, -0.0)], ids=str)
+@pytest.mark.parametrize(("value", "other"), [(math.inf, 1.0), (0.0, -0.0), (2.0, 2)], ids=str)
 def test_constants_are_told_apart_by_what_they_are(value: float, other: float) -> None:
     program = exported(Chosen().eval(), X, kwargs={"scale": value})
     torch.testing.assert_close(program(X, scale=value), X * value, equal_nan=True)

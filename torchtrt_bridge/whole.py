@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from torchtrt_bridge.check import INTEGER_SHARE, Verdict, difference, error_bound
+from torchtrt_bridge.normalize.precision import DTYPES
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.runtime import Execution, QuantizedEngineModule
 from torchtrt_bridge.schema import is_random
@@ -22,8 +23,6 @@ from torchtrt_bridge.schema import is_random
 # Rounding adds up over subgraphs, and normalization rounds otherwise (a folded batch norm): the bound of one engine,
 # times this. What is wrong is 3e-1 and up.
 SEVERAL = 5
-
-HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class WholeCheck:
@@ -56,8 +55,8 @@ class WholeCheck:
         except torch.OutOfMemoryError:
             self.is_due = False
             return results, None
-        mine, theirs = ([*values, *(written[i] for i in self._written)] for values, written in
-                        ((results, args), (expected, before)))  # fmt: skip
+        mine = [*results, *(args[index] for index in self._written)]
+        theirs = [*expected, *(before[index] for index in self._written)]
         verdict = self._verdict(mine, theirs)
         if verdict.problem is not None:
             for index in self._written:
@@ -67,9 +66,8 @@ class WholeCheck:
 
     def _verdict(self, mine: Sequence[Any], theirs: Sequence[Any]) -> Verdict:
         pairs = [(a, b) for a, b in zip(mine, theirs, strict=True) if isinstance(b, torch.Tensor)]
-        half = self.options.precision in HALVES
-        dtypes = {value.dtype for _, value in pairs} | ({HALVES[self.options.precision]} if half else set())
-        is_narrow = bool(dtypes & set(HALVES.values()))
+        dtypes = {DTYPES.get(self.options.precision, torch.float32), *(value.dtype for _, value in pairs)}
+        is_narrow = bool(dtypes & {torch.float16, torch.bfloat16})
         on_gpu = any(value.is_cuda for _, value in pairs)  # where PyTorch may use TF32
         bound = SEVERAL * error_bound(dtypes, tf32=on_gpu or self.options.tf32)
         if any(isinstance(engine, QuantizedEngineModule) for engine in self.run.engines):

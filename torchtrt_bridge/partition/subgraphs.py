@@ -18,6 +18,7 @@ from torch.fx.passes.utils.fuser_utils import fuse_by_partitions
 from torchtrt_bridge.lower import Guest, why_not
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.partition.layout import read_as_they_lie
+from torchtrt_bridge.partition.numbers import read_arguments_that_are_numbers
 from torchtrt_bridge.schema import operator_name, returns_view
 
 aten = torch.ops.aten
@@ -54,6 +55,7 @@ def propose(module: fx.GraphModule, options: Options, guest: Guest | None = None
     """
     _give_each_user_its_own(module)
     reasons = {node: reason for node in module.graph.nodes if (reason := _reason(node, options, guest))}
+    reasons |= read_arguments_that_are_numbers(module)
     found = read_as_they_lie(module, reasons.keys()) | reasons
     reasons = {node: found[node] for node in module.graph.nodes if node in found}
     groups = []

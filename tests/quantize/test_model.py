@@ -59,6 +59,10 @@ def test_a_copy_computes_and_tells_the_same(found: trtb.QuantizedModel, way: str
     assert str(twin.quantization) == str(found.quantization)
     assert type(twin).__name__ == "ConvNet"
     assert not twin.training
+    assert {name: value.dtype for name, value in twin.state_dict().items()} == {
+        name: value.dtype for name, value in found.state_dict().items()
+    }
+    assert [len(calls(twin, op)) for op in (QUANTIZE, DEQUANTIZE)] == [2, 4]
     assert not hasattr(twin, "config")
 
 

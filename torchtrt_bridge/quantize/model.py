@@ -89,6 +89,12 @@ class QuantizationReport:
         return "; ".join(parts)
 
 
+class _ReadsBuffers(fx.Tracer):
+    """Traces what is unpickled: buffers are read by the graph, where fx would compute with them once and for all."""
+
+    proxy_buffer_attributes = True
+
+
 class QuantizedModel(fx.GraphModule):
     """A model with quantize and dequantize nodes, called as the model it was made of.
 
@@ -99,6 +105,7 @@ class QuantizedModel(fx.GraphModule):
 
     def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str) -> None:
         super().__init__(root, graph, class_name)
+        self._tracer_cls = _ReadsBuffers
         self.register_forward_pre_hook(check_call, with_kwargs=True)
 
     @property
@@ -125,21 +132,17 @@ class QuantizedModel(fx.GraphModule):
 
     def __copy__(self) -> QuantizedModel:
         """A second module over the same weights; GraphModule's own copy is no QuantizedModel."""
-        twin = QuantizedModel(self, self.graph, type(self).__name__)
-        twin.meta = self.meta
-        return twin.train(self.training)
+        return _made_of(self, self.meta, type(self).__name__)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedModel:
-        """A copy that keeps the name of its class, which GraphModule's own does not."""
-        twin = cast(QuantizedModel, super().__deepcopy__(memo))
-        twin.register_forward_pre_hook(check_call, with_kwargs=True)
-        type(twin).__name__ = type(self).__name__
-        return twin
+        """GraphModule's own copy has neither the name of the class nor the check of calls."""
+        twin = super().__deepcopy__(memo)
+        return _made_of(twin, twin.meta, type(self).__name__)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What a GraphModule is pickled as, and what a QuantizedModel has beyond it."""
         rebuild, arguments = super().__reduce__()
-        return _restored, (rebuild, arguments, self.meta, type(self).__name__)
+        return _unpickled, (rebuild, arguments, self.meta, type(self).__name__)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> QuantizedModel:
         """What moves a module; its graph computes in the dtype that it was traced in."""
@@ -155,13 +158,17 @@ class QuantizedModel(fx.GraphModule):
         return False
 
 
-def _restored(
+def _unpickled(
     rebuild: Callable[..., fx.GraphModule], arguments: Any, meta: dict[str, Any], name: str
 ) -> QuantizedModel:
-    module = rebuild(*arguments)
+    return _made_of(rebuild(*arguments), meta, name)
+
+
+def _made_of(module: fx.GraphModule, meta: dict[str, Any], name: str) -> QuantizedModel:
+    """A quantized model with the graph, the tensors and the mode of `module`."""
     model = QuantizedModel(module, module.graph, name)
     model.meta = meta
-    return model.eval()
+    return model
 
 
 def model_from(source: nn.Module, calibrated: Calibrated, placed: Placed, report: QuantizationReport) -> QuantizedModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -123,6 +124,17 @@ def test_a_quantized_model_goes_into_a_pipeline(
         assert {one["label"]: one["score"] for one in mine} == pytest.approx(scores, abs=0.05)
     assert "not supported" not in caplog.text
     assert len(served) == (len(TEXTS) if fast else 0)
+
+
+def test_a_quantized_model_that_was_pickled_gives_what_it_gave(tokenizer: Any) -> None:
+    batches = encodings(tokenizer)
+    model = trtb.quantize(classifier(), batches, method="absmax", table=False)
+    twin = pickle.loads(pickle.dumps(model))
+    for batch in batches:
+        found, expected = twin(**batch), model(**batch)
+        assert type(found) is type(expected)
+        assert torch.equal(found.logits, expected.logits)
+    assert twin.config.num_labels == 3
 
 
 @either_way

@@ -9,7 +9,9 @@ from typing import Any, cast
 
 import torch
 from torch import fx, nn
+from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 
+from torchtrt_bridge.capture import copy_graph
 from torchtrt_bridge.errors import CalibrationError
 from torchtrt_bridge.huggingface.classes import is_model
 from torchtrt_bridge.quantize.calibrate import Calibrated
@@ -105,7 +107,6 @@ class QuantizedModel(fx.GraphModule):
 
     def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str) -> None:
         super().__init__(root, graph, class_name)
-        self._tracer_cls = _ReadsBuffers
         self.register_forward_pre_hook(check_call, with_kwargs=True)
 
     @property
@@ -140,9 +141,11 @@ class QuantizedModel(fx.GraphModule):
         return _made_of(twin, twin.meta, type(self).__name__)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """What a GraphModule is pickled as, and what a QuantizedModel has beyond it."""
-        rebuild, arguments = super().__reduce__()
-        return _unpickled, (rebuild, arguments, self.meta, type(self).__name__)
+        """As a GraphModule of flat arguments and results, as fx makes plain dicts of others in unpickling."""
+        flat = fx.GraphModule(self, copy_graph(self.graph))
+        flat._tracer_cls = _ReadsBuffers
+        form = cast(_PyTreeCodeGen, self.graph._codegen).pytree_info
+        return _unpickled, (flat, form, self.meta, type(self).__name__)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> QuantizedModel:
         """What moves a module; its graph computes in the dtype that it was traced in."""
@@ -158,10 +161,9 @@ class QuantizedModel(fx.GraphModule):
         return False
 
 
-def _unpickled(
-    rebuild: Callable[..., fx.GraphModule], arguments: Any, meta: dict[str, Any], name: str
-) -> QuantizedModel:
-    return _made_of(rebuild(*arguments), meta, name)
+def _unpickled(flat: fx.GraphModule, form: _PyTreeInfo, meta: dict[str, Any], name: str) -> QuantizedModel:
+    flat.graph.set_codegen(_PyTreeCodeGen(form))
+    return _made_of(flat, meta, name)
 
 
 def _made_of(module: fx.GraphModule, meta: dict[str, Any], name: str) -> QuantizedModel:

@@ -92,6 +92,21 @@ def test_a_third_contender_may_win() -> None:
     assert outcome.winner == "inductor"
 
 
+class Disturbed(Sequenced):
+    """Takes four times as long in two calls of three."""
+
+    def __call__(self, inputs: Tensors) -> Tensors:
+        clock.now += 0.0 if self.count % 3 == 0 else 3 * self.seconds
+        return super().__call__(inputs)
+
+
+@pytest.mark.parametrize(("engine_seconds", "winner"), [(0.9, ENGINE), (1.1, PYTORCH)])
+def test_what_disturbs_a_turn_decides_nothing(engine_seconds: float, winner: str) -> None:
+    """Heavy load on the GPU meets now the one, now the other."""
+    engine, pytorch = Disturbed(right, seconds=engine_seconds), Disturbed(right, seconds=1.0)
+    assert trial(plain_runs=1).run(engine, {PYTORCH: pytorch}).winner == winner
+
+
 @pytest.mark.parametrize("ratio", [0.01, 0.3, 1.0, 3.0, 30.0])
 def test_what_a_trial_costs(ratio: float) -> None:
     """Ten calls of PyTorch, and what was begun before these were over."""

@@ -139,5 +139,7 @@ def reported(name: str, run: Made) -> Row:
         "trt_nodes": report.trt_nodes,
         "torch_nodes": report.torch_nodes,
         "build_s": sum(entry.build_seconds for entry in report.engines),
+        "choices": [entry.choice for entry in report.engines],
+        "trials_ms": [entry.milliseconds for entry in report.engines],
         "problems": states + report.notes,
     }

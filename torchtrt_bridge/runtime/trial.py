@@ -13,6 +13,7 @@ from torchtrt_bridge.errors import BridgeError
 from torchtrt_bridge.runtime.recording import Recording
 
 Run = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
+Call = Callable[[Sequence[torch.Tensor]], object]
 ENGINE, PYTORCH, INDUCTOR, UNQUANTIZED = "engine", "PyTorch", "inductor", "unquantized"
 
 # TensorRT-RTX 1.6 was seen to give other results from one run to the next on an H100 (fp32 convolutions of ResNet-50
@@ -20,9 +21,15 @@ ENGINE, PYTORCH, INDUCTOR, UNQUANTIZED = "engine", "PyTorch", "inductor", "unqua
 PLAIN_RUNS = 2
 REPLAYS = 6
 
-# What a timed trial may cost, in calls of PyTorch's own; and the most calls of one contender.
+# What a timed trial may cost, in calls of PyTorch's own, beside the capture of a CUDA graph for each contender; in how
+# many turns each is timed, as what else works on the GPU may disturb one; and the most calls in one turn.
 BUDGET_CALLS = 10
-MOST_CALLS = 20
+TURNS = 4
+LEAST_TURNS = 2
+MOST_CALLS = 10
+
+# One whose first call took so many times as long as PyTorch's, operator by operator, gets no more turns.
+HOPELESS = 2
 
 # The engine stays unless another is faster by more than what two measurements of one thing differ by: the middle half
 # of the replays of an engine on an H100 lay within 0.6 %.
@@ -74,7 +81,7 @@ class Trial:
         self.plain_runs = plain_runs
         self._on_gpu = any(value.is_cuda for value in inputs)
         self._right: list[torch.Tensor] = []
-        self._ends = float("inf")
+        self._once = self._left = float("inf")
 
     def run(self, engine: Run, others: Mapping[str, Run]) -> Outcome:
         """Check the engine in each way that later calls may take, and time it against `others`, if there are any.
@@ -85,23 +92,17 @@ class Trial:
         if not self._is_right(outcome.results, outcome):
             return outcome
         if others:
-            outcome.seconds[PYTORCH] = self._seconds(others[PYTORCH])
-            self._ends = time.perf_counter() + BUDGET_CALLS * outcome.seconds[PYTORCH]
-            outcome.seconds[ENGINE] = self._seconds(engine)
+            self._once = self._seconds(others[PYTORCH])
+            self._left = (BUDGET_CALLS - 1) * self._once
         recording = self._recording(engine)
-        if not self._stays_right(engine, recording, outcome):
-            return outcome
-        has_time = time.perf_counter() < self._ends
-        if others and has_time:
-            outcome.seconds[ENGINE] = self._seconds_per_call(engine, recording, share=len(others) + 1)
-        for left, (name, run) in zip(range(len(others), 0, -1), others.items(), strict=True):
-            if has_time or name not in outcome.seconds:
-                outcome.seconds[name] = self._seconds_per_call(run, self._recording(run), share=left)
+        if self._stays_right(engine, recording, outcome) and others:
+            rest = {name: self._recording(run) or run for name, run in others.items()}
+            outcome.seconds = self._race({ENGINE: recording or engine, **rest})
         return outcome
 
     def _stays_right(self, engine: Run, recording: Recording | None, outcome: Outcome) -> bool:
         """Run and replay the engine again and again; a wrong result ends it, as does half of the time."""
-        half = time.perf_counter() + (self._ends - time.perf_counter()) / 2
+        started, half = time.perf_counter(), self._left / 2
         for _ in range(self.plain_runs - 1):
             if not self._is_right(engine(self.inputs), outcome):
                 return False
@@ -110,8 +111,9 @@ class Trial:
             recording(self.inputs)
             if not self._is_right(recording.outputs, outcome):
                 return False
-            if time.perf_counter() > half:
+            if time.perf_counter() - started > half:
                 break
+        self._left -= time.perf_counter() - started
         return True
 
     def _is_right(self, results: Sequence[torch.Tensor], outcome: Outcome) -> bool:
@@ -135,21 +137,32 @@ class Trial:
         except (RuntimeError, BridgeError):
             return None
 
-    def _seconds_per_call(self, run: Run, recording: Recording | None, share: int) -> float:
-        """The time of a call when many are queued; `share`: how many contenders divide the time that is left."""
-        call = run if recording is None else recording
-        once = self._seconds(call)
-        left = (self._ends - time.perf_counter()) / share
-        calls = max(1, min(MOST_CALLS, int(left / max(once, 1e-9))))
-        return min(once, self._seconds(call, calls) / calls)
+    def _race(self, contenders: Mapping[str, Call]) -> dict[str, float]:
+        """The time of a call of each when many are queued: the best of its turns, which they take one after the other.
 
-    def _seconds(self, call: Callable[[Sequence[torch.Tensor]], object], calls: int = 1) -> float:
+        What disturbs a turn, on a GPU that others use too, so decides nothing.
+        """
+        best = {name: self._seconds(call) for name, call in contenders.items()}
+        hopeful = [name for name, seconds in best.items() if seconds < HOPELESS * self._once]
+        calls = int(self._left / (TURNS * max(sum(best.values()), 1e-9)))
+        calls = max(1, min(MOST_CALLS, calls))
+        for turn in range(TURNS):
+            if turn >= LEAST_TURNS and self._left <= 0:
+                break
+            for name in hopeful:
+                best[name] = min(best[name], self._seconds(contenders[name], calls) / calls)
+        return best
+
+    def _seconds(self, call: Call, calls: int = 1) -> float:
+        """The time of so many calls, which is taken off what is left."""
         self._wait()
         started = time.perf_counter()
         for _ in range(calls):
             call(self.inputs)
         self._wait()
-        return time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        self._left -= seconds
+        return seconds
 
     def _wait(self) -> None:
         if self._on_gpu:

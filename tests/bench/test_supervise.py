@@ -115,6 +115,29 @@ def test_jobs_get_ready_side_by_side_and_measure_one_at_a_time() -> None:
     assert rows[1]["to"] <= rows[2]["from"]
 
 
+TICKING = """
+import threading, time
+job = json.loads(sys.argv[1])
+ticks = []
+def tick():
+    while True:
+        ticks.append(time.monotonic())
+        time.sleep(0.01)
+threading.Thread(target=tick, daemon=True).start()
+tell(contender=None, doing="waiting for its turn")
+sys.stdin.read()
+time.sleep(0.5)
+longest = max(later - earlier for earlier, later in zip(ticks, ticks[1:]))
+tell(contender="a", row={"halted": longest})
+"""
+
+
+def test_nothing_of_the_others_runs_while_one_measures() -> None:
+    jobs = [dataclasses.replace(JOB, precision=name) for name in ("fp16", "bf16")]
+    _, second = supervise_together(jobs, 60.0, {}, [sys.executable, "-c", START + TICKING])
+    assert second.rows["a"]["halted"] > 0.4
+
+
 def test_one_that_does_not_get_ready_costs_its_own_row_only() -> None:
     jobs = [dataclasses.replace(JOB, precision=seconds) for seconds in ("60", "0")]
     late, early = supervise_together(jobs, 6.0, {}, [sys.executable, "-c", START + READY_THEN])

@@ -51,7 +51,10 @@ def supervise(job: Job, timeout: float, environment: Mapping[str, str], command:
 def supervise_together(
     jobs: Sequence[Job], timeout: float, environment: Mapping[str, str], command: Sequence[str] = WORKER
 ) -> Iterator[Outcome]:
-    """Let jobs get ready side by side, and then measure one after the other, each while the others wait or are gone.
+    """Let jobs get ready side by side, and then measure one after the other, each while the others are halted or gone.
+
+    Halted, as a process that waits has threads and compilers that do not: beside ten of them, what the host does for
+    a call was seen to take twice the time.
 
     timeout: the seconds for all of them, of which READY_SHARE are there to get ready; who takes longer is killed.
     Gives the outcomes in the order of the jobs, each when it is there.
@@ -61,6 +64,8 @@ def supervise_together(
         started = time.monotonic()
         for worker in workers:
             worker.wait(started + READY_SHARE * timeout - time.monotonic(), until_ready=True)
+        for worker in workers:
+            worker.signal(signal.SIGSTOP)
         for worker in workers:
             worker.go()
             worker.wait(started + timeout - time.monotonic())
@@ -95,9 +100,10 @@ class Worker:
         self._folder.cleanup()
 
     def go(self) -> None:
-        """End the input, for which it waits."""
+        """End the input, for which it waits, and its halt."""
         assert self._process.stdin is not None
         self._process.stdin.close()
+        self.signal(signal.SIGCONT)
 
     def wait(self, timeout: float, until_ready: bool = False) -> None:
         """Wait until it has ended, or is ready to measure; kill it after `timeout` seconds."""
@@ -133,9 +139,13 @@ class Worker:
 
     def _kill_group(self) -> None:
         """End the process and the compilers that it started."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        self.signal(signal.SIGKILL)
         self._process.wait()
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the process, if it is still there, and to the compilers that it started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
 
 
 def _told(path: Path) -> list[Event]:

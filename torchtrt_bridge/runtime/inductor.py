@@ -10,9 +10,12 @@ import torch
 from torch import fx
 from torch._guards import tracing
 
+from torchtrt_bridge.capture import copy_graph
 from torchtrt_bridge.compile_report import tell_once
 from torchtrt_bridge.forks import renewed_in_children
 from torchtrt_bridge.runtime.surroundings import is_capturing
+
+aten = torch.ops.aten
 
 
 class Inductor:
@@ -74,5 +77,18 @@ def compiled_by_inductor(
 
     options = _inductor.list_mode_options("max-autotune-no-cudagraphs") if tuned else None
     with tracing(None), torch.no_grad():
-        compiled: Callable[..., Any] = _inductor.compile(module, list(inputs), options=options)
+        compiled: Callable[..., Any] = _inductor.compile(_in_channels_last(module), list(inputs), options=options)
     return compiled
+
+
+def _in_channels_last(module: fx.GraphModule) -> fx.GraphModule:
+    """`module` with the weights of 2-D convolutions as inductor wants them on a GPU; else each call converts them."""
+    convolutions = [n for n in module.graph.nodes if n.op == "call_function" and n.target is aten.convolution.default]
+    weights = {n.args[1].target for n in convolutions if n.args[1].op == "get_attr"}
+    weights = {name for name in weights if getattr(module, name).dim() == 4}
+    if not weights:
+        return module
+    twin = fx.GraphModule(module, copy_graph(module.graph))
+    for name in weights:
+        setattr(twin, name, getattr(module, name).to(memory_format=torch.channels_last))
+    return twin

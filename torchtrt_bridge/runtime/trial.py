@@ -44,12 +44,14 @@ class Outcome:
     error: relative L2 distance to PyTorch, the worst of all runs.
     problem: why the engine is not to be used; None if it is right.
     seconds: time per call of each contender; empty if they were not timed.
+    left_out: contenders whose results are wrong, with what is wrong.
     """
 
     results: Sequence[torch.Tensor]
     error: float = 0.0
     problem: str | None = None
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    left_out: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def winner(self) -> str:
@@ -96,7 +98,8 @@ class Trial:
             self._left = (BUDGET_CALLS - 1) * self._once
         recording = self._recording(engine)
         if self._stays_right(engine, recording, outcome) and others:
-            rest = {name: self._recording(run) or run for name, run in others.items()}
+            right = {name: run for name, run in others.items() if name == PYTORCH or self._agrees(name, run, outcome)}
+            rest = {name: self._recording(run) or run for name, run in right.items()}
             outcome.seconds = self._race({ENGINE: recording or engine, **rest})
         return outcome
 
@@ -126,6 +129,13 @@ class Trial:
         outcome.problem = verdict.problem
         if verdict.problem is None and not self._right:
             self._right = [value.clone() for value in results]
+        return verdict.problem is None
+
+    def _agrees(self, name: str, run: Run, outcome: Outcome) -> bool:
+        """Whether the first call of another contender gives what PyTorch does; inductor loads its kernels in it."""
+        verdict = difference(run(self.inputs), self.yardstick.expected, self.yardstick.bound, self.yardstick.share)
+        if verdict.problem is not None:
+            outcome.left_out[name] = verdict.problem
         return verdict.problem is None
 
     def _recording(self, run: Run) -> Recording | None:

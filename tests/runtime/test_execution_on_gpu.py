@@ -194,6 +194,18 @@ class Passing(nn.Module):
         return x, x * 2
 
 
+@pytest.mark.parametrize("graphs", ["auto", "off"])
+def test_slices_of_a_batch(graphs: str, model: ConvNet) -> None:
+    """They begin at addresses that TensorRT does not take."""
+    fast = compiled(model, cuda_graphs=graphs, dynamic=True)
+    many = torch.randn(6, 3, 15, 15, device="cuda")
+    with torch.inference_mode():
+        for start in (1, 2, 3, 1, 3, 2):
+            x = many[start : start + 2]
+            assert x.data_ptr() % 256 != 0
+            assert_near(fast(x), model(x))
+
+
 def test_a_result_that_is_an_input_stays_that_input() -> None:
     fast, x = compiled(Passing()), images()
     with torch.inference_mode():

@@ -15,6 +15,9 @@ from torchtrt_bridge.lower.dtypes import torch_dtype_from_trt
 from torchtrt_bridge.runtime.shortage import tells_of_shortage
 from torchtrt_bridge.runtime.slots import current_slot
 
+# What TensorRT asks of the address of an input, in bytes; PyTorch's allocator gives more, but a slice starts anywhere.
+ALIGNMENT = 256
+
 # Contexts are created by one thread at a time.
 _one_at_a_time = threading.Lock()
 
@@ -68,7 +71,7 @@ class GpuRunner:
         session = self._sessions.get(slot)
         if session is None:
             session = self._sessions[slot] = self._new_session()
-        results = session.enqueue([value.contiguous() for value in inputs])
+        results = session.enqueue([_as_tensorrt_takes(value) for value in inputs])
         if self._on_kernels is not None:
             self._keep_kernels()
         return results
@@ -160,6 +163,12 @@ class Session:
         if self.signature.has_scratch:
             self._scratch_bytes = max(int(self.context.update_device_memory_size_for_shapes()), 1)
         self._shapes = shapes
+
+
+def _as_tensorrt_takes(value: torch.Tensor) -> torch.Tensor:
+    """The same values, contiguous and at an address that TensorRT takes."""
+    value = value.contiguous()
+    return value if value.data_ptr() % ALIGNMENT == 0 else value.clone()
 
 
 def _last_of(log: Any) -> str:

@@ -65,11 +65,12 @@ def test_a_row_has_times_and_the_error_against_fp32(precision: str) -> None:
     assert low <= row["error"] <= high
 
 
-def test_what_torchtrt_bridge_reports_is_in_its_row() -> None:
-    rows = measured("torchtrt_bridge", "eager", cache_dir="")[0]
-    assert (rows["torchtrt_bridge"]["engines"], rows["torchtrt_bridge"]["torch_nodes"]) == (1, 0)
-    assert rows["torchtrt_bridge"]["trt_nodes"] > 0
-    assert rows["torchtrt_bridge"]["problems"] == []
+@pytest.mark.parametrize("name", ["torchtrt_bridge", "torchtrt_bridge-export"])
+def test_what_torchtrt_bridge_reports_is_in_its_row(name: str) -> None:
+    rows = measured(name, "eager", cache_dir="")[0]
+    assert (rows[name]["engines"], rows[name]["torch_nodes"], rows[name]["choices"]) == (1, 0, ["engine"])
+    assert rows[name]["trt_nodes"] > 0
+    assert rows[name]["problems"] == []
     assert "engines" not in rows["eager"]
 
 
@@ -183,6 +184,8 @@ def test_token_ids_stay_whole_numbers() -> None:
 def test_our_contenders_options_are_ones_that_exist(name: str) -> None:
     model = build(SUITE["tiny-cnn"])
     made = CONTENDERS[name].make(model, Setting("fp16", "reference", ""))
+    if name == "torchtrt_bridge-export":
+        made(**SUITE["tiny-cnn"].inputs(1))  # which it is exported with
     assert trtb.report(made).options.engine == "reference"
 
 

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from torch import nn
 
+    from torchtrt_bridge.compile_report import CompileReport
+    from torchtrt_bridge.program import Program
+
 EAGER = "eager"
 Made = Callable[..., Any]
 
@@ -63,6 +66,30 @@ def _casting_bridge(model: nn.Module, setting: Setting) -> Made:
     return _bridge(precision=setting.precision)(model, setting)
 
 
+class Exported:
+    """A program, which is exported when the first inputs are there."""
+
+    def __init__(self, model: nn.Module, setting: Setting, **options: Any) -> None:
+        self._model = model
+        self._options = {"engine": setting.engine, "cache_dir": setting.cache_dir, **options}
+        self.program: Program | None = None
+
+    def __call__(self, **inputs: Any) -> Any:
+        if self.program is None:
+            import torchtrt_bridge as trtb
+
+            self.program = trtb.export(self._model, inputs, **self._options)
+        return self.program(**inputs)
+
+    @property
+    def report(self) -> CompileReport | None:
+        return None if self.program is None else self.program.report
+
+
+def _export(**options: Any) -> Callable[[nn.Module, Setting], Made]:
+    return lambda model, setting: Exported(model, setting, **options)
+
+
 def _eager(model: nn.Module, setting: Setting) -> Made:
     return model
 
@@ -96,6 +123,9 @@ CONTENDERS: Mapping[str, Contender] = {
         _bridge(build="background"), "bridge, built in the background", "bridge", is_default=False
     ),
     "torchtrt_bridge-inductor": Contender(_bridge(inductor="compete"), "bridge, inductor competes", "bridge"),
+    "torchtrt_bridge-export": Contender(
+        _export(inductor="compete"), "bridge, exported, inductor competes", "bridge", is_default=False
+    ),
     "torchtrt_bridge-max-autotune": Contender(
         _bridge(inductor="max-autotune"), "bridge, inductor competes, tuned", "bridge", is_default=False
     ),

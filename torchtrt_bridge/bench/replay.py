@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from torchtrt_bridge.backend import backend_of
+from torchtrt_bridge.bench.contenders import Exported
+from torchtrt_bridge.runtime import Execution
 
 
 def engine_replay(compiled: Any) -> Callable[[], Any] | None:
@@ -13,7 +15,12 @@ def engine_replay(compiled: Any) -> Callable[[], Any] | None:
 
     None where there is no such thing: another contender's callable, several graphs, or none that was recorded.
     """
-    backend = backend_of(compiled)
-    graphs = [] if backend is None else [graph.compiled for graph in backend.graphs if graph.compiled is not None]
-    recordings = [recording for graph in graphs for recording in graph.run.lane.replays()]
+    recordings = [recording for run in _executions(compiled) for recording in run.lane.replays()]
     return recordings[0].replay if len(recordings) == 1 else None
+
+
+def _executions(compiled: Any) -> list[Execution]:
+    if isinstance(compiled, Exported):
+        return [] if compiled.program is None else [compiled.program._run]
+    backend = backend_of(compiled)
+    return [] if backend is None else [graph.compiled.run for graph in backend.graphs if graph.compiled is not None]

@@ -55,6 +55,27 @@ def test_a_static_call_is_recorded(model: ConvNet) -> None:
     assert trtb.report(fast).notes == []
 
 
+def test_an_input_that_stays_is_read_where_it_lies(model: ConvNet) -> None:
+    fast, x = compiled(model), images()
+    with torch.inference_mode():
+        for _ in range(4):
+            assert_near(fast(x.normal_()), model(x))
+        assert recordings()[0].lent._buffers == []
+        for y in (images(), x.normal_(), images()):
+            assert_near(fast(y), model(y))
+    assert len(recordings()[0].lent._buffers) == 1
+
+
+def test_results_given_back_as_inputs() -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.Tanh()).eval().cuda().requires_grad_(False)
+    fast, y = compiled(model), torch.randn(4, 64, device="cuda")
+    with torch.inference_mode():
+        for _ in range(8):
+            expected = model(y)
+            y = fast(y)
+            assert_near(y, expected)
+
+
 def test_results_that_are_kept_are_never_overwritten(model: ConvNet) -> None:
     fast = compiled(model)
     inputs = [images() for _ in range(12)]

@@ -17,7 +17,7 @@ from torchtrt_bridge.forks import renewed_in_children
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.runtime.module import Changes, EngineModule
 from torchtrt_bridge.runtime.piece import Piece
-from torchtrt_bridge.runtime.recording import Recording
+from torchtrt_bridge.runtime.recording import Recording, place_of
 from torchtrt_bridge.runtime.slots import current_slot
 from torchtrt_bridge.runtime.surroundings import is_capturing
 from torchtrt_bridge.runtime.weights import Holder, SpareWeights, buffers_of, memory_of
@@ -152,6 +152,7 @@ class Lane:
         self.lock = threading.RLock()
         self.execution = execution
         self._stream: torch.cuda.Stream | None = None
+        self._handle: int | None = None
         self._shapes: OrderedDict[Any, Recordings] = OrderedDict()
         self._changes = execution.changes.count
         renewed_in_children(self)
@@ -173,11 +174,12 @@ class Lane:
 
     def _follow_stream(self, device: torch.device) -> None:
         """Let the caller's stream wait for what this lane's buffers and contexts still do on another one."""
-        stream = torch.cuda.current_stream(device)
-        if stream != self._stream:
+        handle = torch._C._cuda_getCurrentRawStream(device.index)  # a stream as an object takes 7 us of each call
+        if handle != self._handle:
+            stream = torch.cuda.current_stream(device)
             if self._stream is not None and not torch.cuda.is_current_stream_capturing():
                 stream.wait_stream(self._stream)
-            self._stream = stream
+            self._stream, self._handle = stream, handle
 
     def _recordings(self, inputs: Sequence[Any]) -> Recordings:
         if self.execution.is_static:
@@ -199,18 +201,24 @@ class Lane:
 
 
 class Recordings:
-    """The recordings of one shape: one lends its outputs while they are free, the other's are copied."""
+    """The recordings of one shape: one lends its outputs while they are free, the other's are copied.
+
+    They read an input where it lies if it has lain there in each call so far, as what a model changes does, or a
+    buffer that the caller fills anew; once it lies elsewhere, they are made again, and copy it.
+    """
 
     def __init__(self, execution: Execution) -> None:
         self.execution = execution
         self.calls = 0
+        self._places: dict[int, Any] | None = None
         self.lent: Recording | None = None
         self.copied: Recording | None = None
 
     def __call__(self, inputs: Sequence[Any]) -> Sequence[Any]:
         execution = self.execution
         lent = self.lent
-        if lent is None:
+        if lent is None or not lent.serves(inputs):
+            self.lent = self.copied = None
             return self._before_recording(inputs)
         if execution.options.reuse_outputs or lent.is_free:
             lent(inputs)
@@ -226,6 +234,7 @@ class Recordings:
     def _before_recording(self, inputs: Sequence[Any]) -> Sequence[Any]:
         results: Sequence[Any] = self.execution.module.forward(*inputs)
         self.calls += 1
+        self._places = _stayed(self._places, inputs)
         if self.calls > CALLS_BEFORE_RECORDING[self.execution.is_static]:
             recording = self._record(inputs)
             if recording is not None and self._agrees(recording, inputs, results):
@@ -235,7 +244,7 @@ class Recordings:
     def _record(self, inputs: Sequence[Any]) -> Recording | None:
         try:
             with torch.cuda.device(self.execution.device):
-                recording = Recording(self.execution.module.forward, inputs)
+                recording = Recording(self.execution.module.forward, inputs, in_place=self._places or ())
             recording.kept = [engine.runner for engine in self.execution.engines]
         except (RuntimeError, BridgeError) as error:
             self.execution.give_up_graphs(f"capture failed: {error}")
@@ -260,6 +269,12 @@ class _WithoutEngines(fx.Interpreter):
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         part = self.fetch_attr(target)
         return part.in_pytorch(args) if isinstance(part, (EngineModule, Piece)) else part(*args, **kwargs)
+
+
+def _stayed(places: dict[int, Any] | None, inputs: Sequence[Any]) -> dict[int, Any]:
+    """Of the tensors that lie where `places` says, where they do; of all in the first call."""
+    now = {i: place_of(value) for i, value in enumerate(inputs) if isinstance(value, torch.Tensor)}
+    return now if places is None else {i: place for i, place in now.items() if places.get(i) == place}
 
 
 def _tensors(values: Sequence[Any]) -> list[torch.Tensor]:

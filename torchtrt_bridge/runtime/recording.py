@@ -1,10 +1,10 @@
-"""A CUDA graph of one call, between buffers of its own."""
+"""A CUDA graph of one call, whose inputs are copied to it, or read where they always lie."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,22 +16,29 @@ _one_at_a_time = threading.Lock()
 class Recording:
     """What `run` does with `inputs`, recorded once and replayed with other values of the same shapes.
 
+    in_place: the indices of the inputs that are read where they lie; `serves` tells whether others lie there too.
     outputs: its results, which each replay overwrites.
+    returns_inputs: whether an output shares memory with an input.
     kept: what must live as long as the recording, as its kernels read their memory.
     Raises RuntimeError, with CUDA's own words, for a call that cannot be recorded.
     """
 
-    def __init__(self, run: Callable[..., Sequence[Any]], inputs: Sequence[Any]) -> None:
-        self._tensors = [i for i, value in enumerate(inputs) if isinstance(value, torch.Tensor)]
+    def __init__(
+        self, run: Callable[..., Sequence[Any]], inputs: Sequence[Any], in_place: Collection[int] = ()
+    ) -> None:
+        tensors = [i for i, value in enumerate(inputs) if isinstance(value, torch.Tensor)]
+        self._copied = [i for i in tensors if i not in in_place]
+        self._places = {i: place_of(inputs[i]) for i in tensors if i in in_place}
         self._graph = torch.cuda.CUDAGraph()
         # Buffers made under the caller's inference mode could not be written to outside it.
         with torch.inference_mode(False), torch.no_grad(), _one_at_a_time:
-            values = [value.clone() if isinstance(value, torch.Tensor) else value for value in inputs]
+            values = [value.clone() if i in self._copied else value for i, value in enumerate(inputs)]
             with _own_workspaces(), torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self.outputs = tuple(run(*values))
         self.kept: object = None
-        self._buffers = [values[i] for i in self._tensors]
+        self._buffers = [values[i] for i in self._copied]
         self._storages = _storages(self.outputs)
+        self.returns_inputs = _share_memory(self._storages, [values[i] for i in tensors])
         self._unused = [_use_count(storage) for storage in self._storages]
 
     def replay(self) -> None:
@@ -41,19 +48,17 @@ class Recording:
     def __call__(self, inputs: Sequence[Any]) -> None:
         """Compute `outputs` from new inputs."""
         if self._buffers:
-            torch._foreach_copy_(self._buffers, [inputs[i] for i in self._tensors])
+            torch._foreach_copy_(self._buffers, [inputs[i] for i in self._copied])
         self._graph.replay()
+
+    def serves(self, inputs: Sequence[Any]) -> bool:
+        """Whether the inputs that it reads in place lie where they did."""
+        return all(place_of(inputs[i]) == place for i, place in self._places.items())
 
     @property
     def is_free(self) -> bool:
         """Whether nobody holds an output, or a view of one, any more."""
         return all(map(_is_count, self._storages, self._unused))
-
-    @property
-    def returns_inputs(self) -> bool:
-        """Whether an output shares memory with a buffer of the inputs, which the caller's own tensor should."""
-        memory = {buffer.untyped_storage().data_ptr() for buffer in self._buffers}
-        return any(storage.data_ptr() in memory for storage in self._storages)
 
     def lent(self) -> list[Any]:
         """The outputs, for a caller to keep: `is_free` tells when the last of them is gone."""
@@ -77,6 +82,16 @@ def _own_workspaces() -> Iterator[None]:
         yield
     finally:
         torch._C._cuda_clearCublasWorkspaces()
+
+
+def place_of(value: torch.Tensor) -> tuple[int, tuple[int, ...]]:
+    """Where the elements of a tensor lie."""
+    return value.data_ptr(), value.stride()
+
+
+def _share_memory(storages: Sequence[torch.UntypedStorage], values: Sequence[torch.Tensor]) -> bool:
+    memory = {value.untyped_storage().data_ptr() for value in values}
+    return any(storage.data_ptr() in memory for storage in storages)
 
 
 def _storages(values: Sequence[Any]) -> list[torch.UntypedStorage]:

@@ -193,6 +193,24 @@ def test_inductor_takes_part_when_it_may(wanted: str, tuned: bool, monkeypatch: 
     assert_right(module, x_of())
 
 
+@pytest.mark.parametrize(
+    ("compiled", "told"), [(wrong, "its relative L2 distance"), (lambda x: x[:, 0, 0, 0], "IndexError")]
+)
+def test_an_inductor_that_is_wrong_never_serves(
+    compiled: Any, told: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However fast it is; the engine stays."""
+    monkeypatch.setattr("torchtrt_bridge.runtime.inductor.compiled_by_inductor", lambda *_: lambda x: (compiled(x),))
+    module = module_of(FakeRunner(), engine="auto", inductor="compete")
+    module.specs = (TensorSpec("x", torch.float32, ((2, 2), (3, 3)), (2, 3), (2, 3)),)
+    module.pytorch.delay = 0.02  # type: ignore[assignment]
+    for _ in range(2):
+        assert_right(module, x_of())
+    assert module.entry.choice == "engine"
+    assert "inductor is left out of the trial" in caplog.text
+    assert told in caplog.text
+
+
 def test_fallback_error_raises_at_every_call() -> None:
     module = module_of(FakeRunner(wrong), fallback="error")
     with pytest.raises(EngineLoadError):

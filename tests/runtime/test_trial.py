@@ -113,6 +113,20 @@ def test_a_wrong_contender_is_left_out() -> None:
     assert (outcome.winner, set(outcome.seconds), set(outcome.left_out)) == (ENGINE, {ENGINE, PYTORCH}, {"inductor"})
 
 
+class PlantedError(Exception):
+    """As Triton's compiler raises its own kind."""
+
+
+def test_a_contender_that_fails_costs_the_engine_nothing() -> None:
+    def failing(inputs: Tensors) -> Tensors:
+        raise PlantedError("no kernel")
+
+    others = {PYTORCH: Sequenced(right, seconds=0.02), "inductor": failing}
+    outcome = trial(plain_runs=1).run(Sequenced(right, seconds=0.01), others)
+    assert (outcome.winner, outcome.problem) == (ENGINE, None)
+    assert outcome.left_out == {"inductor": "PlantedError: no kernel"}
+
+
 def test_what_a_contender_does_at_its_first_call_is_not_timed() -> None:
     """Inductor loads its kernels then: seconds, once."""
 

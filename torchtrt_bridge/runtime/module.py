@@ -203,9 +203,7 @@ class EngineModule(nn.Module):
                 return self._after(failure, inputs, expected)
             self.entry.error = outcome.error
             for name, problem in outcome.left_out.items():
-                tell_once(
-                    f"{self.entry.name}: the results of {name} are not those of PyTorch ({problem}); it is left out."
-                )
+                tell_once(f"{self.entry.name}: {name} is left out of the trial: {problem}")
             if outcome.problem is not None:
                 return self._give_up(outcome.problem, inputs, expected)
             self._settle(outcome)

@@ -44,7 +44,7 @@ class Outcome:
     error: relative L2 distance to PyTorch, the worst of all runs.
     problem: why the engine is not to be used; None if it is right.
     seconds: time per call of each contender; empty if they were not timed.
-    left_out: contenders whose results are wrong, with what is wrong.
+    left_out: contenders that failed or gave wrong results, with what is wrong.
     """
 
     results: Sequence[torch.Tensor]
@@ -132,11 +132,18 @@ class Trial:
         return verdict.problem is None
 
     def _agrees(self, name: str, run: Run, outcome: Outcome) -> bool:
-        """Whether the first call of another contender gives what PyTorch does; inductor loads its kernels in it."""
-        verdict = difference(run(self.inputs), self.yardstick.expected, self.yardstick.bound, self.yardstick.share)
-        if verdict.problem is not None:
-            outcome.left_out[name] = verdict.problem
-        return verdict.problem is None
+        """Whether the first call of another contender gives what PyTorch does; inductor loads its kernels in it.
+
+        One that fails is no reason to let the engine go.
+        """
+        yardstick = self.yardstick
+        try:
+            problem = difference(run(self.inputs), yardstick.expected, yardstick.bound, yardstick.share).problem
+        except Exception as error:  # of any kind, where a kernel is compiled in the first call
+            problem = f"{type(error).__name__}: {error}"
+        if problem is not None:
+            outcome.left_out[name] = problem
+        return problem is None
 
     def _recording(self, run: Run) -> Recording | None:
         """The call as a CUDA graph, if that is what later calls use and it can be captured."""

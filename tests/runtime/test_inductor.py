@@ -9,7 +9,13 @@ import torch
 from torch import _inductor, nn
 
 from torchtrt_bridge.capture import graph_from_program
-from torchtrt_bridge.runtime.inductor import compiled_by_inductor
+from torchtrt_bridge.runtime import inductor as home
+from torchtrt_bridge.runtime.inductor import Inductor, compiled_by_inductor
+
+
+class Sine(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.sin()
 
 
 def test_weights_of_convolutions_are_laid_out_for_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,3 +35,32 @@ def test_weights_of_convolutions_are_laid_out_for_inductor(monkeypatch: pytest.M
     assert not any(
         v.is_contiguous(memory_format=torch.channels_last) for v in module.buffers() if v.shape[1:] == (3, 3, 3)
     )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "factor", "is_used"),
+    [
+        (torch.float32, 1.0, True),
+        (torch.float32, 1.001, False),
+        (torch.float16, 1.001, True),
+        (torch.float16, 1.1, False),
+    ],
+)
+def test_what_is_prepared_is_right_and_has_run(
+    dtype: torch.dtype, factor: float, is_used: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first call loads kernels, for seconds, which are not to be taken for the time of a call."""
+    calls: list[int] = []
+
+    def compiled(x: torch.Tensor) -> tuple[torch.Tensor]:
+        calls.append(1)
+        return (x.sin() * factor,)
+
+    monkeypatch.setattr(home, "compiled_by_inductor", lambda *_: compiled)
+    x = torch.randn(3, 4).to(dtype)
+    program = torch.export.export(Sine(), (x,))
+    inductor = Inductor("trt_0", graph_from_program(program).module, is_checked=True)
+    assert inductor.prepare([x]) is is_used
+    assert calls == [1]
+    torch.testing.assert_close(inductor([x])[0], x.sin(), rtol=1e-2, atol=1e-2)
+    assert len(calls) == 1 + is_used

@@ -60,6 +60,7 @@ class InPyTorch(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.graph = fx.Graph()
         self.count = 0
         self.delay = 0.0
 
@@ -207,8 +208,17 @@ def test_an_inductor_that_is_wrong_never_serves(
     for _ in range(2):
         assert_right(module, x_of())
     assert module.entry.choice == "engine"
-    assert "inductor is left out of the trial" in caplog.text
-    assert told in caplog.text
+    assert f"not compiled by inductor, which failed: {told}" in caplog.text
+
+
+def test_a_wrong_inductor_leaves_a_failed_engine_to_pytorch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = static_module(monkeypatch, FakeRunner(wrong), inductor="fallback")
+    monkeypatch.setattr("torchtrt_bridge.runtime.inductor.compiled_by_inductor", lambda *_: lambda x: (wrong(x),))
+    for _ in range(3):
+        assert_right(module, x_of())
+    assert caplog.text.count("not compiled by inductor, which failed: its relative L2 distance") == 1
 
 
 def test_fallback_error_raises_at_every_call() -> None:

@@ -107,40 +107,6 @@ def test_what_disturbs_a_turn_decides_nothing(engine_seconds: float, winner: str
     assert trial(plain_runs=1).run(engine, {PYTORCH: pytorch}).winner == winner
 
 
-def test_a_wrong_contender_is_left_out() -> None:
-    others = {PYTORCH: Sequenced(right, seconds=0.02), "inductor": Sequenced(lambda inputs: [inputs[0] * 3])}
-    outcome = trial(plain_runs=1).run(Sequenced(right, seconds=0.01), others)
-    assert (outcome.winner, set(outcome.seconds), set(outcome.left_out)) == (ENGINE, {ENGINE, PYTORCH}, {"inductor"})
-
-
-class PlantedError(Exception):
-    """As Triton's compiler raises its own kind."""
-
-
-def test_a_contender_that_fails_costs_the_engine_nothing() -> None:
-    def failing(inputs: Tensors) -> Tensors:
-        raise PlantedError("no kernel")
-
-    others = {PYTORCH: Sequenced(right, seconds=0.02), "inductor": failing}
-    outcome = trial(plain_runs=1).run(Sequenced(right, seconds=0.01), others)
-    assert (outcome.winner, outcome.problem) == (ENGINE, None)
-    assert outcome.left_out == {"inductor": "PlantedError: no kernel"}
-
-
-def test_what_a_contender_does_at_its_first_call_is_not_timed() -> None:
-    """Inductor loads its kernels then: seconds, once."""
-
-    class Loading(Sequenced):
-        def __call__(self, inputs: Tensors) -> Tensors:
-            clock.now += 0.0 if self.count else 100.0
-            return super().__call__(inputs)
-
-    others = {PYTORCH: Sequenced(right, seconds=0.02), "inductor": Loading(right, seconds=0.008)}
-    outcome = trial(plain_runs=1).run(Sequenced(right, seconds=0.01), others)
-    assert outcome.winner == "inductor"
-    assert outcome.seconds["inductor"] == pytest.approx(0.008)
-
-
 @pytest.mark.parametrize("ratio", [0.01, 0.3, 1.0, 3.0, 30.0])
 def test_what_a_trial_costs(ratio: float) -> None:
     """Ten calls of PyTorch, and what was begun before these were over."""

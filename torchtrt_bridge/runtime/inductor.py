@@ -11,6 +11,7 @@ from torch import fx
 from torch._guards import tracing
 
 from torchtrt_bridge.capture import copy_graph
+from torchtrt_bridge.check import difference, error_bound
 from torchtrt_bridge.compile_report import tell_once
 from torchtrt_bridge.forks import renewed_in_children
 from torchtrt_bridge.runtime.surroundings import is_capturing
@@ -22,13 +23,16 @@ class Inductor:
     """A module as inductor compiles it at its first call, for inputs laid out as those; PyTorch runs it for others.
 
     tuned: by PyTorch's mode "max-autotune", which tries many kernels for each product.
-    failure: why inductor did not compile it, after which PyTorch runs it always.
+    is_checked: whether its first results are held against those of `module` when it is prepared, which loads its
+        kernels too; not where who calls it does so.
+    failure: why it is not used, after which PyTorch runs the module always.
     """
 
-    def __init__(self, name: str, module: fx.GraphModule, tuned: bool = False) -> None:
+    def __init__(self, name: str, module: fx.GraphModule, tuned: bool = False, is_checked: bool = False) -> None:
         self.name = name
         self.module = module
         self.tuned = tuned
+        self.is_checked = is_checked
         self.failure: str | None = None
         self._compiled: Callable[..., Any] | None = None
         self._layouts: list[Any] = []
@@ -55,10 +59,21 @@ class Inductor:
     def _compile(self, inputs: Sequence[torch.Tensor]) -> None:
         self._layouts = _layouts(inputs)
         try:
-            self._compiled = compiled_by_inductor(self.module, inputs, self.tuned)
+            compiled = compiled_by_inductor(self.module, inputs, self.tuned)
+            self.failure = self._difference(compiled, inputs) if self.is_checked else None
         except Exception as error:  # whatever goes wrong there, PyTorch runs what it was to compile
             self.failure = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+        if self.failure is None:
+            self._compiled = compiled
+        else:
             tell_once(f"{self.name} is not compiled by inductor, which failed: {self.failure}")
+
+    def _difference(self, compiled: Callable[..., Any], inputs: Sequence[torch.Tensor]) -> str | None:
+        """How results differ from PyTorch's beyond rounding; None if they do not."""
+        values = [node.meta.get("val") for node in self.module.graph.nodes]
+        dtypes = {value.dtype for value in values if isinstance(value, torch.Tensor)}
+        on_gpu = any(value.is_cuda for value in inputs)  # where PyTorch may use TF32
+        return difference(compiled(*inputs), self.module(*inputs), error_bound(dtypes, tf32=on_gpu)).problem
 
 
 def _layouts(inputs: Sequence[torch.Tensor]) -> list[Any]:

@@ -202,8 +202,6 @@ class EngineModule(nn.Module):
                 failure = self._noted(error)
                 return self._after(failure, inputs, expected)
             self.entry.error = outcome.error
-            for name, problem in outcome.left_out.items():
-                tell_once(f"{self.entry.name}: {name} is left out of the trial: {problem}")
             if outcome.problem is not None:
                 return self._give_up(outcome.problem, inputs, expected)
             self._settle(outcome)
@@ -235,7 +233,8 @@ class EngineModule(nn.Module):
             self._inductor = self._new_inductor()  # lets go of what was compiled
 
     def _new_inductor(self) -> Inductor:
-        return Inductor(self.entry.name, self.pytorch, self.options.tunes_inductor)
+        options = self.options
+        return Inductor(self.entry.name, self.pytorch, options.tunes_inductor, is_checked=options.trial != "off")
 
     @property
     def _is_recorded(self) -> bool:

@@ -44,14 +44,12 @@ class Outcome:
     error: relative L2 distance to PyTorch, the worst of all runs.
     problem: why the engine is not to be used; None if it is right.
     seconds: time per call of each contender; empty if they were not timed.
-    left_out: contenders that failed or gave wrong results, with what is wrong.
     """
 
     results: Sequence[torch.Tensor]
     error: float = 0.0
     problem: str | None = None
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
-    left_out: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def winner(self) -> str:
@@ -88,7 +86,8 @@ class Trial:
     def run(self, engine: Run, others: Mapping[str, Run]) -> Outcome:
         """Check the engine in each way that later calls may take, and time it against `others`, if there are any.
 
-        others: PyTorch, and whoever else may serve; timing them all costs about BUDGET_CALLS calls of PyTorch.
+        others: PyTorch, and whoever else may serve, all known to be right and called before; timing them costs about
+            BUDGET_CALLS calls of PyTorch.
         """
         outcome = Outcome(engine(self.inputs))
         if not self._is_right(outcome.results, outcome):
@@ -98,8 +97,7 @@ class Trial:
             self._left = (BUDGET_CALLS - 1) * self._once
         recording = self._recording(engine)
         if self._stays_right(engine, recording, outcome) and others:
-            right = {name: run for name, run in others.items() if name == PYTORCH or self._agrees(name, run, outcome)}
-            rest = {name: self._recording(run) or run for name, run in right.items()}
+            rest = {name: self._recording(run) or run for name, run in others.items()}
             outcome.seconds = self._race({ENGINE: recording or engine, **rest})
         return outcome
 
@@ -130,20 +128,6 @@ class Trial:
         if verdict.problem is None and not self._right:
             self._right = [value.clone() for value in results]
         return verdict.problem is None
-
-    def _agrees(self, name: str, run: Run, outcome: Outcome) -> bool:
-        """Whether the first call of another contender gives what PyTorch does; inductor loads its kernels in it.
-
-        One that fails is no reason to let the engine go.
-        """
-        yardstick = self.yardstick
-        try:
-            problem = difference(run(self.inputs), yardstick.expected, yardstick.bound, yardstick.share).problem
-        except Exception as error:  # of any kind, where a kernel is compiled in the first call
-            problem = f"{type(error).__name__}: {error}"
-        if problem is not None:
-            outcome.left_out[name] = problem
-        return problem is None
 
     def _recording(self, run: Run) -> Recording | None:
         """The call as a CUDA graph, if that is what later calls use and it can be captured."""

@@ -118,7 +118,7 @@ def test_jobs_get_ready_side_by_side_and_measure_one_at_a_time() -> None:
 TICKING = """
 import threading, time
 job = json.loads(sys.argv[1])
-ticks = []
+ticks = [time.monotonic()]
 def tick():
     while True:
         ticks.append(time.monotonic())

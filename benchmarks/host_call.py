@@ -15,21 +15,24 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
-import torchtrt_bridge as trtb
 from torchtrt_bridge.backend import backend_of
 from torchtrt_bridge.bench.clock import back_to_back, waiter
+from torchtrt_bridge.bench.entrant import converted, made
 from torchtrt_bridge.bench.environment import environment
+from torchtrt_bridge.bench.job import Job, Row
 from torchtrt_bridge.bench.suite import SUITE, build
 from torchtrt_bridge.files import written_aside
 from torchtrt_bridge.served import ServedGraph
 
-Row = dict[str, Any]
 Call = Callable[[], Any]
+OURS, THEIRS = "torchtrt_bridge", "inductor-reduce-overhead"
 CALLS, ROUNDS = 20, 15
 
 
@@ -39,46 +42,50 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with torch.inference_mode():
-        rows = [measured(name, device) for name in arguments.models.split(",")]
+    rows = [measured(name, device) for name in arguments.models.split(",")]
     show(rows)
     if arguments.out is not None:
         keep(arguments.out, device, rows)
 
 
+@torch.inference_mode()
 def measured(name: str, device: str) -> Row:
     """Microseconds of the host for each part of a call, and milliseconds per call when many are queued."""
-    dtype = torch.float16 if device == "cuda" else torch.float32
+    precision, engine = ("fp16", "auto") if device == "cuda" else ("fp32", "reference")
+    job = Job("speed", name, 1, precision, (OURS, THEIRS), device=device, engine=engine)
     with torch.inference_mode(False):
-        model = build(SUITE[name], device).to(device, dtype)
-    inputs = {key: value.to(device) for key, value in SUITE[name].inputs(1).items()}
-    inputs = {key: value.to(dtype) if value.is_floating_point() else value for key, value in inputs.items()}
-    engine = "auto" if device == "cuda" else "reference"
-    fast = trtb.compile(model, engine=engine, trial="check", cache_dir="")
-    arguments = arguments_of_last_call(lambda: fast(**inputs))
+        original = build(SUITE[name], device)
+    fast, call = called(OURS, job, original)
+    arguments = arguments_of_last_call(call)
     (graph,) = backend_of(fast).graphs  # type: ignore[union-attr]
     run, wait = graph.compiled.run, waiter(device)  # type: ignore[union-attr]
     taken = [arguments[index] for index in graph._inputs]
     row = {
         "model": name,
         "arguments": len(arguments),
-        "call us": host(lambda: fast(**inputs), wait),
-        "Dynamo us": host(lambda: fast(**inputs), wait, results=graph(*arguments)),
+        "call us": host(call, wait),
         "look after the weights us": host(lambda: graph._bound.hold(arguments), wait),  # type: ignore[union-attr]
         "run us": host(lambda: run(taken), wait),
-        "ms": milliseconds(lambda: fast(**inputs), wait),
+        "ms": milliseconds(call, wait),
     }
+    results = graph(*arguments)
+    with patch.object(ServedGraph, "__call__", lambda graph, *arguments: results):
+        row["Dynamo us"] = host(call, wait)
     for recording in run.lane.replays():
         row["copy and replay us"] = host(functools.partial(recording, taken), wait)
         row["replay ms"] = milliseconds(recording.replay, wait)
     torch._dynamo.reset()
-    theirs = torch.compile(model, mode="reduce-overhead")
-    theirs(**inputs)
-    row |= {
-        "inductor us": host(lambda: theirs(**inputs), wait),
-        "inductor ms": milliseconds(lambda: theirs(**inputs), wait),
-    }
-    return row
+    _, call = called(THEIRS, job, original)
+    return {**row, "inductor us": host(call, wait), "inductor ms": milliseconds(call, wait)}
+
+
+def called(contender: str, job: Job, original: nn.Module) -> tuple[Any, Call]:
+    """What a contender of the benchmark made of the model, and a call of it; not the first."""
+    with torch.inference_mode(False):
+        model, inputs = converted(contender, job, original, SUITE[job.model].inputs(job.batch))
+    fast = made(contender, job, model)
+    fast(**inputs)
+    return fast, lambda: fast(**inputs)
 
 
 def arguments_of_last_call(call: Call, calls: int = 6) -> list[Any]:
@@ -90,25 +97,15 @@ def arguments_of_last_call(call: Call, calls: int = 6) -> list[Any]:
         seen[:] = arguments
         return own(graph, *arguments)
 
-    ServedGraph.__call__ = noting  # type: ignore[method-assign]
-    try:
+    with patch.object(ServedGraph, "__call__", noting):
         for _ in range(calls):
             call()
-    finally:
-        ServedGraph.__call__ = own  # type: ignore[method-assign]
     return seen
 
 
-def host(call: Call, wait: Call, results: Any = None) -> float:
-    """The median time until a call returns, in microseconds; results: what the graph gives without being computed."""
-    own = ServedGraph.__call__
-    if results is not None:
-        ServedGraph.__call__ = lambda graph, *arguments: results  # type: ignore[method-assign]
-    try:
-        times = [_queued(call, wait) for _ in range(ROUNDS)]
-    finally:
-        ServedGraph.__call__ = own  # type: ignore[method-assign]
-    return statistics.median(times)
+def host(call: Call, wait: Call) -> float:
+    """The median time until a call returns, in microseconds."""
+    return statistics.median(_queued(call, wait) for _ in range(ROUNDS))
 
 
 def _queued(call: Call, wait: Call) -> float:

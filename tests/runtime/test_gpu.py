@@ -9,36 +9,21 @@ from typing import Any
 import pytest
 import torch
 
+from tests.runtime.test_shortage import FakeTensorRT
 from torchtrt_bridge.runtime import gpu
 
 CPU_ALIGNMENT = 64  # of PyTorch's allocator
 
 
-class FakeTensorRT:
+class Copying(FakeTensorRT):
     """Engine and context in one, of an engine that copies its input `x` to its output `y`."""
 
-    num_io_tensors = 2
-
     def __init__(self) -> None:
+        super().__init__("")
         self.addresses: dict[str, int] = {}
         self.shape: tuple[int, ...] = ()
-        modes = SimpleNamespace(INPUT="x", OUTPUT="y")
-        self.trt = SimpleNamespace(Runtime=lambda log: self, TensorIOMode=modes)
-
-    def new_log(self) -> Any:
-        return SimpleNamespace(errors=[])
-
-    def context_config(self, engine: Any, kernels: Any) -> tuple[None, None]:
-        return None, None
-
-    def wants_scratch(self, config: Any) -> bool:
-        return False
-
-    def deserialize_cuda_engine(self, plan: bytes) -> Any:
-        return self
-
-    def create_execution_context(self, runtime_config: Any) -> Any:
-        return self
+        self.num_io_tensors = 2
+        self.trt.TensorIOMode = SimpleNamespace(INPUT="x", OUTPUT="y")
 
     def get_tensor_name(self, index: int) -> str:
         return "xy"[index]
@@ -70,7 +55,7 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> gpu.GpuRunner:
     monkeypatch.setattr(gpu, "torch_dtype_from_trt", lambda dtype: dtype)
     monkeypatch.setattr(gpu, "ALIGNMENT", CPU_ALIGNMENT)
     monkeypatch.setattr(gpu.torch, "device", lambda *_: "cpu")
-    return gpu.GpuRunner(b"", FakeTensorRT())  # type: ignore[arg-type]
+    return gpu.GpuRunner(b"", Copying())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

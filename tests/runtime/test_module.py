@@ -201,9 +201,8 @@ def test_an_inductor_that_is_wrong_never_serves(
     compiled: Any, told: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """However fast it is; the engine stays."""
+    module = static_module(monkeypatch, FakeRunner(), engine="auto", inductor="compete")
     monkeypatch.setattr("torchtrt_bridge.runtime.inductor.compiled_by_inductor", lambda *_: lambda x: (compiled(x),))
-    module = module_of(FakeRunner(), engine="auto", inductor="compete")
-    module.specs = (TensorSpec("x", torch.float32, ((2, 2), (3, 3)), (2, 3), (2, 3)),)
     module.pytorch.delay = 0.02  # type: ignore[assignment]
     for _ in range(2):
         assert_right(module, x_of())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -86,10 +87,6 @@ class Exported:
         return None if self.program is None else self.program.report
 
 
-def _export(**options: Any) -> Callable[[nn.Module, Setting], Made]:
-    return lambda model, setting: Exported(model, setting, **options)
-
-
 def _eager(model: nn.Module, setting: Setting) -> Made:
     return model
 
@@ -124,7 +121,10 @@ CONTENDERS: Mapping[str, Contender] = {
     ),
     "torchtrt_bridge-inductor": Contender(_bridge(inductor="compete"), "bridge, inductor competes", "bridge"),
     "torchtrt_bridge-export": Contender(
-        _export(inductor="compete"), "bridge, exported, inductor competes", "bridge", is_default=False
+        functools.partial(Exported, inductor="compete"),
+        "bridge, exported, inductor competes",
+        "bridge",
+        is_default=False,
     ),
     "torchtrt_bridge-max-autotune": Contender(
         _bridge(inductor="max-autotune"), "bridge, inductor competes, tuned", "bridge", is_default=False

@@ -159,6 +159,7 @@ class Lane:
 
     def after_fork(self) -> None:
         self.lock = threading.RLock()
+        self._stream = None
 
     def __call__(self, inputs: Sequence[Any]) -> Sequence[Any]:
         execution = self.execution
@@ -174,6 +175,8 @@ class Lane:
 
     def _follow_stream(self, device: torch.device) -> None:
         """Let the caller's stream wait for what this lane's buffers and contexts still do on another one."""
+        if self._stream is None:
+            torch.cuda.init()  # raises in a forked child, and says what to do
         handle = torch._C._cuda_getCurrentRawStream(device.index)  # a stream as an object takes 7 us of each call
         if handle != self._handle:
             stream = torch.cuda.current_stream(device)

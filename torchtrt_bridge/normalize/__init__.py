@@ -10,7 +10,7 @@ from torchtrt_bridge.normalize.masks import simplify_masks
 from torchtrt_bridge.normalize.precision import set_precision
 from torchtrt_bridge.normalize.projections import merge_projections
 from torchtrt_bridge.normalize.quantizers import unify_quantizers
-from torchtrt_bridge.normalize.selects import select_first
+from torchtrt_bridge.normalize.transposes import drop_transposes
 from torchtrt_bridge.options import Options
 
 PASSES = (
@@ -18,7 +18,7 @@ PASSES = (
     unify_quantizers,  # first: a quantized weight must not be folded to floats
     fold_constants,
     fold_batch_norm,
-    select_first,
+    drop_transposes,
     simplify_masks,
     set_precision,
     fold_constants,

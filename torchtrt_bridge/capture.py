@@ -19,6 +19,7 @@ from torch.utils._sympy.functions import Max, Min
 from torchtrt_bridge.arguments import in_order
 from torchtrt_bridge.compile_report import tell_once
 from torchtrt_bridge.errors import CaptureError
+from torchtrt_bridge.fast_paths import DECOMPOSITIONS
 from torchtrt_bridge.huggingface.classes import without_cache
 from torchtrt_bridge.lower import CONVERTERS
 
@@ -119,7 +120,7 @@ def _is_proved(condition: Any) -> bool:
 
 @functools.cache
 def _decompositions() -> dict[Any, Any]:
-    table = dict(torch.export.default_decompositions().items())
+    table = {**dict(torch.export.default_decompositions().items()), **DECOMPOSITIONS}
     for op in CONVERTERS:
         table.pop(op, None)
     return table

@@ -1,0 +1,75 @@
+"""Fast paths: what PyTorch's fused operators for inference compute, in operators that have converters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+aten = torch.ops.aten
+
+
+def encoder_layer(
+    src: Tensor,
+    embed_dim: int,
+    num_heads: int,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor,
+    proj_weight: Tensor,
+    proj_bias: Tensor,
+    use_gelu: bool,
+    norm_first: bool,
+    eps: float,
+    norm_weight_1: Tensor,
+    norm_bias_1: Tensor,
+    norm_weight_2: Tensor,
+    norm_bias_2: Tensor,
+    ffn_weight_1: Tensor,
+    ffn_bias_1: Tensor,
+    ffn_weight_2: Tensor,
+    ffn_bias_2: Tensor,
+    mask: Tensor | None = None,
+    mask_type: int | None = None,
+) -> Tensor:
+    """What `nn.TransformerEncoderLayer` calls in evaluation mode, without gradients, where the batch comes first."""
+
+    def attend(x: Tensor) -> Tensor:
+        packed = functional.linear(x, qkv_weight, qkv_bias).unflatten(-1, (3, num_heads, -1))
+        q, k, v = (packed.select(2, index).transpose(1, 2) for index in range(3))
+        attended = functional.scaled_dot_product_attention(q, k, v, attn_mask=_allowed(mask, mask_type))
+        return functional.linear(attended.transpose(1, 2).flatten(2), proj_weight, proj_bias)
+
+    def feed_forward(x: Tensor) -> Tensor:
+        activation = functional.gelu if use_gelu else functional.relu
+        return functional.linear(activation(functional.linear(x, ffn_weight_1, ffn_bias_1)), ffn_weight_2, ffn_bias_2)
+
+    def norm_1(x: Tensor) -> Tensor:
+        return functional.layer_norm(x, (embed_dim,), norm_weight_1, norm_bias_1, eps)
+
+    def norm_2(x: Tensor) -> Tensor:
+        return functional.layer_norm(x, (embed_dim,), norm_weight_2, norm_bias_2, eps)
+
+    if norm_first:
+        attended = src + attend(norm_1(src))
+        return attended + feed_forward(norm_2(attended))
+    attended = norm_1(src + attend(src))
+    return norm_2(attended + feed_forward(attended))
+
+
+def _allowed(mask: Tensor | None, mask_type: int | None) -> Tensor | None:
+    """Where a query may look, of shape (batch, heads, queries, keys) or broadcast to it.
+
+    mask: true, or not zero, where it may not; of shape (queries, keys) for `mask_type` 0, (batch, keys) for 1, and
+        (batch, heads, queries, keys) for 2.
+    """
+    if mask is None:
+        return None
+    allowed = mask == 0
+    return allowed[:, None, None, :] if mask_type == 1 else allowed
+
+
+# Operators that none has a converter for, and that PyTorch itself does not take apart.
+DECOMPOSITIONS: Mapping[Any, Callable[..., Any]] = {aten._transformer_encoder_layer_fwd.default: encoder_layer}

@@ -34,7 +34,10 @@ def encoder_layer(
     mask: Tensor | None = None,
     mask_type: int | None = None,
 ) -> Tensor:
-    """What `nn.TransformerEncoderLayer` calls in evaluation mode, without gradients, where the batch comes first."""
+    """What `nn.TransformerEncoderLayer` calls in evaluation mode, without gradients, where the batch comes first.
+
+    A query that may look nowhere gets zeros from attention, as `scaled_dot_product_attention` gives; the operator: NaN.
+    """
 
     def attend(x: Tensor) -> Tensor:
         packed = functional.linear(x, qkv_weight, qkv_bias).unflatten(-1, (3, num_heads, -1))

@@ -27,8 +27,8 @@ INCHES_A_ROW, INCHES_A_PANEL = 0.42, 3.6
 def plot(results: Results, path: Path) -> None:
     """Draw the speed-ups into an image file, of the kind that its name says.
 
-    A panel for each precision and batch, a line for each model. Raises OptionsError without matplotlib, without a
-    row to draw, or for a name that is no image's.
+    A panel for each precision and batch, a line for each model, blank where nothing was measured. Raises OptionsError
+    without matplotlib, without a row to draw, or for a name that is no image's.
     """
     compared = [c for c in comparisons(results.rows) if c.best_inductor is not None]
     ours = [name for name in CONTENDERS if family(name) == "bridge" and any(name in c.rows for c in compared)]
@@ -38,16 +38,16 @@ def plot(results: Results, path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise OptionsError(f"A picture needs matplotlib: {error}. Run: {INSTALL}") from error
-    precisions = sorted({c.precision for c in compared})
     batches = sorted({c.batch for c in compared})
-    models = sorted({c.model for c in compared}, key=lambda name: [*SUITE, name].index(name))
-    size = _inches(len(models), len(ours), len(precisions), len(batches))
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(precisions), len(batches), sharex=True, sharey=True, squeeze=False)
-    for line, precision in zip(grid, precisions, strict=True):
+    models = _models(compared)
+    lines = [len(names) * (0.6 + 0.4 * len(ours)) for names in models.values()]
+    figure = Figure(figsize=_inches(sum(lines), len(lines), len(batches)), layout="constrained")
+    heights = {"height_ratios": lines}
+    grid = figure.subplots(len(lines), len(batches), sharex=True, sharey="row", squeeze=False, gridspec_kw=heights)
+    for line, (precision, names) in zip(grid, models.items(), strict=True):
         for axes, batch in zip(line, batches, strict=True):
             cells = {c.model: c for c in compared if (c.precision, c.batch) == (precision, batch)}
-            _panel(axes, models, cells, ours)
+            _panel(axes, names, cells, ours)
             axes.set_title(f"batch {batch}, {precision}", fontsize=10)
     grid[0][0].set_xlim(0, _right_end(compared, ours))
     figure.suptitle(_title(results), fontsize=11)
@@ -59,6 +59,19 @@ def plot(results: Results, path: Path) -> None:
         raise OptionsError(f"{path} cannot be drawn: {error}") from error
 
 
+def _models(compared: Sequence[Comparison]) -> dict[str, list[str]]:
+    """The models of each precision, the precision with the most of them first."""
+    names = {
+        precision: sorted({c.model for c in compared if c.precision == precision}, key=_place)
+        for precision in sorted({c.precision for c in compared})
+    }
+    return dict(sorted(names.items(), key=lambda entry: -len(entry[1])))
+
+
+def _place(model: str) -> int:
+    return [*SUITE, model].index(model)
+
+
 def _panel(axes: Axes, models: Sequence[str], cells: dict[str, Comparison], ours: Sequence[str]) -> None:
     """The bars of one precision and batch."""
     height = 0.8 / len(ours)
@@ -68,8 +81,8 @@ def _panel(axes: Axes, models: Sequence[str], cells: dict[str, Comparison], ours
         widths = [_speedup(cells.get(model), name) for model in models]
         lengths = [width or 0.0 for width in widths]
         axes.barh(places, lengths, height * 0.92, color=colour, hatch=hatch, edgecolor="white", label=title(name))
-        for place, width in zip(places, widths, strict=True):
-            text = "no result" if width is None else f"{width:.2f}"
+        for model, place, width in zip(models, places, widths, strict=True):
+            text = f"{width:.2f}" if width is not None else _why_none(cells.get(model), name)
             spot: dict[str, Any] = {
                 "xytext": (3, 0),
                 "textcoords": "offset points",
@@ -96,15 +109,18 @@ def _speedup(cell: Comparison | None, name: str) -> float | None:
     return None if cell is None else cell.speedup(name, cell.best_inductor)
 
 
+def _why_none(cell: Comparison | None, name: str) -> str:
+    return "failed" if cell is not None and name in cell.rows else ""
+
+
 def _right_end(compared: Sequence[Comparison], ours: Sequence[str]) -> float:
     """Room for the longest bar and its number."""
     speedups = [speedup for c in compared for name in (*ours, EAGER) if (speedup := _speedup(c, name)) is not None]
     return max(1.5, 1.25 * max(speedups, default=1.0))
 
 
-def _inches(models: int, ours: int, precisions: int, batches: int) -> tuple[float, float]:
-    rows = models * (0.6 + 0.4 * ours)
-    return 1.8 + INCHES_A_PANEL * batches, 1.8 + precisions * (0.5 + INCHES_A_ROW * rows)
+def _inches(rows: float, panels: int, batches: int) -> tuple[float, float]:
+    return 1.8 + INCHES_A_PANEL * batches, 1.8 + 0.5 * panels + INCHES_A_ROW * rows
 
 
 def _title(results: Results) -> str:

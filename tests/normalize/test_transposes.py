@@ -123,6 +123,16 @@ def test_nothing_but_heads_moves_where_the_batch_comes_first(batch: int) -> None
     assert first.args[0].op == "placeholder"
 
 
+def test_sizes_that_depend_on_data() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        rows = x[x[:, 0] > 0].view(-1, 3, 5).transpose(0, 1)
+        return LAYER(rows.reshape(3, -1, 5).transpose(0, 1).reshape(-1, 15)).view(-1, 2, 3).transpose(1, 2) * 2
+
+    module = passed(model, torch.randn(6, 15), drop_transposes)
+    for x in (torch.randn(6, 15), torch.randn(6, 15)):
+        torch.testing.assert_close(module(x)[0], model(x))
+
+
 def test_quantized_layers_are_rounded_where_they_are() -> None:
     scale = torch.tensor([0.05])
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
 from torchtrt_bridge.normalize.graph import fake_mode_of, finish, infer, insert_call, is_call
@@ -24,6 +25,7 @@ from torchtrt_bridge.normalize.rearrangement import (
 )
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.quantize.ops import own
+from torchtrt_bridge.schema import arguments_of
 
 aten = torch.ops.aten
 LINEAR = aten.linear.default
@@ -99,7 +101,7 @@ class _Carrier:
         rounding: the calls between what is moved and the layer, the last one first.
         """
         known = self._known.get(moved)
-        if known is None or not known.is_moved or not known.dims:
+        if known is None or not known.is_moved or not known.dims or node.kwargs:
             return None
         *wanted, features = known.dims
         if known.start[-1] == features:
@@ -164,7 +166,7 @@ class _Carrier:
                     self._restrided.add(written)
 
     def _as(self, known: Rearrangement, dims: tuple[Dim, ...], before: fx.Node) -> fx.Node | None:
-        """The source of a rearrangement with its elements in `dims`; None if a size has no node in the graph."""
+        """The source of a rearrangement with its elements in `dims`; None if sizes depend on data, or have no node."""
         key = (known.source, dims)
         if key not in self._written:
             self._written[key] = self._arranged(known, dims, before)
@@ -186,7 +188,7 @@ class _Carrier:
         if sizes_of(source) == list(shape):
             return source
         sizes = [size if isinstance(size, int) else self._sizes.get(size) for size in shape]
-        if sizes.count(None) > 1:
+        if sizes.count(None) > 1 or free_unbacked_symbols(source.meta["val"]):
             return None
         sizes = [-1 if size is None else size for size in sizes]
         return insert_call(before, self._mode, VIEW, self._viewable(source, sizes, before), sizes)
@@ -203,7 +205,7 @@ class _Carrier:
     # Strides, which the fake values of what comes behind are to tell ---------------------------------------------
 
     def _infer_anew(self, node: fx.Node) -> None:
-        if not isinstance(node.target, torch._ops.OpOverload):
+        if not isinstance(node.target, torch._ops.OpOverload) or free_unbacked_symbols(node.meta["val"]):
             return
         if is_call(node, VIEW) or is_call(node, aten._unsafe_view.default):
             node.args = (self._viewable(node.args[0], node.args[1], node), node.args[1])  # type: ignore[arg-type]
@@ -243,7 +245,7 @@ def _contiguous_strides(node: fx.Node) -> list[Any]:
 def _unrounded(node: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
     """What is rounded as a whole to get `node`, and the calls that do it, the last one first."""
     calls: list[fx.Node] = []
-    while any(is_call(node, op) for op in ROUNDING) and node.args[2] is None:
+    while any(is_call(node, op) for op in ROUNDING) and arguments_of(node)["axis"] is None:
         calls.append(node)
         node = node.args[0]  # type: ignore[assignment]
     return node, calls

@@ -18,6 +18,7 @@ from torchtrt_bridge.quantize.ops import own
 Function = Callable[[torch.Tensor], object]
 
 LAYER = nn.Linear(15, 6).eval().requires_grad_(False)
+SCALE = torch.tensor([0.05])
 MOVERS = (aten.permute.default, aten.clone.default)
 
 PARTS: dict[str, Function] = {
@@ -133,19 +134,34 @@ def test_sizes_that_depend_on_data() -> None:
         torch.testing.assert_close(module(x)[0], model(x))
 
 
-def test_quantized_layers_are_rounded_where_they_are() -> None:
-    scale = torch.tensor([0.05])
+def rounded(x: torch.Tensor) -> torch.Tensor:
+    result: torch.Tensor = own.dequantize(own.quantize(x, SCALE, None, torch.int8), SCALE, None, torch.float32)
+    return result
 
+
+def test_quantized_layers_are_rounded_where_they_are() -> None:
     def model(x: torch.Tensor) -> torch.Tensor:
-        moved = x.transpose(0, 1).contiguous()
-        rounded = own.dequantize(own.quantize(moved, scale, None, torch.int8), scale, None, torch.float32)
-        return LAYER(rounded).transpose(0, 1) * 2 + LAYER(rounded).transpose(0, 1) * 3
+        rows = rounded(x.transpose(0, 1).contiguous())
+        return LAYER(rows).transpose(0, 1) * 2 + LAYER(rows).transpose(0, 1) * 3
 
     x = torch.randn(2, 4, 15)
     module = passed(model, x, drop_transposes)
     assert_computes(module, model, x)
     assert not set(calls(module)) & set(MOVERS)
     assert calls(module).count(own.quantize.default) == 1
+
+
+def test_quantized_layers_round_what_is_moved_for_them() -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        heads = x.view(2, 4, 3, 5).transpose(1, 2) * 2
+        return LAYER(rounded(heads.permute(2, 0, 1, 3).reshape(4, 2, 15))).transpose(0, 1) * 2
+
+    x = torch.randn(2, 4, 15)
+    module = passed(model, x, drop_transposes)
+    assert_computes(module, model, x)
+    (layer,) = module.graph.find_nodes(op="call_function", target=aten.linear.default)
+    assert layer.args[0].target is own.dequantize.default
+    assert calls(module)[-2:] == [aten.linear.default, aten.mul.Tensor]
 
 
 # What the caller sees ----------------------------------------------------------------------------------------------

@@ -117,7 +117,7 @@ class _Carrier:
         if source is None:
             return None
         for call in reversed(rounding):
-            source = self._rounded_by(call, source)
+            source = self._rounded_by(call, source, node)
         layer = self._inserted(node, LINEAR, source, *node.args[1:])
         last = Rearrangement.of(layer).dims[-1]
         return Rearrangement(layer, (*rows, last), (*known.dims[:-1], last), is_moved=True)
@@ -141,9 +141,10 @@ class _Carrier:
         start = (*apart[:place], *apart[place + 1 :])
         return Rearrangement(part, start, (*known.dims[:dim], *known.dims[dim + 1 :]), is_moved=True)
 
-    def _rounded_by(self, call: fx.Node, source: fx.Node) -> fx.Node:
+    def _rounded_by(self, call: fx.Node, source: fx.Node, before: fx.Node) -> fx.Node:
+        op: Any = call.target
         if (call, source) not in self._rounded:
-            self._rounded[call, source] = insert_call(call, self._mode, call.target, source, *call.args[1:])  # type: ignore[arg-type]
+            self._rounded[call, source] = insert_call(before, self._mode, op, source, *call.args[1:])
         return self._rounded[call, source]
 
     def _inserted(self, node: fx.Node, op: Any, *args: Any) -> fx.Node:

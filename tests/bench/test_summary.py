@@ -79,8 +79,9 @@ def table(title: str, tables: list[Sheet]) -> list[dict[str, str]]:
 @pytest.fixture
 def tables(tmp_path: Path) -> list[Sheet]:
     started = [
-        row("torchtrt_bridge", kind="start", cold_seconds=8.0, warm_seconds=2.0, cold_host_peak_mib=500.0,
-            cold_host_before_mib=300.0, cold_device_peak_mib=90.0, cold_device_held_mib=70.0),
+        row("torchtrt_bridge", kind="start", cold_seconds=8.0, warm_seconds=2.0, cold_trace_seconds=1.5,
+            warm_trace_seconds=1.25, cold_host_peak_mib=500.0, cold_host_before_mib=300.0, cold_device_peak_mib=90.0,
+            cold_device_held_mib=70.0),
         row("eager", kind="start", failed="cold: no"),
     ]  # fmt: skip
     built = [row("torchtrt_bridge", kind="build", cold_export_s=4.0, cold_peak_mib=425.4, cold_built=1, warm_built=0)]
@@ -106,6 +107,7 @@ def test_times_stand_side_by_side(tables: list[Sheet]) -> None:
 
 
 def test_each_measure_has_its_table(tables: list[Sheet]) -> None:
+    assert table("Of it, Dynamo", tables)[0]["bridge"] == "1.50 / 1.25"
     assert table("One call", tables)[0]["bridge"] == "2.00"
     assert table("Error", tables)[0]["eager"] == "1.0e-03"
     assert table("Engines", tables)[0]["engine alone: ms"] == "0.900"

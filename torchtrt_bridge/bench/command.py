@@ -33,7 +33,7 @@ kinds:
   speed  all contenders in one process for each row, in turns: time per call with calls queued back to back, time
          of single calls, the engine alone, error against eager fp32, device memory
   start  the time from compiling to the first result, with empty caches and, in a second process, with filled ones;
-         host and device memory; a process for each contender
+         the part of it that Dynamo takes to trace; host and device memory; a process for each contender
   build  seconds and memory of an export on the CPU
 """
 TINY = {"calls": 3, "rounds": 2, "turn_seconds": 0.05}

@@ -58,6 +58,7 @@ def sheets(results: Results) -> list[Sheet]:
         _pivot("Device memory that stays taken, with the weights: MiB", rows, "speed", _held),
         _engines(compared),
         _pivot("First result, caches empty / filled: s", rows, "start", lambda row: _pair(row, "seconds")),
+        _pivot("Of it, Dynamo's trace: s", rows, "start", lambda row: _pair(row, "trace_seconds")),
         _pivot("Host memory for it, most above the loaded model: MiB", rows, "start", _host),
         _pivot("Device memory for it, PyTorch's most / what stays taken: MiB", rows, "start", _device),
         _builds([row for row in rows if row["kind"] == "build"]),
@@ -180,7 +181,8 @@ def _picked(field: str) -> Callable[[Row], str]:
 
 
 def _pair(row: Row, field: str) -> str:
-    return f"{_number(row.get(f'cold_{field}'))} / {_number(row.get(f'warm_{field}'))}"
+    both = [row.get(f"{part}_{field}") for part in ("cold", "warm")]
+    return NONE if both == [None, None] else " / ".join(map(_number, both))
 
 
 def _host(row: Row) -> str:

@@ -44,6 +44,8 @@ LEFT: dict[str, Function] = {
     "a layer in place": lambda x: LAYER(x.view(8, 15)).view(2, 4, 6) * 2,
     "windows": lambda x: LAYER(x.view(2, 2, 2, 15).transpose(0, 2).reshape(-1, 15)) * 2,
     "features that move": lambda x: LAYER(x.view(2, 4, 3, 5).permute(0, 1, 3, 2).reshape(8, 15)) * 2,
+    "dimensions that overlap": lambda x: LAYER(x.transpose(0, 1).reshape(4, 5, 6).reshape(8, 15)) * 2,
+    "no elements": lambda x: LAYER(x[:, :0].transpose(0, 1).reshape(-1, 15)) * 2,
     "rows among features": lambda x: LAYER(x.view(8, 3, 5).transpose(0, 1).reshape(8, 15)) * 2,
     "what is returned": lambda x: x.clone()[0],
     "parts of what is moved back": lambda x: x.transpose(0, 1).transpose(0, 1).unsqueeze(0),

@@ -70,12 +70,16 @@ def text_from_console(console: Console) -> str:
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 
 
+NOTHING_YET = (
+    "Nothing was compiled yet: torch.compile compiles on the first call. If there was one, Dynamo captured nothing of "
+    "it, and trtb.explain(model, inputs) says why."
+)
+
+
 def headline(report: CompileReport) -> str:
     """How much of the model TensorRT runs, in one line."""
     if not report.engines and not report.in_torch:
-        return (
-            "Nothing was compiled yet: torch.compile compiles on the first call." if not report.notes else "No engine."
-        )
+        return NOTHING_YET if not report.notes else "No engine."
     total = report.trt_nodes + report.torch_nodes
     ready = [entry for entry in report.engines if entry.serves]
     where = "would run in TensorRT" if is_plan(report) else "in TensorRT"

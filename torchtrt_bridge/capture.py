@@ -120,7 +120,7 @@ def _is_proved(condition: Any) -> bool:
 
 @functools.cache
 def _decompositions() -> dict[Any, Any]:
-    table = {**dict(torch.export.default_decompositions().items()), **DECOMPOSITIONS}
+    table = dict(torch.export.default_decompositions().items()) | DECOMPOSITIONS
     for op in CONVERTERS:
         table.pop(op, None)
     return table

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -75,4 +75,4 @@ def _allowed(mask: Tensor | None, mask_type: int | None) -> Tensor | None:
 
 
 # Operators that none has a converter for, and that PyTorch itself does not take apart.
-DECOMPOSITIONS: Mapping[Any, Callable[..., Any]] = {aten._transformer_encoder_layer_fwd.default: encoder_layer}
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {aten._transformer_encoder_layer_fwd.default: encoder_layer}

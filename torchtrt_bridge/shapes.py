@@ -47,7 +47,7 @@ class TensorSpec:
 
 def spec_of(name: str, value: torch.Tensor, ranges: Mapping[Any, Range]) -> TensorSpec:
     """The spec of a fake tensor; `ranges` bounds its symbols."""
-    sizes = [_expression(size) for size in value.shape]
+    sizes = [expression_of(size) for size in value.shape]
     return TensorSpec(
         name,
         value.dtype,
@@ -68,7 +68,7 @@ class SharedSizes:
         places: dict[Any, list[_Place]] = {}
         for index, (name, value) in enumerate(inputs):
             for dim, size in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
-                if linear := _linear(expression := _expression(size)):
+                if linear := _linear(expression := expression_of(size)):
                     symbol, factor, offset = linear
                     places.setdefault(symbol, []).append(_Place(name, index, dim, str(expression), factor, offset))
         self._groups = [found for found in places.values() if len(found) > 1 or found[0].factor > 1]
@@ -114,7 +114,8 @@ def _linear(expression: Any) -> tuple[Any, int, int] | None:
     return (symbol, int(factor), int(offset)) if is_linear else None
 
 
-def _expression(size: Any) -> Any:
+def expression_of(size: Any) -> Any:
+    """A size as an int, or as a sympy expression if it is dynamic."""
     if isinstance(size, int):
         return size
     expression = size.node.expr

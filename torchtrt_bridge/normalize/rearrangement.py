@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from torchtrt_bridge.normalize.graph import is_call
+from torchtrt_bridge.shapes import expression_of
 
 aten = torch.ops.aten
 
@@ -91,7 +92,7 @@ def is_movement(node: fx.Node) -> bool:
     """Whether a node gives the elements of its first argument, all of them and nothing else."""
     if is_call(node, aten.clone.default):
         return node.kwargs.get("memory_format") in (None, torch.contiguous_format, torch.preserve_format)
-    return any(is_call(node, op) for op in _STEPS)
+    return node.op == "call_function" and node.target in _STEPS
 
 
 def shape_of(dims: Sequence[Dim]) -> list[Any]:
@@ -105,14 +106,7 @@ def sizes_of(node: fx.Node) -> list[Any]:
 
 def plain(sizes: Iterable[Any]) -> list[Any]:
     """Sizes as ints and expressions: to compare these asks nothing of the symbols, and restricts none."""
-    return [_plain(size) for size in sizes]
-
-
-def _plain(size: Any) -> Any:
-    if isinstance(size, int):
-        return size
-    expression = size.node.expr
-    return int(expression) if expression.is_Integer else expression
+    return [expression_of(size) for size in sizes]
 
 
 def flat(dims: Sequence[Dim]) -> Dim:

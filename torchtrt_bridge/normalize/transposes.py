@@ -12,7 +12,7 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
-from torchtrt_bridge.normalize.graph import fake_mode_of, finish, infer, insert_call, is_call
+from torchtrt_bridge.normalize.graph import fake, fake_mode_of, finish, infer, insert_call, is_call
 from torchtrt_bridge.normalize.rearrangement import (
     Atom,
     Dim,
@@ -198,7 +198,7 @@ class _Carrier:
         """`source`, or a contiguous copy where its strides do not allow these sizes."""
         with self._mode:
             try:
-                source.meta["val"].view(fx.map_arg(sizes, lambda node: node.meta["val"]))
+                source.meta["val"].view(fake(sizes))
             except (RuntimeError, ValueError):
                 return self._copied(source, before)
         return source

@@ -14,7 +14,7 @@ def flatten_linear_inputs(module: fx.GraphModule) -> None:
     """Give linear layers two dimensions where their input is not contiguous; `module` is changed.
 
     PyTorch itself does so for weights that require gradients, and not for constants: these it would expand into a
-    batch of small products. In ViT-B/16, whose attention has the sequence first, they took twice the time on an H100.
+    batch of small products. With the sequence first in attention, ViT-B/16's took twice the time on an H100.
     """
     graph = module.graph
     for node in graph.find_nodes(op="call_function", target=aten.linear.default):

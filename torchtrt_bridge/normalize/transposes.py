@@ -12,7 +12,8 @@ from torch import fx
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
-from torchtrt_bridge.normalize.graph import fake, fake_mode_of, finish, infer, insert_call, is_call
+from torchtrt_bridge.normalize.graph import fake, fake_mode_of, finish, infer, insert_call, insert_constant, is_call
+from torchtrt_bridge.normalize.patches import Patches, patches_of
 from torchtrt_bridge.normalize.rearrangement import (
     Atom,
     Dim,
@@ -39,10 +40,11 @@ def drop_transposes(module: fx.GraphModule, options: Options) -> fx.GraphModule:
 
     `nn.MultiheadAttention` transposes what it is given to (length, batch, features), and copies q, k and v: none of
     that is left where the batch comes first. Rows that come from divided dimensions, as windows of an image do, stay.
+    A convolution over patches is computed as a linear layer, whose rows are moved no further than their reader asks.
     """
     if module.graph.find_nodes(op="call_function", target=aten.as_strided.default):
         return module  # it reads memory, in whatever order
-    carrier = _Carrier(module)
+    carrier = _Carrier(module, options)
     for node in list(module.graph.nodes):
         carrier.visit(node)
     return finish(module, changed=carrier.has_carried)
@@ -54,8 +56,9 @@ class _Carrier:
     New nodes are put beside the old ones, which lose their users.
     """
 
-    def __init__(self, module: fx.GraphModule) -> None:
+    def __init__(self, module: fx.GraphModule, options: Options) -> None:
         self._mode = fake_mode_of(module)
+        self._options = options
         self._returned = _moved_for_the_caller(module.graph)
         self._promised = [_strides(value) for value in _results(module.graph)]
         self._known: dict[fx.Node, Rearrangement] = {}
@@ -91,6 +94,9 @@ class _Carrier:
         if is_call(node, LINEAR):
             return self._through_linear(node, *_unrounded(source))
         known = self._known.get(source)
+        patches = patches_of(node, self._options)
+        if patches is not None:
+            return self._through_patches(node, patches, known or Rearrangement.of(source))
         if is_call(node, SELECT):
             return None if known is None else self._through_select(node, known)
         return (known or Rearrangement.of(source)).after(node) if is_movement(node) else None
@@ -140,6 +146,22 @@ class _Carrier:
         part = self._inserted(node, SELECT, source, place, index)
         start = (*apart[:place], *apart[place + 1 :])
         return Rearrangement(part, start, (*known.dims[:dim], *known.dims[dim + 1 :]), is_moved=True)
+
+    def _through_patches(self, node: fx.Node, patches: Patches, known: Rearrangement) -> Rearrangement | None:
+        """A linear layer on a row for each patch; its results, moved to where the convolution has them."""
+        apart = known.viewed(patches.shape)
+        if apart is None:
+            return None
+        batch, channels, *divided = apart.dims
+        rows = self._as(apart, (batch, flat(divided[::2]), flat([channels, *divided[1::2]])), node)
+        if rows is None:
+            return None
+        weight = insert_constant(node, patches.weight, "patches_weight", self._mode)
+        layer = self._inserted(node, LINEAR, rows, weight, patches.bias)
+        result = Rearrangement.of(layer).viewed([patches.batch, *patches.grid, patches.weight.shape[0]])
+        assert result is not None
+        batch, *grid, features = result.dims
+        return result.moved([batch, features, *grid])
 
     def _rounded_by(self, call: fx.Node, source: fx.Node, before: fx.Node) -> fx.Node:
         op: Any = call.target

@@ -44,6 +44,15 @@ def products(network: Network) -> dict[str, list[str]]:
     return found
 
 
+def operations(network: Network) -> list[str]:
+    """The kinds of all elementwise layers."""
+    layers = [network.definition.get_layer(index) for index in range(network.definition.num_layers)]
+    found = [layer for layer in layers if layer.type.name == "ELEMENTWISE"]
+    for layer in found:
+        layer.__class__ = flavours.load("tensorrt_rtx").trt.IElementWiseLayer
+    return [layer.op.name for layer in found]
+
+
 def _origin(tensor: Any, makers: dict[str, Any]) -> str:
     """The kinds of the layers that a tensor comes through, up to the second quantizing one."""
     kinds: list[str] = []

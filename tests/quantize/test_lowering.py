@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import torch
 from torch import nn
 
 import torchtrt_bridge as trtb
+from tests.normalize.case import Called
 from tests.quantize.by_hand import FP8, INT8, NETS, Quantized, linear, net, own
-from tests.quantize.lowered import network_of, products
+from tests.quantize.lowered import network_of, operations, products
 from torchtrt_bridge.engine import probe
 from torchtrt_bridge.engine.probe import Support
 from torchtrt_bridge.engine.realised import product_dtypes
@@ -70,6 +72,32 @@ def test_scales_are_fp32_with_one_dimension_and_a_pair_shares_its_own(precision:
     assert {scale.dtype.name for scale in scales} == {"FLOAT"}
     assert {len(scale.shape) for scale in scales} == {1}
     assert {scale.name for scale in pairs["QUANTIZE"]} < {scale.name for scale in pairs["DEQUANTIZE"]}
+
+
+ROUNDED = Quantized(1.0)
+
+# Where TensorRT would change the sign of 8-bit values, of which -128 has no counterpart: how often.
+SIGNS: dict[str, tuple[Callable[[torch.Tensor], object], int]] = {
+    "before": (lambda x: ROUNDED(-x), 1),
+    "moved since": (lambda x: ROUNDED((-x).transpose(0, 1).reshape(2, -1)[:, 1:]), 1),
+    "a negative factor": (lambda x: ROUNDED(x * -2.0), 1),
+    "division by a negative number": (lambda x: ROUNDED(x / -2.0), 1),
+    "negative factors": (lambda x: ROUNDED(x * torch.tensor([1.0, -1.0] * 4)), 1),
+    "later": (lambda x: -ROUNDED(x), 1),
+    "later, and moved": (lambda x: -ROUNDED(x).reshape(2, -1).transpose(0, 1), 1),
+    "a part, later": (lambda x: [-part if index else part for index, part in enumerate(ROUNDED(x).chunk(2, -1))], 1),
+    "both": (lambda x: -ROUNDED(-x), 2),
+    "none": (lambda x: ROUNDED(x) + 1, 0),
+    "a factor above zero": (lambda x: ROUNDED(x * 2.0) / 3.0, 0),
+    "after a sum": (lambda x: -(ROUNDED(x) + x), 0),
+}
+
+
+@pytest.mark.parametrize("name", SIGNS)
+def test_a_change_of_sign_is_kept_from_the_8_bit_values(name: str) -> None:
+    call, count = SIGNS[name]
+    found = operations(network_of(Called(call), torch.randn(4, 8)))
+    assert (found.count("MIN"), found.count("MAX")) == (count, count)
 
 
 # What it computes --------------------------------------------------------------------------------------------------

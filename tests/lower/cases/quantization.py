@@ -12,7 +12,8 @@ from torchtrt_bridge.quantize.ops import pack_int4
 
 quantize, dequantize, dequantize_int4 = own.quantize.default, own.dequantize.default, own.dequantize_int4.default
 INT8, FP8 = torch.int8, torch.float8_e4m3fn
-ZERO, INFINITE, SCALES_OF_BLOCKS = torch.zeros(1), torch.full((1,), torch.inf), torch.ones(4, 1)
+SCALE, ZERO, INFINITE = (torch.full((1,), value) for value in (0.01, 0.0, torch.inf))
+SCALES_OF_BLOCKS = torch.ones(4, 1)
 
 
 class RoundTrip(nn.Module):
@@ -61,12 +62,27 @@ def tokens(n: int) -> tuple[torch.Tensor]:
     return (torch.randn(2, n, 64),)
 
 
-def with_scale(scale: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    return own.dequantize(own.quantize(x, scale, None, INT8), scale, None, torch.float32)
+def with_scale(scale: torch.Tensor, x: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return own.dequantize(own.quantize(x, scale, None, INT8), scale, None, dtype)
+
+
+def negative_factor(x: torch.Tensor) -> torch.Tensor:
+    return with_scale(SCALE, (x * -2.0).transpose(0, 1), x.dtype)
+
+
+def negative_later(x: torch.Tensor) -> torch.Tensor:
+    return -with_scale(SCALE, x + 0.25, x.dtype)
+
+
+def zero_minus(x: torch.Tensor) -> torch.Tensor:
+    return with_scale(SCALE, 0.0 - x, x.dtype)
 
 
 CASES: list[Case] = [
     Case(quantize, RoundTrip(), rows, name="tensor"),
+    Case(quantize, negative_factor, rows, name="negative-factor"),
+    Case(quantize, negative_later, rows, name="negative-later"),
+    Case(quantize, zero_minus, rows, name="zero-minus"),
     Case(quantize, RoundTrip(axis=1, size=6), image, name="channel"),
     Case(quantize, RoundTrip(axis=-1, size=6), rows, name="last-dimension"),
     Case(quantize, RoundTrip(dtype=FP8), rows, name="fp8"),

@@ -2,27 +2,48 @@
 
 from __future__ import annotations
 
+import operator
+
 import torch
+from torch.fx import Node
 
 from torchtrt_bridge.lower.dtypes import trt_dtype_from_torch
 from torchtrt_bridge.lower.registry import converter
 from torchtrt_bridge.quantize.ops import FLOATS, LARGEST, own
+from torchtrt_bridge.schema import constant_of
+
+aten = torch.ops.aten
 
 DTYPES = (*FLOATS, *LARGEST)
+
+# What leaves the values as they are.
+MOVES = {
+    aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.permute.default, aten.clone.default,
+    aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.expand.default, aten.slice.Tensor,
+    aten.select.int, aten.split.Tensor, aten.split_with_sizes.default, operator.getitem, aten._to_copy.default,
+}  # fmt: skip
+FACTORS = {aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar}
 
 
 @converter(own.quantize.default, dtypes=DTYPES)
 def to_quantized(ctx, x, scale, axis, dtype):
     """quantize(Tensor x, Tensor scale, int? axis, ScalarType dtype) -> Tensor"""
-    layer = ctx.network.add_quantize(ctx.tensor(x), _scale(ctx, scale), trt_dtype_from_torch(ctx.trt, dtype))
+    tensor = ctx.tensor(x)
+    if dtype == torch.int8 and axis is None and _is_negated(ctx.node.args[0]):
+        tensor = _in_range(ctx, tensor, float(scale))
+    layer = ctx.network.add_quantize(tensor, _scale(ctx, scale), trt_dtype_from_torch(ctx.trt, dtype))
     return _along(layer, axis)
 
 
 @converter(own.dequantize.default, dtypes=DTYPES)
 def to_real(ctx, q, scale, axis, dtype):
     """dequantize(Tensor q, Tensor scale, int? axis, ScalarType dtype) -> Tensor"""
-    layer = ctx.network.add_dequantize(ctx.tensor(q), _scale(ctx, scale), trt_dtype_from_torch(ctx.trt, dtype))
-    return _along(layer, axis)
+    tensor = ctx.tensor(q)
+    layer = ctx.network.add_dequantize(tensor, _scale(ctx, scale), trt_dtype_from_torch(ctx.trt, dtype))
+    real = _along(layer, axis)
+    if axis is None and ctx.dtype(tensor) == torch.int8 and _is_negated_later(ctx.node):
+        real = _in_range(ctx, real, float(scale))
+    return real
 
 
 @converter(own.dequantize_int4.default, dtypes=(*FLOATS, torch.uint8))
@@ -38,6 +59,37 @@ def weight_of_4_bits(ctx, packed, scale, block_size, dtype):
     scales = ctx.constant(scale, dtype)
     layer = ctx.network.add_dequantize(constant.get_output(0), scales, trt_dtype_from_torch(ctx.trt, dtype))
     return _along(layer, 1)
+
+
+# TensorRT-RTX 1.6 moves a change of sign across the rounding, to the 8-bit values: there -128 has no counterpart, and
+# stays -128. A clamp between them, which changes nothing, keeps them apart. With scales by channel it moves nothing.
+
+
+def _in_range(ctx, tensor, scale):
+    """The range's ends in place of what is beyond them."""
+    dtype = ctx.dtype(tensor)
+    largest = torch.finfo(dtype).max
+    low, high = max(-128 * scale, -largest), min(127 * scale, largest)
+    return ctx.elementwise("MAX", ctx.elementwise("MIN", tensor, high, dtype), low, dtype)
+
+
+def _is_negated(node):
+    """Whether what a node gives had its sign changed, and was only moved or cast since."""
+    while node.op == "call_function" and node.target in MOVES:
+        node = node.args[0]
+    return _changes_sign(node)
+
+
+def _is_negated_later(node):
+    """Whether the sign of what a node gives is changed, by one that reads it or moves it first."""
+    return any(_changes_sign(user) or (user.target in MOVES and _is_negated_later(user)) for user in node.users)
+
+
+def _changes_sign(node):
+    if node.op != "call_function" or node.target not in FACTORS:
+        return node.op == "call_function" and node.target is aten.neg.default
+    factors = [constant_of(arg) if isinstance(arg, Node) else torch.as_tensor(arg) for arg in node.args[:2]]
+    return any(factor is not None and bool((factor < 0).any()) for factor in factors)
 
 
 def _scale(ctx, scale):

@@ -61,7 +61,8 @@ def lower(point: Point, flavour: Flavour, can: Callable[[str], bool] = lambda ca
     case = point.case
     model = case.module(point.dtype)
     shapes = case.dynamic_shapes(point.dtype) if point.dynamic else None
-    captured = capture(point.make_inputs(TRACED), model, shapes)
+    with torch.backends.opt_einsum.flags(enabled=False):  # where it is installed, it makes sizes static
+        captured = capture(point.make_inputs(TRACED), model, shapes)
     assert bool(captured.ranges) == point.dynamic, "no dimension stayed dynamic"
     graph = normalize(captured.module, Options())
     proposal = propose(graph, Options())
@@ -70,8 +71,14 @@ def lower(point: Point, flavour: Flavour, can: Callable[[str], bool] = lambda ca
     subgraph = fuse(graph, proposal.subgraphs)["trt_0"]
     operators = {node.target for node in subgraph.graph.nodes if node.op == "call_function"}
     assert case.op in operators, f"{case.op} is not in the graph: {operators}"
-    network = network_from_graph(subgraph, flavour, dict.fromkeys(captured.ranges, (1, 16)), can)
+    network = network_from_graph(subgraph, flavour, dict.fromkeys(captured.ranges, (1, _most(point))), can)
     return Lowered(model, graph, network)
+
+
+def _most(point: Point) -> int:
+    """What dynamic sizes may reach: 16, or the largest of the inputs."""
+    inputs = [value for n in point.sizes for value in point.make_inputs(n) if isinstance(value, torch.Tensor)]
+    return max([16, *(size for value in inputs for size in value.shape)])
 
 
 def flat_tensors(result: Any) -> list[torch.Tensor]:

@@ -16,12 +16,16 @@ from tests.lower.table import POINTS
 from torchtrt_bridge.check import difference
 from torchtrt_bridge.engine import flavour as flavours
 from torchtrt_bridge.engine.build import engine_from_network
+from torchtrt_bridge.errors import EngineLoadError
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.runtime.gpu import GpuRunner
 
 # The largest relative L2 distance that passes beyond the default bounds. TensorRT-RTX 1.6 rounds fp32 products to
 # TF32 whatever its flag says, and in fp16 rounds sums and exponentials once or twice more than a CPU does.
 NEAR = 2e-3
+
+# TensorRT-RTX 1.6 builds these, and finds no kernel when it loads them on an H100. What a user has stays in PyTorch.
+UNLOADABLE = {f"torchtrt_bridge.dequantize_int4.default-{name}-static-fp32" for name in ("weight", "longer-blocks")}
 
 pytestmark = pytest.mark.gpu
 
@@ -41,6 +45,10 @@ def test_case_on_gpu(point: Point) -> None:
     flavour = flavours.choose("auto")
     lowered = lower(point, flavour)
     runner = GpuRunner(engine_from_network(lowered.network, flavour, Options()), flavour)
+    if point.id in UNLOADABLE:
+        with pytest.raises(EngineLoadError, match="no execution context"):
+            runner.prepare()
+        return
     for inputs in map(point.make_inputs, point.sizes):
         with torch.no_grad():
             expected = flat_tensors(lowered.model(*inputs))

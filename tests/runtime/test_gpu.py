@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.runtime.test_shortage import FakeTensorRT
+from torchtrt_bridge.errors import ShapeRangeError
 from torchtrt_bridge.runtime import gpu
 
 CPU_ALIGNMENT = 64  # of PyTorch's allocator
@@ -34,8 +35,10 @@ class Copying(FakeTensorRT):
     def get_tensor_dtype(self, name: str) -> torch.dtype:
         return torch.float32
 
-    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> None:
-        self.shape = shape
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        """As TensorRT does, it takes no shape outside the ranges that it was built for."""
+        self.shape = shape if len(shape) < 3 else (-1,)
+        return len(shape) < 3
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return self.shape
@@ -76,3 +79,12 @@ def test_what_lies_right_is_not_copied(runner: gpu.GpuRunner) -> None:
     x = torch.randn(5, 3)
     runner([x])
     assert runner._engine.addresses["x"] == x.data_ptr()
+
+
+def test_a_shape_that_the_engine_was_not_built_for(runner: gpu.GpuRunner) -> None:
+    runner([torch.randn(5, 3)])
+    for _ in range(2):
+        with pytest.raises(ShapeRangeError, match=r"no x of shape \(5, 3, 2\)"):
+            runner([torch.randn(5, 3, 2)])
+    (result,) = runner([torch.ones(5, 3)])
+    assert result.sum() == 15

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from torchtrt_bridge.engine.flavour import Flavour
-from torchtrt_bridge.errors import EngineLoadError
+from torchtrt_bridge.errors import EngineLoadError, ShapeRangeError
 from torchtrt_bridge.lower.dtypes import torch_dtype_from_trt
 from torchtrt_bridge.runtime.shortage import tells_of_shortage
 from torchtrt_bridge.runtime.slots import current_slot
@@ -158,7 +158,11 @@ class Session:
 
     def _set_shapes(self, shapes: tuple[torch.Size, ...]) -> None:
         for name, shape in zip(self.signature.inputs, shapes, strict=True):
-            self.context.set_input_shape(name, tuple(shape))
+            if not self.context.set_input_shape(name, tuple(shape)):
+                self._shapes = None
+                raise ShapeRangeError(
+                    f"The engine takes no {name} of shape {tuple(shape)}: {_last_of(self.signature.log)}"
+                )
         self._output_shapes = [tuple(self.context.get_tensor_shape(name)) for name in self.signature.outputs]
         if self.signature.has_scratch:
             self._scratch_bytes = max(int(self.context.update_device_memory_size_for_shapes()), 1)

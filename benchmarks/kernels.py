@@ -1,0 +1,99 @@
+"""Kernels of a call, and how long each takes: python benchmarks/kernels.py [--models NAMES] [--batch N] [--out FILE]
+
+In fp16 on a GPU, of an engine alone and of inductor in its place; elsewhere it shows that the command works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
+
+import torchtrt_bridge as trtb
+from torchtrt_bridge.bench.clock import back_to_back, waiter
+from torchtrt_bridge.bench.entrant import converted
+from torchtrt_bridge.bench.environment import environment
+from torchtrt_bridge.bench.job import Job, Row
+from torchtrt_bridge.bench.suite import SUITE, build
+from torchtrt_bridge.files import written_aside
+
+OURS = "torchtrt_bridge"
+OPTIONS = {"engine": {"trial": "off"}, "with inductor competing": {"inductor": "compete"}}
+CALLS, PROFILED, SHOWN = 50, 5, 12
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", default="resnet50,efficientnet-b0,vit-b-16,bert-base")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows = []
+    for model in arguments.models.split(","):
+        for name in OPTIONS:
+            rows.append(measured(model, arguments.batch, name, device))
+            show(rows[-1])
+    if arguments.out is not None:
+        keep(arguments.out, device, rows)
+
+
+def measured(model: str, batch: int, name: str, device: str) -> Row:
+    """Milliseconds per call with calls queued, and the kernels of a call: how many, and microseconds in all."""
+    precision, engine = ("fp16", "auto") if device == "cuda" else ("fp32", "reference")
+    job = Job("speed", model, batch, precision, (OURS,), device=device, engine=engine)
+    module, inputs = converted(OURS, job, build(SUITE[model], device), SUITE[model].inputs(batch))
+    torch._dynamo.reset()
+    fast = trtb.compile(module, dynamic=False, engine=engine, **OPTIONS[name])
+    wait = waiter(device)
+    with torch.inference_mode():
+        for _ in range(PROFILED):
+            fast(**inputs)
+        ms = min(back_to_back(lambda: fast(**inputs), CALLS, wait) for _ in range(PROFILED))
+        with profile(activities=[ProfilerActivity.CUDA if device == "cuda" else ProfilerActivity.CPU]) as profiler:
+            for _ in range(PROFILED):
+                fast(**inputs)
+            wait()
+    found = [(e.key, e.count / PROFILED, _microseconds(e, device) / PROFILED) for e in profiler.key_averages()]
+    kernels = sorted((kernel for kernel in found if kernel[2]), key=lambda kernel: -kernel[2])
+    return {
+        "model": model,
+        "batch": batch,
+        "what": name,
+        "choices": [entry.choice for entry in trtb.report(fast).engines],
+        "ms": ms,
+        "kernels": sum(count for _, count, _ in kernels),
+        "kernels us": sum(us for *_, us in kernels),
+        "longest": [{"name": key, "count": count, "us": us} for key, count, us in kernels[:SHOWN]],
+    }
+
+
+def _microseconds(event: object, device: str) -> float:
+    return float(getattr(event, "self_device_time_total" if device == "cuda" else "self_cpu_time_total"))
+
+
+def show(row: Row) -> None:
+    title = f"{row['model']}, batch {row['batch']}, {row['what']} ({', '.join(row['choices'])}): {row['ms']:.3f} ms"
+    table = Table("kernel", "count", "us", title=f"{title}, {row['kernels']:.0f} kernels in {row['kernels us']:.0f} us")
+    for kernel in row["longest"]:
+        table.add_row(kernel["name"][:90], f"{kernel['count']:.0f}", f"{kernel['us']:.1f}")
+    Console().print(table)
+
+
+def keep(path: Path, device: str, rows: list[Row]) -> None:
+    command = " ".join(["python", "benchmarks/kernels.py", *sys.argv[1:]])
+    date = datetime.date.today().isoformat()
+    result = {"date": date, "command": command, "environment": environment(device, "auto"), "rows": rows}
+    with written_aside(path, mode=0o644) as aside:
+        aside.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -269,7 +269,15 @@ def ones_of_a_size(x: torch.Tensor) -> torch.Tensor:
     return torch.linalg.matrix_exp(x * 0.1).relu() + x.new_ones(x.shape[0], 1, 1) * 2
 
 
-@pytest.mark.parametrize("call", [view_after_unsupported, size_as_number, ones_of_a_size])
+def result_and_its_view(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    y = x.exp()
+    return y, y.flatten(0, 1)
+
+
+WITH_SIZES = [view_after_unsupported, size_as_number, ones_of_a_size, result_and_its_view]
+
+
+@pytest.mark.parametrize("call", WITH_SIZES)
 def test_no_size_crosses_a_border(call: Callable[..., Any]) -> None:
     module, proposal = cut(call, x_of(), dynamic=True)
     assert proposal.subgraphs
@@ -279,7 +287,7 @@ def test_no_size_crosses_a_border(call: Callable[..., Any]) -> None:
     assert_computes(module, call, x_of(5))
 
 
-@pytest.mark.parametrize("call", [view_after_unsupported, size_as_number, ones_of_a_size])
+@pytest.mark.parametrize("call", WITH_SIZES)
 def test_dynamic_sizes_beside_unsupported_operators(call: Callable[..., Any]) -> None:
     program = trtb.export(call, x_of(), dynamic_shapes=({0: Dim("batch", min=2, max=8)},), engine="reference")
     assert program.report.engines

@@ -145,13 +145,17 @@ def _is_move(node: fx.Node) -> bool:
 
 
 def _without_shared_views(nodes: list[fx.Node]) -> list[fx.Node]:
-    """Leave to PyTorch the views whose memory the caller sees twice, so that they stay views.
+    """Leave to PyTorch the views whose memory the caller sees twice, so that they stay views, and their sizes.
 
     These are views of an input that leave the subgraph, and views of a result that leaves it too.
     """
     inside = set(nodes)
     for node in reversed(nodes):
-        if _is_alias(node) and not any(user in inside for user in node.users):
+        if any(user in inside for user in node.users):
+            continue
+        if _is_size(node):
+            inside.discard(node)
+        elif _is_alias(node):
             source = node.all_input_nodes[0]
             if source.op != "get_attr" and (
                 _is_view_of_input(node, inside) or any(u not in inside for u in source.users)

@@ -50,6 +50,7 @@ class Network:
     def build(self) -> None:
         """Have TensorRT build an engine, which shows that the network is valid."""
         config = self._builder.create_builder_config()
+        self.flavour.set_targets(config, ("sm_89",))
         if self._dynamic:
             profile = self._builder.create_optimization_profile()
             for name, shape in self._dynamic:

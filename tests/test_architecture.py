@@ -31,6 +31,7 @@ FORBIDDEN = {
     "engine": ("normalize", "partition", "runtime", "reference", "interop", *JOINS),
     "runtime": ("normalize", "partition", "interop", *JOINS),
     "interop": ("normalize", "partition", "runtime", "reference", *JOINS),
+    "recall": ("normalize", "partition", "runtime", "reference", "interop", *JOINS),
 }
 
 # The ground that everything stands on: it imports no stage.

@@ -36,6 +36,7 @@ class CapturedGraph:
     mutations: for each further output, the index of the placeholder that it is copied into.
     state: names of the buffers that the model mutates, which the graph takes as its last inputs.
     ranges: smallest and largest value of each symbolic size.
+    origins: for each constant, the name of the tensor that it is in the program it was captured from.
     """
 
     module: fx.GraphModule
@@ -43,6 +44,7 @@ class CapturedGraph:
     mutations: tuple[int, ...]
     state: tuple[str, ...]
     ranges: dict[Any, tuple[int, int | None]]
+    origins: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def export_program(
@@ -133,6 +135,7 @@ def graph_from_program(program: ExportedProgram) -> CapturedGraph:
     mutated = set(signature.buffers_to_mutate.values())
     placeholders = {node.name: node for node in module.graph.nodes if node.op == "placeholder"}
     state = []
+    origins = {}
     for spec in signature.input_specs:
         if isinstance(spec.arg, ConstantArgument) and spec.kind is InputKind.USER_INPUT:
             continue
@@ -144,6 +147,7 @@ def graph_from_program(program: ExportedProgram) -> CapturedGraph:
                 state.append(spec.target)
             else:
                 _bind(module, node, _tensor_of(program, spec.target))
+                origins[node.name] = spec.target
         elif spec.kind is not InputKind.USER_INPUT:
             raise CaptureError(f"The model uses a {spec.kind.name.lower()} ({spec.target}), which has no tensor.")
     mutations = _order_outputs(module, signature, tuple(state))
@@ -151,7 +155,7 @@ def graph_from_program(program: ExportedProgram) -> CapturedGraph:
     module.recompile()
     outputs = len(_output(module).args[0]) - len(mutations)  # type: ignore[arg-type]
     ranges = {symbol: _bounds(value) for symbol, value in program.range_constraints.items()}
-    return CapturedGraph(module, outputs, mutations, tuple(state), ranges)
+    return CapturedGraph(module, outputs, mutations, tuple(state), ranges, origins)
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:

@@ -56,7 +56,7 @@ def input_positions(module: fx.GraphModule, inputs: Sequence[Any], bound: Sequen
     return [
         index
         for index, (node, value) in enumerate(zip(placeholders(module), inputs, strict=True))
-        if isinstance(value, torch.Tensor) and index not in bound and (node.users or _free_dims(node))
+        if isinstance(value, torch.Tensor) and index not in bound and (node.users or free_dims(node))
     ]
 
 
@@ -82,13 +82,13 @@ def _size_source(number: fx.Node, nodes: Sequence[fx.Node]) -> tuple[fx.Node, in
     """The tensor among the placeholders `nodes`, and its dimension, whose size a symbolic int is."""
     wanted = number.meta["example_value"].node.expr
     for node in nodes:
-        for dim, size in _free_dims(node).items():
+        for dim, size in free_dims(node).items():
             if size.node.expr == wanted:
                 return node, dim
     return None
 
 
-def _free_dims(node: fx.Node) -> dict[int, Any]:
+def free_dims(node: fx.Node) -> dict[int, Any]:
     """The symbolic dimensions of a placeholder's tensor."""
     fake = node.meta.get("example_value")
     if not isinstance(fake, torch.Tensor):
@@ -156,7 +156,7 @@ def _size(node: fx.Node, nodes: Sequence[fx.Node], value: Any) -> Any:
 def dynamic_shapes(bound: fx.GraphModule) -> dict[str, Any]:
     """The symbolic dimensions of each input with the ranges that Dynamo knows, as `torch.export.export` takes them."""
     return {
-        str(node.target): {dim: _dim(size) for dim, size in _free_dims(node).items()} for node in placeholders(bound)
+        str(node.target): {dim: _dim(size) for dim, size in free_dims(node).items()} for node in placeholders(bound)
     }
 
 

@@ -1,8 +1,10 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and a digest of the files of this package."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -26,3 +28,13 @@ def written_aside(path: Path, mode: int = 0o600, suffix: str = "") -> Iterator[P
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise
+
+
+@functools.cache
+def source_digest(*folders: str) -> str:
+    """A digest of the source in these folders of the package, so that changed code never meets what the old one kept."""
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted({path for folder in folders for path in (root / folder).rglob("*.py")}):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()

@@ -16,6 +16,7 @@ from torchtrt_bridge.compile_report import CompileReport, tell_once
 from torchtrt_bridge.errors import BridgeError, CaptureError
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.pipeline import CompiledGraph, compile_graph
+from torchtrt_bridge.recall import recalled_or_captured
 from torchtrt_bridge.runtime.surroundings import is_capturing, is_transformed
 from torchtrt_bridge.whole import WholeCheck
 
@@ -127,7 +128,7 @@ class ServedGraph:
     def _compile(self, args: Sequence[Any]) -> None:
         self.compiled = None
         try:
-            captured, inputs = dynamo.capture(self.original, args, self.weights, self._numbers)
+            captured, inputs = recalled_or_captured(self.original, args, self.weights, self._numbers, self.options)
             self._check_aliases(captured, inputs)
             with tracing(None):  # the passes look for the fake mode of the captured graph, not of Dynamo's trace
                 compiled = compile_graph(captured, self.options)

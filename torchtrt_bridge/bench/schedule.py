@@ -165,7 +165,7 @@ class Run:
             dataclasses.replace(job, contenders=todo, cache_dir=folder, lock=str(caches / "gpu.lock"))
             for job, todo in jobs
         ]
-        variables = _cache_variables(caches) | _thread_variables(len(jobs))
+        variables = cache_variables(caches) | _thread_variables(len(jobs))
         rest = []
         for (job, todo), outcome in zip(jobs, self.supervise_together(own, timeout, variables), strict=True):
             if outcome.is_timeout:
@@ -183,7 +183,7 @@ class Run:
         if timeout <= 0:
             return None
         own = dataclasses.replace(job, contenders=todo, part=part, cache_dir=str(folder / "engines"))
-        outcome = self.supervise(own, timeout, _cache_variables(folder))
+        outcome = self.supervise(own, timeout, cache_variables(folder))
         return None if outcome.is_timeout and timeout < self.row_timeout else outcome
 
     def _keep(self, job: Job, rows: Mapping[str, Row]) -> None:
@@ -216,7 +216,7 @@ def _prefixed(part: str, row: Row) -> Row:
     return {f"{part}_{name}": value for name, value in row.items()}
 
 
-def _cache_variables(folder: Path) -> dict[str, str]:
+def cache_variables(folder: Path) -> dict[str, str]:
     """Where PyTorch's compilers and the driver keep what they compiled."""
     return {
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),

@@ -1,4 +1,4 @@
-"""The engine cache: built engines on disk, safe under concurrent processes and against damage."""
+"""The engine cache: built engines and captured graphs on disk, safe under concurrent processes and against damage."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from torchtrt_bridge.options import Options
 LOCK_SECONDS = 600.0
 
 # The files of an entry, by their names behind the key.
-KINDS = ("engine", "engine.json", "kernels", "kernels.json")
+KINDS = ("engine", "engine.json", "kernels", "kernels.json", "graph", "graph.json")
 
 
 def default_directory() -> Path:
@@ -31,7 +31,9 @@ def default_directory() -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class EngineCache:
-    """Engines by key: `<key>.engine` with its digest in `<key>.json`, and TensorRT-RTX's kernels in `<key>.kernels`.
+    """Engines by key: `<key>.engine` with its digest in `<key>.engine.json`, TensorRT-RTX's kernels in `<key>.kernels`.
+
+    Captured graphs are `<key>.graph`, under keys of their own.
 
     Nothing here raises for the sake of the disk: a cache that cannot be read or written is told once and not used.
     """

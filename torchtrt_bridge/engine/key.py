@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -15,6 +13,7 @@ from torch import fx
 
 import torchtrt_bridge
 from torchtrt_bridge.engine.flavour import Flavour, current_target
+from torchtrt_bridge.files import source_digest
 from torchtrt_bridge.lower.registry import Guest, is_foreign
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.shapes import Range, spec_of
@@ -48,17 +47,7 @@ def engine_key(
 def _environment(flavour: Flavour, options: Options) -> list[Any]:
     target = list(options.targets) or [current_target() or PORTABLE]
     build = [options.optimization_level, options.workspace_bytes, options.tf32]
-    return [torchtrt_bridge.__version__, _source_digest(), flavour.name, flavour.version, target, build]
-
-
-@functools.cache
-def _source_digest() -> str:
-    """A digest of the converters' source, so that a changed converter never meets its predecessor's engines."""
-    digest = hashlib.sha256()
-    root = Path(__file__).parent.parent
-    for path in sorted([*(root / "lower").rglob("*.py"), *(root / "engine").rglob("*.py")]):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return [torchtrt_bridge.__version__, source_digest("lower", "engine"), flavour.name, flavour.version, target, build]
 
 
 def _describe(node: fx.Node, order: Mapping[fx.Node, int], ranges: Mapping[Any, Range]) -> str:

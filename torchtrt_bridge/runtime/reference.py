@@ -21,7 +21,3 @@ class ReferenceRunner:
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         return self._interpreter(*inputs)
-
-    def rehearse(self, inputs: Sequence[torch.Tensor]) -> list[Sequence[torch.Tensor]]:
-        """One run: the interpreter gives the same result each time."""
-        return [self(inputs)]

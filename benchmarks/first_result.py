@@ -1,0 +1,185 @@
+"""Where the time to a first result goes, stage by stage: python benchmarks/first_result.py [--models NAMES] [--out FILE]
+
+Batch 1 in fp16 on a GPU, with empty and then with filled caches, each in a new process; elsewhere it shows that the
+command works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import datetime
+import functools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.export import ExportedProgram
+
+from torchtrt_bridge import builder, dynamo, pipeline, served
+from torchtrt_bridge.bench import clock
+from torchtrt_bridge.bench.entrant import converted, made, strict_torch
+from torchtrt_bridge.bench.environment import environment
+from torchtrt_bridge.bench.job import PARTS, Job
+from torchtrt_bridge.bench.schedule import cache_variables
+from torchtrt_bridge.bench.suite import SUITE, build
+from torchtrt_bridge.engine import flavour
+from torchtrt_bridge.engine.cache import EngineCache
+from torchtrt_bridge.files import written_aside
+from torchtrt_bridge.runtime.gpu import GpuRunner
+from torchtrt_bridge.runtime.module import EngineModule
+from torchtrt_bridge.runtime.recording import Recording
+from torchtrt_bridge.runtime.trial import Trial
+from torchtrt_bridge.whole import WholeCheck
+
+OURS = "torchtrt_bridge"
+
+# Where each stage is entered: its name, what holds the function, and what the function is called there.
+STAGES: tuple[tuple[str, Any, str], ...] = (
+    ("backend", served.ServedGraph, "__init__"),
+    ("capture", dynamo, "capture"),
+    ("torch.export", torch.export, "export"),
+    ("its decompositions", ExportedProgram, "run_decompositions"),
+    ("graph of the program", dynamo, "graph_from_program"),
+    ("TensorRT is imported", flavour, "load"),
+    ("normalize", pipeline, "normalize"),
+    ("partition", pipeline, "propose"),
+    ("digest", builder, "engine_key"),
+    ("cache is read", EngineCache, "get"),
+    ("lower", builder, "network_from_graph"),
+    ("TensorRT builds", builder, "engine_from_network"),
+    ("engine is loaded", GpuRunner, "__init__"),
+    ("its context is made", GpuRunner, "prepare"),
+    ("first call", served.ServedGraph, "__call__"),
+    ("the engine is waited for", EngineModule, "wait"),
+    ("subgraph in PyTorch", EngineModule, "_in_pytorch"),
+    ("trial", Trial, "run"),
+    ("the engine runs", GpuRunner, "__call__"),
+    ("a CUDA graph is recorded", Recording, "__init__"),
+    ("contenders are timed", Trial, "_race"),
+    ("compared with the model", WholeCheck, "call"),
+)
+LEAST_SECONDS = 0.02  # shorter spans are left out
+
+
+@dataclasses.dataclass
+class Span:
+    """A stage from `start`, in seconds since the model was compiled, on its way in the thread that called it."""
+
+    stage: str
+    start: float
+    seconds: float
+    depth: int
+    is_aside: bool
+
+
+class Timeline:
+    """The spans of all stages that are entered while it is `watching`."""
+
+    def __init__(self) -> None:
+        self.spans: list[Span] = []
+        self._started = time.perf_counter()
+        self._depth = threading.local()
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for stage, owner, name in STAGES:
+                own = getattr(owner, name)
+                setattr(owner, name, self._timed(stage, own))
+                stack.callback(setattr, owner, name, own)
+            self._started = time.perf_counter()
+            yield
+
+    def _timed(self, stage: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            depth = getattr(self._depth, "value", 0)
+            self._depth.value = depth + 1
+            started = time.perf_counter()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self._depth.value = depth
+                seconds = time.perf_counter() - started
+                is_aside = threading.current_thread() is not threading.main_thread()
+                self.spans.append(Span(stage, started - self._started, seconds, depth, is_aside))
+
+        return timed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", default="resnet50,bert-base")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--child", nargs=2, metavar=("MODEL", "CACHES"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        print(json.dumps(measured(*arguments.child)))
+        return
+    rows = [row for name in arguments.models.split(",") for row in in_processes(name)]
+    for row in rows:
+        show(row)
+    if arguments.out is not None:
+        keep(arguments.out, rows)
+
+
+def in_processes(name: str) -> Iterator[dict[str, Any]]:
+    """The timelines of a model with empty caches, and with those that this left."""
+    with tempfile.TemporaryDirectory() as folder:
+        for part in PARTS["start"]:
+            command = [sys.executable, __file__, "--child", name, folder]
+            variables = {**os.environ, **cache_variables(Path(folder))}
+            done = subprocess.run(command, env=variables, check=True, stdout=subprocess.PIPE, text=True)
+            yield {"model": name, "caches": part, **json.loads(done.stdout.splitlines()[-1])}
+
+
+def measured(name: str, folder: str) -> dict[str, Any]:
+    """The timeline of a first call in this process."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    precision, engine = ("fp16", "auto") if device == "cuda" else ("fp32", "reference")
+    job = Job("start", name, 1, precision, (OURS,), device=device, engine=engine, cache_dir=f"{folder}/engines")
+    strict_torch()
+    model, inputs = converted(OURS, job, build(SUITE[name], device), SUITE[name].inputs(1))
+    wait = clock.waiter(device)
+    timeline = Timeline()
+    with torch.inference_mode(), timeline.watching():
+        started = time.perf_counter()
+        made(OURS, job, model)(**inputs)
+        wait()
+        seconds = time.perf_counter() - started
+    spans = sorted((span for span in timeline.spans if span.seconds >= LEAST_SECONDS), key=lambda span: span.start)
+    return {"seconds": seconds, "spans": [dataclasses.asdict(span) for span in spans]}
+
+
+def show(row: dict[str, Any]) -> None:
+    title = f"{row['model']}, {row['caches']} caches: {row['seconds']:.2f} s to the first result"
+    table = Table("from s", "for s", "stage", "in a thread of its own", title=title)
+    for span in row["spans"]:
+        stage = "  " * span["depth"] + span["stage"]
+        left, right = ("", stage) if span["is_aside"] else (stage, "")
+        table.add_row(f"{span['start']:.2f}", f"{span['seconds']:.2f}", left, right)
+    Console(width=120).print(table)
+
+
+def keep(path: Path, rows: list[dict[str, Any]]) -> None:
+    command = " ".join(["python", "benchmarks/first_result.py", *sys.argv[1:]])
+    date = datetime.date.today().isoformat()
+    result = {"date": date, "command": command, "environment": environment("cuda", "auto"), "rows": rows}
+    with written_aside(path, mode=0o644) as aside:
+        aside.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""Where the time to a first result goes, stage by stage: python benchmarks/first_result.py [--models NAMES] [--out FILE]
+"""Where the time to a first result goes: python benchmarks/first_result.py [--models NAMES] [--out FILE]
 
 Batch 1 in fp16 on a GPU, with empty and then with filled caches, each in a new process; elsewhere it shows that the
 command works.

@@ -32,7 +32,7 @@ def written_aside(path: Path, mode: int = 0o600, suffix: str = "") -> Iterator[P
 
 @functools.cache
 def source_digest(*folders: str) -> str:
-    """A digest of the source in these folders of the package, so that changed code never meets what the old one kept."""
+    """A digest of the source in these folders of the package: changed code shall not meet what the old one kept."""
     root = Path(__file__).parent
     digest = hashlib.sha256()
     for path in sorted({path for folder in folders for path in (root / folder).rglob("*.py")}):

@@ -18,6 +18,7 @@ from torchtrt_bridge.lower.network import Network, network_from_graph
 from torchtrt_bridge.normalize import normalize
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.partition import fuse, propose
+from torchtrt_bridge.recall.text import graph_from_text, text_from_graph
 
 Compute = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 
@@ -64,6 +65,8 @@ def lower(point: Point, flavour: Flavour, can: Callable[[str], bool] = lambda ca
     with torch.backends.opt_einsum.flags(enabled=False):  # where it is installed, it makes sizes static
         captured = capture(point.make_inputs(TRACED), model, shapes)
     assert bool(captured.ranges) == point.dynamic, "no dimension stayed dynamic"
+    if not point.dynamic:
+        captured = recalled(captured)
     graph = normalize(captured.module, Options())
     proposal = propose(graph, Options())
     assert [f"{r.node.target}: {r.reason}" for r in proposal.rejections] == []
@@ -73,6 +76,12 @@ def lower(point: Point, flavour: Flavour, can: Callable[[str], bool] = lambda ca
     assert case.op in operators, f"{case.op} is not in the graph: {operators}"
     network = network_from_graph(subgraph, flavour, dict.fromkeys(captured.ranges, (1, _most(point))), can)
     return Lowered(model, graph, network)
+
+
+def recalled(captured: CapturedGraph) -> CapturedGraph:
+    """The same graph as a later process reads it from the cache."""
+    weights = {origin: captured.module.get_buffer(name) for name, origin in captured.origins.items()}
+    return graph_from_text(text_from_graph(captured, weights), weights)
 
 
 def _most(point: Point) -> int:

@@ -187,9 +187,7 @@ def test_tensors_that_are_attributes_are_inputs_of_the_graph(captures: list[Any]
     assert len(captures) == 1
 
 
-def test_a_large_constant_is_not_kept(
-    captures: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_constant_is_not_kept(captures: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def model(x: torch.Tensor) -> torch.Tensor:
         return x.relu() + torch.tensor([1.0, 2.0, 3.0])
 

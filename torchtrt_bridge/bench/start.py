@@ -18,7 +18,8 @@ from torchtrt_bridge.bench.suite import SUITE, build
 def measure(job: Job) -> Iterator[Event]:
     """One row, of the job's only contender. Its model is on the device already when the clock starts.
 
-    What the contender imports when it is called is in the time, and so is loading what it uses of CUDA's libraries.
+    What the contender imports when it is called is in the time, and so is loading what it uses of CUDA's libraries;
+    torch and torchtrt_bridge are imported before, as at the top of a script.
     Whether caches are empty is up to who starts the process.
     """
     (name,) = job.contenders

@@ -1,4 +1,4 @@
-"""The key of a captured graph: a digest of all that a capture reads, so that a recalled graph is never another one's."""
+"""The key of a captured graph: a digest of all that a capture reads, so that no graph is recalled for another."""
 
 from __future__ import annotations
 
@@ -77,33 +77,33 @@ def _is_plain(module: fx.GraphModule, args: Sequence[Any], numbers: Sequence[int
 
 
 def _tensors(args: Sequence[Any], numbers: Sequence[int]) -> list[Any]:
-    """What a capture sees of each tensor, and which share memory."""
+    """What a capture sees of each tensor, and which share memory; None for a number."""
     memories: dict[Any, int] = {}
-    told: list[Any] = []
-    for index, value in enumerate(args):
-        if index in numbers:
-            told.append(type(value).__name__)
-            continue
-        memory = memories.setdefault(value.untyped_storage()._cdata, len(memories))
-        told.append(
-            [
-                *(str(value.dtype), str(value.device), str(value.layout), list(value.shape), list(value.stride())),
-                *(value.storage_offset(), memory, value.requires_grad, value.is_inference()),
-                *(value.is_conj(), value.is_neg(), type(value).__name__),
-            ]
-        )
-    return told
+    return [None if index in numbers else _tensor(value, memories) for index, value in enumerate(args)]
 
 
-def _surroundings() -> list[Any]:
+def _tensor(value: torch.Tensor, memories: dict[Any, int]) -> list[Any]:
+    memory = memories.setdefault(value.untyped_storage()._cdata, len(memories))
+    kinds = [type(value).__name__, str(value.dtype), str(value.device), str(value.layout)]
+    flags = [value.requires_grad, value.is_inference(), value.is_conj(), value.is_neg()]
+    return [*kinds, list(value.shape), list(value.stride()), value.storage_offset(), memory, *flags]
+
+
+def _surroundings() -> dict[str, Any]:
     """Versions, source code and PyTorch's settings, as far as a capture may depend on them."""
-    devices = ("cpu", "cuda")
-    return [
-        *(str(torch.__version__), torch.version.git_version, platform.python_version(), source_digest(".")),
-        *(sorted(str(op) for op in CONVERTERS if isinstance(op, torch._ops.OpOverload)), functorch_config.get_hash().hex()),
-        *(str(torch.get_default_dtype()), str(torch.get_default_device()), torch.is_inference_mode_enabled()),
-        *([torch.is_autocast_enabled(device), str(torch.get_autocast_dtype(device))] for device in devices),
-        *(torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()),
-        *(torch.are_deterministic_algorithms_enabled(), torch.backends.mha.get_fastpath_enabled()),
-        *(torch.backends.cudnn.enabled, torch.backends.mkldnn.enabled),
-    ]
+    converted = [str(op) for op in CONVERTERS if isinstance(op, torch._ops.OpOverload)]
+    autocast = {d: [torch.is_autocast_enabled(d), str(torch.get_autocast_dtype(d))] for d in ("cpu", "cuda")}
+    return {
+        "torch": [str(torch.__version__), torch.version.git_version],
+        "python": platform.python_version(),
+        "source": source_digest("."),
+        "converters": sorted(converted),
+        "autocast": autocast,
+        "defaults": [str(torch.get_default_dtype()), str(torch.get_default_device())],
+        "modes": [torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()],
+        "inference": torch.is_inference_mode_enabled(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "fast paths": torch.backends.mha.get_fastpath_enabled(),
+        "libraries": [torch.backends.cudnn.enabled, torch.backends.mkldnn.enabled],
+        "functorch": functorch_config.get_hash().hex(),
+    }

@@ -18,7 +18,7 @@ from torchtrt_bridge.compile_report import tell_once
 from torchtrt_bridge.engine.cache import EngineCache
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.recall.key import capture_key
-from torchtrt_bridge.recall.text import NoText, graph_from_text, text_from_graph
+from torchtrt_bridge.recall.text import NoTextError, graph_from_text, text_from_graph
 
 KIND = "graph"
 
@@ -38,7 +38,7 @@ def recalled_or_captured(
     captured, inputs = dynamo.capture(module, args, weights, numbers)
     try:
         text = text_from_graph(captured, constants)
-    except NoText:
+    except NoTextError:
         return captured, inputs  # it is captured each time
     cache.put(key, text.encode(), KIND)
     return captured, inputs

@@ -22,14 +22,14 @@ MOST_BYTES = 2**20
 GETITEM = "getitem"
 
 
-class NoText(ValueError):
+class NoTextError(ValueError):
     """A graph holds something that this form has no text for, such as a size that is known only at run time."""
 
 
 def text_from_graph(captured: CapturedGraph, weights: Mapping[str, torch.Tensor]) -> str:
     """The graph as text. weights: what its constants come from, by name; of these only the name is kept.
 
-    Raises NoText.
+    Raises NoTextError.
     """
     order = {node: index for index, node in enumerate(captured.module.graph.nodes)}
     traces: dict[str | None, int] = {}
@@ -94,7 +94,7 @@ def _text_of_target(node: fx.Node) -> str:
         return GETITEM
     if isinstance(node.target, torch._ops.OpOverload):
         return str(node.target)
-    raise NoText(f"{node.target} is no operator of PyTorch's")
+    raise NoTextError(f"{node.target} is no operator of PyTorch's")
 
 
 def _call_from(name: str) -> Any:
@@ -127,7 +127,7 @@ def _text_of(value: Any, order: Mapping[fx.Node, int]) -> Any:
     for name, kind in NAMED.items():
         if isinstance(value, kind):
             return {name: str(value).removeprefix("torch.")}
-    raise NoText(f"a {type(value).__name__} has no text")
+    raise NoTextError(f"a {type(value).__name__} has no text")
 
 
 def _value_from(text: Any, nodes: list[fx.Node]) -> Any:
@@ -156,7 +156,7 @@ def _value_from(text: Any, nodes: list[fx.Node]) -> Any:
 def _text_of_constant(value: torch.Tensor) -> dict[str, Any]:
     """A constant that is no weight, with its elements."""
     if value.numel() * value.element_size() > MOST_BYTES:
-        raise NoText(f"a constant of {value.numel()} elements is too large")
+        raise NoTextError(f"a constant of {value.numel()} elements is too large")
     elements = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     form = _text_of([value.dtype, value.shape, value.device], {})
     return {"form": form, "elements": base64.b64encode(bytes(elements.tolist())).decode()}

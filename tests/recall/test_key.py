@@ -190,4 +190,15 @@ NOT_KEPT: dict[str, tuple[Any, torch.Tensor, bool | None]] = {
 @pytest.mark.parametrize("name", NOT_KEPT)
 def test_what_may_change_unseen_has_no_key(name: str) -> None:
     function, x, dynamic = NOT_KEPT[name]
-    assert key_of(lambda x: function(x) + 1, x, dynamic=dynamic) is None
+    assert key_of(lambda x: function(x) * 2, x, dynamic=dynamic) is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [square().to_sparse(), torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), 4],
+    ids=["sparse", "nested", "size"],
+)
+def test_only_dense_tensors_have_a_key(value: Any) -> None:
+    module = fx.symbolic_trace(lambda x: torch.neg(x))
+    assert capture_key(module, [square()], [], []) is not None
+    assert capture_key(module, [value], [], []) is None

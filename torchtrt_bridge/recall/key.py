@@ -65,15 +65,18 @@ def _is_of_python(value: Any) -> bool:
 
 
 def _is_plain(module: fx.GraphModule, args: Sequence[Any], numbers: Sequence[int]) -> bool:
-    """Whether the arguments are tensors of static sizes and bound numbers, and no subclasses, of which code may change.
+    """Whether the arguments are dense tensors of static sizes and bound numbers, and no subclasses with their code.
 
     Numbers are symbols to Dynamo; what else is one is a size.
     """
-    nodes = dynamo.placeholders(module)
-    if any(dynamo.free_dims(node) for node in nodes):
+    if any(dynamo.free_dims(node) for node in dynamo.placeholders(module)):
         return False
-    others = [value for index, value in enumerate(args) if index not in numbers]
-    return all(type(value) in (torch.Tensor, nn.Parameter) for value in others)
+    return all(_is_dense(value) for index, value in enumerate(args) if index not in numbers)
+
+
+def _is_dense(value: Any) -> bool:
+    is_tensor = type(value) in (torch.Tensor, nn.Parameter)
+    return is_tensor and value.layout is torch.strided and not value.is_nested
 
 
 def _tensors(args: Sequence[Any], numbers: Sequence[int]) -> list[Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import datetime
 import functools
 import json
 import os
@@ -30,13 +29,13 @@ from torch.export import ExportedProgram
 from torchtrt_bridge import builder, dynamo, pipeline, served
 from torchtrt_bridge.bench import clock
 from torchtrt_bridge.bench.entrant import converted, made, strict_torch
-from torchtrt_bridge.bench.environment import environment
-from torchtrt_bridge.bench.job import PARTS, Job
+from torchtrt_bridge.bench.job import PARTS, Job, Row
+from torchtrt_bridge.bench.results import keep_rows
 from torchtrt_bridge.bench.schedule import cache_variables
 from torchtrt_bridge.bench.suite import SUITE, build
 from torchtrt_bridge.engine import flavour
 from torchtrt_bridge.engine.cache import EngineCache
-from torchtrt_bridge.files import written_aside
+from torchtrt_bridge.recall import recall
 from torchtrt_bridge.runtime.gpu import GpuRunner
 from torchtrt_bridge.runtime.module import EngineModule
 from torchtrt_bridge.runtime.recording import Recording
@@ -48,6 +47,8 @@ OURS = "torchtrt_bridge"
 # Where each stage is entered: its name, what holds the function, and what the function is called there.
 STAGES: tuple[tuple[str, Any, str], ...] = (
     ("backend", served.ServedGraph, "__init__"),
+    ("key of the graph", recall, "capture_key"),
+    ("graph is recalled", recall, "graph_from_text"),
     ("capture", dynamo, "capture"),
     ("torch.export", torch.export, "export"),
     ("its decompositions", ExportedProgram, "run_decompositions"),
@@ -125,17 +126,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--child", nargs=2, metavar=("MODEL", "CACHES"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     if arguments.child:
-        print(json.dumps(measured(*arguments.child)))
+        print(json.dumps(measured(*arguments.child, device)))
         return
     rows = [row for name in arguments.models.split(",") for row in in_processes(name)]
     for row in rows:
         show(row)
     if arguments.out is not None:
-        keep(arguments.out, rows)
+        keep_rows(arguments.out, device, rows)
 
 
-def in_processes(name: str) -> Iterator[dict[str, Any]]:
+def in_processes(name: str) -> Iterator[Row]:
     """The timelines of a model with empty caches, and with those that this left."""
     with tempfile.TemporaryDirectory() as folder:
         for part in PARTS["start"]:
@@ -145,9 +147,8 @@ def in_processes(name: str) -> Iterator[dict[str, Any]]:
             yield {"model": name, "caches": part, **json.loads(done.stdout.splitlines()[-1])}
 
 
-def measured(name: str, folder: str) -> dict[str, Any]:
+def measured(name: str, folder: str, device: str) -> Row:
     """The timeline of a first call in this process."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     precision, engine = ("fp16", "auto") if device == "cuda" else ("fp32", "reference")
     job = Job("start", name, 1, precision, (OURS,), device=device, engine=engine, cache_dir=f"{folder}/engines")
     strict_torch()
@@ -163,7 +164,7 @@ def measured(name: str, folder: str) -> dict[str, Any]:
     return {"seconds": seconds, "spans": [dataclasses.asdict(span) for span in spans]}
 
 
-def show(row: dict[str, Any]) -> None:
+def show(row: Row) -> None:
     title = f"{row['model']}, {row['caches']} caches: {row['seconds']:.2f} s to the first result"
     table = Table("from s", "for s", "stage", "in a thread of its own", title=title)
     for span in row["spans"]:
@@ -171,14 +172,6 @@ def show(row: dict[str, Any]) -> None:
         left, right = ("", stage) if span["is_aside"] else (stage, "")
         table.add_row(f"{span['start']:.2f}", f"{span['seconds']:.2f}", left, right)
     Console(width=120).print(table)
-
-
-def keep(path: Path, rows: list[dict[str, Any]]) -> None:
-    command = " ".join(["python", "benchmarks/first_result.py", *sys.argv[1:]])
-    date = datetime.date.today().isoformat()
-    result = {"date": date, "command": command, "environment": environment("cuda", "auto"), "rows": rows}
-    with written_aside(path, mode=0o644) as aside:
-        aside.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,11 +6,8 @@ Batch 1 in fp16, on a GPU and with nothing else on the machine; elsewhere it sho
 from __future__ import annotations
 
 import argparse
-import datetime
 import functools
-import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,10 +22,9 @@ from torch import nn
 from torchtrt_bridge.backend import backend_of
 from torchtrt_bridge.bench.clock import back_to_back, waiter
 from torchtrt_bridge.bench.entrant import converted, made
-from torchtrt_bridge.bench.environment import environment
 from torchtrt_bridge.bench.job import Job, Row
+from torchtrt_bridge.bench.results import keep_rows
 from torchtrt_bridge.bench.suite import SUITE, build
-from torchtrt_bridge.files import written_aside
 from torchtrt_bridge.served import ServedGraph
 
 Call = Callable[[], Any]
@@ -45,7 +41,7 @@ def main() -> None:
     rows = [measured(name, device) for name in arguments.models.split(",")]
     show(rows)
     if arguments.out is not None:
-        keep(arguments.out, device, rows)
+        keep_rows(arguments.out, device, rows)
 
 
 @torch.inference_mode()
@@ -128,14 +124,6 @@ def show(rows: list[Row]) -> None:
     for key in [key for key in rows[0] if key != "model"]:
         table.add_row(key, *(f"{row[key]:.4g}" for row in rows))
     Console().print(table)
-
-
-def keep(path: Path, device: str, rows: list[Row]) -> None:
-    command = " ".join(["python", "benchmarks/host_call.py", *sys.argv[1:]])
-    date = datetime.date.today().isoformat()
-    result = {"date": date, "command": command, "environment": environment(device, "auto"), "rows": rows}
-    with written_aside(path, mode=0o644) as aside:
-        aside.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,9 +6,6 @@ In fp16 on a GPU, of an engine alone and of inductor in its place; elsewhere it 
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import sys
 from pathlib import Path
 
 import torch
@@ -19,10 +16,9 @@ from torch.profiler import ProfilerActivity, profile
 import torchtrt_bridge as trtb
 from torchtrt_bridge.bench.clock import back_to_back, waiter
 from torchtrt_bridge.bench.entrant import converted
-from torchtrt_bridge.bench.environment import environment
 from torchtrt_bridge.bench.job import Job, Row
+from torchtrt_bridge.bench.results import keep_rows
 from torchtrt_bridge.bench.suite import SUITE, build
-from torchtrt_bridge.files import written_aside
 
 OURS = "torchtrt_bridge"
 OPTIONS = {"engine": {"trial": "off"}, "with inductor competing": {"inductor": "compete"}}
@@ -42,7 +38,7 @@ def main() -> None:
             rows.append(measured(model, arguments.batch, name, device))
             show(rows[-1])
     if arguments.out is not None:
-        keep(arguments.out, device, rows)
+        keep_rows(arguments.out, device, rows)
 
 
 def measured(model: str, batch: int, name: str, device: str) -> Row:
@@ -85,14 +81,6 @@ def show(row: Row) -> None:
     for kernel in row["longest"]:
         table.add_row(kernel["name"][:90], f"{kernel['count']:.0f}", f"{kernel['us']:.1f}")
     Console().print(table)
-
-
-def keep(path: Path, device: str, rows: list[Row]) -> None:
-    command = " ".join(["python", "benchmarks/kernels.py", *sys.argv[1:]])
-    date = datetime.date.today().isoformat()
-    result = {"date": date, "command": command, "environment": environment(device, "auto"), "rows": rows}
-    with written_aside(path, mode=0o644) as aside:
-        aside.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

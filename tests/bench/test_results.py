@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from torchtrt_bridge.bench.results import Results
+from torchtrt_bridge.bench.results import Results, keep_rows
 from torchtrt_bridge.errors import OptionsError
 
 ENVIRONMENT = {"gpu": "H100", "torch": "2.11.0"}
@@ -67,3 +69,12 @@ def test_a_file_that_holds_no_results_is_refused(text: str, tmp_path: Path) -> N
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(OptionsError, match=r"none\.json holds no results.*No such file"):
         Results.read(tmp_path / "none.json")
+
+
+def test_rows_of_a_script_are_kept_with_its_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/somewhere/benchmarks/kernels.py", "--models", "a b"])
+    keep_rows(tmp_path / "kept.json", "cpu", [{"model": "a b", "ms": 1.5}])
+    kept = json.loads((tmp_path / "kept.json").read_text())
+    assert kept["command"] == "python benchmarks/kernels.py --models 'a b'"
+    assert kept["rows"] == [{"model": "a b", "ms": 1.5}]
+    assert kept["environment"]["torch"] == torch.__version__

@@ -65,7 +65,7 @@ def lower(point: Point, flavour: Flavour, can: Callable[[str], bool] = lambda ca
     with torch.backends.opt_einsum.flags(enabled=False):  # where it is installed, it makes sizes static
         captured = capture(point.make_inputs(TRACED), model, shapes)
     assert bool(captured.ranges) == point.dynamic, "no dimension stayed dynamic"
-    if not point.dynamic:
+    if not point.dynamic and point.dtype is torch.float32:
         captured = recalled(captured)
     graph = normalize(captured.module, Options())
     proposal = propose(graph, Options())

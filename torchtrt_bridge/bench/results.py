@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torchtrt_bridge.bench.environment import environment
 from torchtrt_bridge.bench.job import Row
 from torchtrt_bridge.errors import OptionsError
 from torchtrt_bridge.files import written_aside
@@ -83,3 +87,12 @@ class Results:
 
 def key_of(row: Row) -> Key:
     return tuple(row[name] for name in KEY)
+
+
+def keep_rows(path: Path, device: str, rows: Sequence[Row]) -> None:
+    """Write what a script of benchmarks/ found, with its date, command and environment."""
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    date = datetime.date.today().isoformat()
+    found = {"date": date, "command": command, "environment": environment(device, "auto"), "rows": rows}
+    with written_aside(path, mode=0o644) as aside:
+        aside.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -31,10 +31,17 @@ def written_aside(path: Path, mode: int = 0o600, suffix: str = "") -> Iterator[P
 
 
 @functools.cache
-def source_digest(*folders: str) -> str:
-    """A digest of the source in these folders of the package: changed code shall not meet what the old one kept."""
+def source_digest(*patterns: str, without: str = "") -> str:
+    """A digest of this package's source files, so that changed code never meets what the old one kept.
+
+    patterns: which files, from the package's root, as ``"lower/**/*.py"``. without: a folder that is left out.
+    """
     root = Path(__file__).parent
+    found = [list(root.glob(pattern)) for pattern in patterns]
+    assert all(found), f"of {patterns} one names no file"  # else its digest would stay whatever changes
     digest = hashlib.sha256()
-    for path in sorted({path for folder in folders for path in (root / folder).rglob("*.py")}):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    for path in sorted({path for paths in found for path in paths}):
+        name = path.relative_to(root)
+        if not without or Path(without) not in name.parents:
+            digest.update(name.as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()

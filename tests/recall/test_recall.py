@@ -23,7 +23,7 @@ from torchtrt_bridge.recall import text as texts
 
 
 class Block(nn.Module):
-    """Attention under a mask, embeddings, a projection in two parts, and results in a tuple."""
+    """Attention under a mask, embeddings, a projection in three parts, and results by name."""
 
     def __init__(self) -> None:
         super().__init__()

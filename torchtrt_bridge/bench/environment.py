@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import os
 import platform
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torchtrt_bridge
+from torchtrt_bridge import files
 
 PACKAGES = ("torchvision", "transformers", "triton", "torch-tensorrt", "torch-tensorrt-rtx")
 
@@ -38,12 +38,7 @@ def environment(device: str, engine: str) -> dict[str, Any]:
 
 def source_digest() -> str:
     """Twelve letters that change with the source code of torchtrt_bridge, this benchmark left out."""
-    package = Path(__file__).parent.parent
-    digest = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        if Path(__file__).parent not in path.parents:
-            digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:12]
+    return files.source_digest("**/*.py", without="bench")[:12]
 
 
 def _version(package: str) -> str | None:

@@ -47,7 +47,8 @@ def engine_key(
 def _environment(flavour: Flavour, options: Options) -> list[Any]:
     target = list(options.targets) or [current_target() or PORTABLE]
     build = [options.optimization_level, options.workspace_bytes, options.tf32]
-    return [torchtrt_bridge.__version__, source_digest("lower", "engine"), flavour.name, flavour.version, target, build]
+    source = source_digest("lower/**/*.py", "engine/**/*.py")
+    return [torchtrt_bridge.__version__, source, flavour.name, flavour.version, target, build]
 
 
 def _describe(node: fx.Node, order: Mapping[fx.Node, int], ranges: Mapping[Any, Range]) -> str:

@@ -6,13 +6,11 @@ A capability is one function that writes such a network. Its answer is kept per 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import math
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +20,7 @@ from torchtrt_bridge.engine.cache import EngineCache
 from torchtrt_bridge.engine.flavour import Flavour, current_target
 from torchtrt_bridge.engine.key import PORTABLE
 from torchtrt_bridge.errors import BridgeError
+from torchtrt_bridge.files import source_digest
 from torchtrt_bridge.forks import in_each_child
 from torchtrt_bridge.lower.dtypes import trt_dtype_from_torch
 from torchtrt_bridge.options import Options
@@ -196,14 +195,9 @@ def supports(capability: str, flavour: Flavour, options: Options) -> Support:
 def _key(capability: str, flavour: Flavour, options: Options) -> str:
     """A name for the question, by all that its answer depends on."""
     targets = sorted(options.targets) or [current_target() or PORTABLE]
-    digest = hashlib.sha256(json.dumps([flavour.name, flavour.version, targets, _source_digest()]).encode())
+    source = source_digest("engine/probe.py")  # a changed probe never meets its predecessor's answers
+    digest = hashlib.sha256(json.dumps([flavour.name, flavour.version, targets, source]).encode())
     return f"{capability}-{digest.hexdigest()[:32]}"
-
-
-@functools.cache
-def _source_digest() -> str:
-    """A digest of this file, so that a changed probe never meets its predecessor's answers."""
-    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
 
 
 def _kept_or_asked(key: str, asked: Probe, flavour: Flavour, options: Options) -> Support:

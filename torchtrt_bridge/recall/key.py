@@ -87,7 +87,7 @@ def _tensors(args: Sequence[Any], numbers: Sequence[int]) -> list[Any]:
 
 def _tensor(value: torch.Tensor, memories: dict[Any, int]) -> list[Any]:
     memory = memories.setdefault(value.untyped_storage()._cdata, len(memories))
-    kinds = [type(value).__name__, str(value.dtype), str(value.device), str(value.layout)]
+    kinds = [type(value).__name__, str(value.dtype), str(value.device)]
     flags = [value.requires_grad, value.is_inference(), value.is_conj(), value.is_neg()]
     return [*kinds, list(value.shape), list(value.stride()), value.storage_offset(), memory, *flags]
 
@@ -99,7 +99,7 @@ def _surroundings() -> dict[str, Any]:
     return {
         "torch": [str(torch.__version__), torch.version.git_version],
         "python": platform.python_version(),
-        "source": source_digest("."),
+        "source": source_digest("**/*.py", without="bench"),
         "converters": sorted(converted),
         "autocast": autocast,
         "defaults": [str(torch.get_default_dtype()), str(torch.get_default_device())],

@@ -26,34 +26,37 @@ from rich.console import Console
 from rich.table import Table
 from torch.export import ExportedProgram
 
-from torchtrt_bridge import builder, dynamo, pipeline, served
-from torchtrt_bridge.bench import clock
-from torchtrt_bridge.bench.entrant import converted, made, strict_torch
-from torchtrt_bridge.bench.job import PARTS, Job, Row
-from torchtrt_bridge.bench.results import keep_rows
-from torchtrt_bridge.bench.schedule import cache_variables
-from torchtrt_bridge.bench.suite import SUITE, build
-from torchtrt_bridge.engine import flavour
-from torchtrt_bridge.engine.cache import EngineCache
-from torchtrt_bridge.recall import recall
-from torchtrt_bridge.runtime.gpu import GpuRunner
-from torchtrt_bridge.runtime.module import EngineModule
-from torchtrt_bridge.runtime.recording import Recording
+from benchmarks.suite import clock
+from benchmarks.suite.entrant import converted, made, strict_torch
+from benchmarks.suite.job import PARTS, Job, Row
+from benchmarks.suite.models import SUITE, build
+from benchmarks.suite.results import keep_rows
+from benchmarks.suite.schedule import cache_variables
+from torchtrt_bridge import pipeline
+from torchtrt_bridge.cache import EngineCache
+from torchtrt_bridge.capture import cache as recall
+from torchtrt_bridge.capture import dynamo
+from torchtrt_bridge.engine import builder
+from torchtrt_bridge.entry import compiled_graph as served
+from torchtrt_bridge.entry.graph_accuracy import GraphAccuracyCheck
+from torchtrt_bridge.runtime.cuda_graph import CudaGraphCall
+from torchtrt_bridge.runtime.engine_module import EngineModule
+from torchtrt_bridge.runtime.tensorrt_runner import GpuRunner
 from torchtrt_bridge.runtime.trial import Trial
-from torchtrt_bridge.whole import WholeCheck
+from torchtrt_bridge.trt import library as library
 
 OURS = "torchtrt_bridge"
 
 # Where each stage is entered: its name, what holds the function, and what the function is called there.
 STAGES: tuple[tuple[str, Any, str], ...] = (
-    ("backend", served.ServedGraph, "__init__"),
+    ("backend", served.CompiledGraph, "__init__"),
     ("key of the graph", recall, "capture_key"),
     ("graph is recalled", recall, "graph_from_text"),
     ("capture", dynamo, "capture"),
     ("torch.export", torch.export, "export"),
     ("its decompositions", ExportedProgram, "run_decompositions"),
     ("graph of the program", dynamo, "graph_from_program"),
-    ("TensorRT is imported", flavour, "load"),
+    ("TensorRT is imported", library, "load"),
     ("normalize", pipeline, "normalize"),
     ("partition", pipeline, "propose"),
     ("digest", builder, "engine_key"),
@@ -62,14 +65,14 @@ STAGES: tuple[tuple[str, Any, str], ...] = (
     ("TensorRT builds", builder, "engine_from_network"),
     ("engine is loaded", GpuRunner, "__init__"),
     ("its context is made", GpuRunner, "prepare"),
-    ("first call", served.ServedGraph, "__call__"),
+    ("first call", served.CompiledGraph, "__call__"),
     ("the engine is waited for", EngineModule, "wait"),
     ("subgraph in PyTorch", EngineModule, "_in_pytorch"),
     ("trial", Trial, "run"),
     ("the engine runs", GpuRunner, "__call__"),
-    ("a CUDA graph is recorded", Recording, "__init__"),
+    ("a CUDA graph is recorded", CudaGraphCall, "__init__"),
     ("contenders are timed", Trial, "_race"),
-    ("compared with the model", WholeCheck, "call"),
+    ("compared with the model", GraphAccuracyCheck, "call"),
 )
 LEAST_SECONDS = 0.02  # shorter spans are left out
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from torchtrt_bridge.engine import flavour
+from torchtrt_bridge.trt import library as library
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -29,7 +29,7 @@ def main() -> int:
         "command": " ".join(["python", *command[1:]]),
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,
-        "tensorrt": str(flavour.choose("auto")),
+        "tensorrt": str(library.choose("auto")),
         **_counts(cases),
     }
     path = RESULTS / f"gpu_tests_{torch.cuda.get_device_name().replace(' ', '_').lower()}.json"

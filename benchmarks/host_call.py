@@ -19,13 +19,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from torchtrt_bridge.backend import backend_of
-from torchtrt_bridge.bench.clock import back_to_back, waiter
-from torchtrt_bridge.bench.entrant import converted, made
-from torchtrt_bridge.bench.job import Job, Row
-from torchtrt_bridge.bench.results import keep_rows
-from torchtrt_bridge.bench.suite import SUITE, build
-from torchtrt_bridge.served import ServedGraph
+from benchmarks.suite.clock import back_to_back, waiter
+from benchmarks.suite.entrant import converted, made
+from benchmarks.suite.job import Job, Row
+from benchmarks.suite.models import SUITE, build
+from benchmarks.suite.results import keep_rows
+from torchtrt_bridge.entry.compiled_graph import CompiledGraph
+from torchtrt_bridge.entry.torch_compile import backend_of
 
 Call = Callable[[], Any]
 OURS, THEIRS = "torchtrt_bridge", "inductor-reduce-overhead"
@@ -65,7 +65,7 @@ def measured(name: str, device: str) -> Row:
         "ms": milliseconds(call, wait),
     }
     results = graph(*arguments)
-    with patch.object(ServedGraph, "__call__", lambda graph, *arguments: results):
+    with patch.object(CompiledGraph, "__call__", lambda graph, *arguments: results):
         row["Dynamo us"] = host(call, wait)
     for recording in run.lane.replays():
         row["copy and replay us"] = host(functools.partial(recording, taken), wait)
@@ -87,13 +87,13 @@ def called(contender: str, job: Job, original: nn.Module) -> tuple[Any, Call]:
 def arguments_of_last_call(call: Call, calls: int = 6) -> list[Any]:
     """What Dynamo gives to the graph, once the call is recorded."""
     seen: list[Any] = []
-    own = ServedGraph.__call__
+    own = CompiledGraph.__call__
 
-    def noting(graph: ServedGraph, *arguments: Any) -> Any:
+    def noting(graph: CompiledGraph, *arguments: Any) -> Any:
         seen[:] = arguments
         return own(graph, *arguments)
 
-    with patch.object(ServedGraph, "__call__", noting):
+    with patch.object(CompiledGraph, "__call__", noting):
         for _ in range(calls):
             call()
     return seen

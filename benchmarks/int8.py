@@ -23,11 +23,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the networks and the data are those of the tests
 
 import torchtrt_bridge as trtb  # noqa: E402
-from torchtrt_bridge.bench.clock import back_to_back, waiter  # noqa: E402
-from torchtrt_bridge.bench.environment import environment  # noqa: E402
-from torchtrt_bridge.check import relative_distance  # noqa: E402
-from torchtrt_bridge.files import written_aside  # noqa: E402
+from benchmarks.suite.clock import back_to_back, waiter  # noqa: E402
+from benchmarks.suite.environment import environment  # noqa: E402
+from torchtrt_bridge.cache import written_aside  # noqa: E402
 from torchtrt_bridge.quantize.settings import OBSERVERS  # noqa: E402
+from torchtrt_bridge.runtime.tolerance import relative_distance  # noqa: E402
 
 TARGETS = ("sm_86", "sm_89", "sm_120")
 VERSIONS = ("gpu", "cpu", "python", "torch", "torchvision", "transformers", "tensorrt", "torchtrt_bridge")

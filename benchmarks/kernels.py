@@ -14,11 +14,11 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 import torchtrt_bridge as trtb
-from torchtrt_bridge.bench.clock import back_to_back, waiter
-from torchtrt_bridge.bench.entrant import converted
-from torchtrt_bridge.bench.job import Job, Row
-from torchtrt_bridge.bench.results import keep_rows
-from torchtrt_bridge.bench.suite import SUITE, build
+from benchmarks.suite.clock import back_to_back, waiter
+from benchmarks.suite.entrant import converted
+from benchmarks.suite.job import Job, Row
+from benchmarks.suite.models import SUITE, build
+from benchmarks.suite.results import keep_rows
 
 OURS = "torchtrt_bridge"
 OPTIONS = {"engine": {"trial": "off"}, "with inductor competing": {"inductor": "compete"}}

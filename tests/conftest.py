@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch.export import exported_program
 
-from torchtrt_bridge import compile_report
-from torchtrt_bridge.engine import cache
+from torchtrt_bridge import cache
+from torchtrt_bridge.report import log
 
 
 def pytest_configure() -> None:
@@ -44,6 +44,6 @@ def _operators_collected_once() -> None:
 def _fresh_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.manual_seed(0)
     monkeypatch.setattr(cache, "default_directory", lambda: tmp_path / "engines")
-    monkeypatch.setattr(compile_report, "_told", set())
+    monkeypatch.setattr(log, "_warned", set())
     yield
     torch._dynamo.reset()

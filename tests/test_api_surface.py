@@ -24,14 +24,14 @@ DATA = json.loads((Path(__file__).parent / "data" / "tensorrt_api.json").read_te
 
 # Names that some supported version lacks, and what keeps them from being used there.
 GUARDED = {
-    "ComputeCapability": "Flavour.set_targets returns before it for `tensorrt`, which builds for its own GPU",
-    "IBuilderConfig.num_compute_capabilities": "only TensorRT-RTX gets past the return of Flavour.set_targets",
-    "IBuilderConfig.set_compute_capability": "only TensorRT-RTX gets past the return of Flavour.set_targets",
-    "IRuntimeConfig.create_runtime_cache": "Flavour.context_config returns before it unless `is_rtx`",
-    "IRuntimeConfig.set_runtime_cache": "Flavour.context_config returns before it unless `is_rtx`",
-    "IRuntimeCache": "Flavour.context_config returns before it unless `is_rtx`",
-    "IRuntimeCache.deserialize": "Flavour.context_config returns before it unless `is_rtx`",
-    "IRuntimeCache.serialize": "GpuRunner keeps kernels only where Flavour.context_config gave it a cache",
+    "ComputeCapability": "TensorRTLibrary.set_targets returns before it for `tensorrt`, which builds for its own GPU",
+    "IBuilderConfig.num_compute_capabilities": "only TensorRT-RTX gets past the return of TensorRTLibrary.set_targets",
+    "IBuilderConfig.set_compute_capability": "only TensorRT-RTX gets past the return of TensorRTLibrary.set_targets",
+    "IRuntimeConfig.create_runtime_cache": "TensorRTLibrary.context_config returns before it unless `is_rtx`",
+    "IRuntimeConfig.set_runtime_cache": "TensorRTLibrary.context_config returns before it unless `is_rtx`",
+    "IRuntimeCache": "TensorRTLibrary.context_config returns before it unless `is_rtx`",
+    "IRuntimeCache.deserialize": "TensorRTLibrary.context_config returns before it unless `is_rtx`",
+    "IRuntimeCache.serialize": "GpuRunner keeps kernels only where TensorRTLibrary.context_config gave it a cache",
 }
 
 # Helpers of `Context` whose first argument names a member of an enumeration.
@@ -47,9 +47,9 @@ OBJECTS = {
     ("engine/build.py", "config"): "IBuilderConfig",
     ("engine/build.py", "profile"): "IOptimizationProfile",
     ("engine/build.py", "builder"): "Builder",
-    ("engine/flavour.py", "builder"): "Builder",
-    ("engine/flavour.py", "cache"): "IRuntimeCache",
-    ("engine/flavour.py", "engine"): "ICudaEngine",
+    ("engine/library.py", "builder"): "Builder",
+    ("engine/library.py", "cache"): "IRuntimeCache",
+    ("engine/library.py", "engine"): "ICudaEngine",
     ("lower/network.py", "definition"): "INetworkDefinition",
     ("lower/context.py", "definition"): "INetworkDefinition",
     ("runtime/gpu.py", "_runtime"): "Runtime",
@@ -148,7 +148,7 @@ def names_of_objects(tree: ast.AST, file: str) -> Iterator[str]:
                 continue
             name = chain_of(node.value)[-1]
             kind = OBJECTS.get((file, name))
-            if file == "engine/flavour.py" and name == "config":
+            if file == "engine/library.py" and name == "config":
                 kind = CONFIGS.get(function.name)
             if kind:
                 yield f"{kind}.{node.attr}"

@@ -1,12 +1,10 @@
-"""The layout: which part imports which, what an import costs, and how long a file may be."""
+"""The layout: one order of floors, what an import costs, and how long a file may be."""
 
 from __future__ import annotations
 
 import ast
-import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,29 +13,25 @@ import torchtrt_bridge
 
 PACKAGE = Path(torchtrt_bridge.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-FOLDERS = sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists())
 
-# The longest a file may be: `doctor.py` and the context of the converters come near it.
-MOST_LINES = 320
+# From the ground up; a room imports only rooms of lower floors.
+FLOORS = (
+    ("errors", "graph"),
+    ("options",),
+    ("report",),
+    ("cache",),
+    ("trt",),
+    ("lower", "reference"),
+    ("capture", "passes", "partition", "interop", "runtime"),
+    ("engine", "quantize"),
+    ("pipeline",),
+    ("entry",),
+    ("cli",),
+)
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
-# What a stage must not import: the stages behind it, and what joins them.
-JOINS = ("pipeline", "builder", "backend", "exporter", "served", "explaining", "cli", "demo", "doctor", "bench")
-FORBIDDEN = {
-    "normalize": ("partition", "engine", "runtime", "reference", *JOINS),
-    "quantize": ("partition", "engine", "runtime", *JOINS),
-    "partition": ("engine", "runtime", "reference", "interop", *JOINS),
-    "lower": ("partition", "runtime", "reference", "interop", *JOINS),
-    "reference": ("normalize", "partition", "engine", "runtime", *JOINS),
-    "engine": ("normalize", "partition", "runtime", "reference", "interop", *JOINS),
-    "runtime": ("normalize", "partition", "interop", *JOINS),
-    "interop": ("normalize", "partition", "runtime", "reference", *JOINS),
-    "recall": ("normalize", "partition", "runtime", "reference", "interop", *JOINS),
-}
-
-# The ground that everything stands on: it imports no stage.
-GROUND = (
-    "arguments", "check", "compile_report", "errors", "files", "options", "progress", "schema", "shapes", "source"
-)  # fmt: skip
+# The longest a file may be.
+MOST_LINES = 400
 
 
 def imports_of(path: Path) -> set[str]:
@@ -52,42 +46,52 @@ def imports_of(path: Path) -> set[str]:
     return found
 
 
-def parts_of(path: Path) -> set[str]:
-    """The parts of this package that a file imports: `torchtrt_bridge.engine.build` is `engine`."""
+def rooms_of(path: Path) -> set[str]:
+    """The rooms of this package that a file imports: `torchtrt_bridge.engine.build` is in `engine`."""
     names = (name.split(".") for name in imports_of(path))
-    return {name[1] for name in names if name[0] == "torchtrt_bridge" and len(name) > 1}
+    return {name[1] for name in names if name[0] == "torchtrt_bridge" and len(name) > 1 and name[1] in FLOOR}
 
 
-def test_every_folder_has_its_rule() -> None:
-    assert set(FOLDERS) - set(FORBIDDEN) - {"bench", "huggingface"} == set()
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-@pytest.mark.parametrize("folder", [folder for folder in FORBIDDEN if folder in FOLDERS])
-def test_a_stage_imports_nothing_from_behind_it(folder: str) -> None:
-    imported = {path.name: parts_of(path) & set(FORBIDDEN[folder]) for path in (PACKAGE / folder).rglob("*.py")}
-    assert {name: parts for name, parts in imported.items() if parts} == {}
+def test_every_room_has_its_floor() -> None:
+    assert {room_of(path) for path in FILES} - {"__init__", "__main__"} == set(FLOOR)
+    assert len(FLOOR) <= 18
 
 
-@pytest.mark.parametrize("name", GROUND)
-def test_the_ground_imports_no_stage(name: str) -> None:
-    assert parts_of(PACKAGE / f"{name}.py") & {*FORBIDDEN, *JOINS} == set()
+def offences(files: list[Path]) -> list[str]:
+    """Imports of rooms that are not on a lower floor."""
+    return [
+        f"{path.relative_to(PACKAGE)} imports {room}"
+        for path in files
+        if (here := room_of(path)) in FLOOR
+        for room in sorted(rooms_of(path) - {here})
+        if FLOOR[room] >= FLOOR[here]
+    ]
 
 
-def test_the_rules_would_be_noticed(tmp_path: Path) -> None:
-    path = tmp_path / "wrong.py"
-    path.write_text("from torchtrt_bridge import runtime\ndef f():\n    import torchtrt_bridge.pipeline\n")
-    assert parts_of(path) == {"runtime", "pipeline"}
+def test_a_room_imports_only_rooms_below_it() -> None:
+    assert offences(FILES) == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
-def test_only_the_flavour_imports_tensorrt(path: Path) -> None:
-    """`engine/flavour.py` imports it by name when it is used, so no file has an import statement of it."""
-    names = {name.split(".")[0] for name in imports_of(path)}
-    assert names & {"tensorrt", "tensorrt_rtx", "tensorrt_bindings"} == set()
+def test_a_wrong_import_would_be_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
+    path = tmp_path / "lower" / "wrong.py"
+    path.parent.mkdir()
+    path.write_text("from torchtrt_bridge import runtime, trt\ndef f():\n    import torchtrt_bridge.pipeline\n")
+    assert offences([path]) == ["lower/wrong.py imports pipeline", "lower/wrong.py imports runtime"]
+
+
+def test_only_the_library_imports_tensorrt() -> None:
+    """`trt/library.py` imports it by name when it is used, so no file has an import statement of it."""
+    tensorrt = {"tensorrt", "tensorrt_rtx", "tensorrt_bindings"}
+    assert [path for path in FILES if {name.split(".")[0] for name in imports_of(path)} & tensorrt] == []
 
 
 # Who imports torch_tensorrt, each in a function.
-PEER = {"bench/contenders.py", "interop/torch_tensorrt.py"}
+PEER = {"interop/torch_tensorrt.py"}
 
 
 def test_only_these_import_torch_tensorrt() -> None:
@@ -102,22 +106,25 @@ def imports_peer(path: Path) -> bool:
 # Who imports modules by a name in a string, and which.
 BY_NAME = {
     "__init__.py": "the home of a public name",
-    "cli.py": "the user's model",
-    "doctor.py": "the packages that it examines",
-    "engine/flavour.py": "TensorRT",
+    "cli/command.py": "the user's model",
+    "cli/doctor.py": "the packages that it examines",
+    "trt/library.py": "TensorRT",
     "lower/converters/__init__.py": "the files of converters",
 }
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
-def test_only_these_import_modules_by_name(path: Path) -> None:
-    calls = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
-    assert "import_module" not in calls or path.relative_to(PACKAGE).as_posix() in BY_NAME
+def test_only_these_import_modules_by_name() -> None:
+    importing = {path.relative_to(PACKAGE).as_posix() for path in FILES if "import_module" in attributes_of(path)}
+    assert importing == set(BY_NAME)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
-def test_files_are_short(path: Path) -> None:
-    assert len(path.read_text().splitlines()) < MOST_LINES
+def attributes_of(path: Path) -> set[str]:
+    return {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+
+
+def test_files_are_short() -> None:
+    lengths = {path.relative_to(PACKAGE).as_posix(): len(path.read_text().splitlines()) for path in FILES}
+    assert {name: lines for name, lines in lengths.items() if lines > MOST_LINES} == {}
 
 
 # What imports cost -------------------------------------------------------------------------------------------------
@@ -158,30 +165,15 @@ def forbidden(*args, **kwargs):
 torch.cuda._lazy_init = forbidden
 torch.cuda.is_available = forbidden
 torch.cuda.device_count = forbidden
-import torchtrt_bridge.backend
+import torchtrt_bridge.entry.torch_compile
 assert not torch.cuda.is_initialized()
 """
     unwanted = {"tensorrt", "tensorrt_rtx", "tensorrt_bindings", "torch_tensorrt"}
     assert modules_after(statement) & unwanted == set()
 
 
-def seconds(statement: str) -> float:
-    """The median time of a process that runs `statement`."""
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-c", statement], check=True)
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
-
-
-def test_importing_the_package_is_quick() -> None:
-    assert seconds("import torchtrt_bridge") - seconds("pass") < 0.3
-
-
-@pytest.mark.parametrize("name", torchtrt_bridge.__all__)
-def test_public_names_exist(name: str) -> None:
-    assert getattr(torchtrt_bridge, name).__doc__
+def test_public_names_exist_and_say_what_they_are() -> None:
+    assert [name for name in torchtrt_bridge.__all__ if not getattr(torchtrt_bridge, name).__doc__] == []
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -16,7 +16,7 @@ from torch import nn
 
 import torchtrt_bridge as trtb
 from tests.huggingface.models import MODELS
-from torchtrt_bridge.cli import main
+from torchtrt_bridge.cli.command import main
 from torchtrt_bridge.lower.op_table import with_table
 
 ROOT = Path(__file__).parent.parent

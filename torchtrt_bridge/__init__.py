@@ -10,9 +10,14 @@ import sys
 import types
 from typing import TYPE_CHECKING, Any
 
+from torchtrt_bridge.graph.version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from torchtrt_bridge.backend import compile, report
-    from torchtrt_bridge.compile_report import CompileReport
+    from torchtrt_bridge.entry.explain import explain
+    from torchtrt_bridge.entry.export import export, load, save
+    from torchtrt_bridge.entry.huggingface import accelerate, restore
+    from torchtrt_bridge.entry.program import Program
+    from torchtrt_bridge.entry.torch_compile import compile, report
     from torchtrt_bridge.errors import (
         BridgeError,
         BuildError,
@@ -24,30 +29,25 @@ if TYPE_CHECKING:
         ShapeRangeError,
         UnsupportedOpError,
     )
-    from torchtrt_bridge.explaining import explain
-    from torchtrt_bridge.exporter import export, load, save
-    from torchtrt_bridge.huggingface.accelerate import accelerate, restore
     from torchtrt_bridge.options import Options
-    from torchtrt_bridge.program import Program
     from torchtrt_bridge.quantize.api import quantize
     from torchtrt_bridge.quantize.model import QuantizedModel
-
-__version__ = "0.1.0"
+    from torchtrt_bridge.report.model import CompileReport
 
 _HOMES = {
-    "CompileReport": "compile_report",
+    "CompileReport": "report.model",
     "Options": "options",
-    "Program": "program",
+    "Program": "entry.program",
     "QuantizedModel": "quantize.model",
-    "accelerate": "huggingface.accelerate",
-    "compile": "backend",
-    "explain": "explaining",
-    "export": "exporter",
-    "load": "exporter",
+    "accelerate": "entry.huggingface",
+    "compile": "entry.torch_compile",
+    "explain": "entry.explain",
+    "export": "entry.export",
+    "load": "entry.export",
     "quantize": "quantize.api",
-    "report": "backend",
-    "restore": "huggingface.accelerate",
-    "save": "exporter",
+    "report": "entry.torch_compile",
+    "restore": "entry.huggingface",
+    "save": "entry.export",
 }
 _ERRORS = (
     "BridgeError",

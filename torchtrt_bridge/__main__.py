@@ -2,7 +2,7 @@
 
 import sys
 
-from torchtrt_bridge.cli import main
+from torchtrt_bridge.cli.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

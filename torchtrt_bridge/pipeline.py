@@ -11,35 +11,29 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
-from torchtrt_bridge.builder import Builder, GuestError
-from torchtrt_bridge.capture import CapturedGraph, copy_graph, own_constants
-from torchtrt_bridge.compile_report import (
-    CompileReport,
-    EngineEntry,
-    TorchEntry,
-    engine_entry,
-    op_name,
-    tell_once,
-    torch_entry,
-)
-from torchtrt_bridge.engine import flavour as flavours
-from torchtrt_bridge.engine.flavour import Flavour
-from torchtrt_bridge.engine.probe import supports
+from torchtrt_bridge.capture.export import CapturedGraph
+from torchtrt_bridge.engine.builder import Builder, RepartitionError
 from torchtrt_bridge.errors import UnsupportedOpError
-from torchtrt_bridge.interop import guest_for
+from torchtrt_bridge.graph.edit import copy_graph, own_constants
+from torchtrt_bridge.graph.nodes import describe
+from torchtrt_bridge.graph.shapes import Range, TensorSpec, spec_of
+from torchtrt_bridge.interop import provider_for
 from torchtrt_bridge.lower import is_foreign
-from torchtrt_bridge.normalize import drop_quantization, normalize, quantizes, without_quantization, without_rounding
 from torchtrt_bridge.options import Options
-from torchtrt_bridge.partition import PIECE_PREFIX, Proposal, fuse, propose, propose_pieces
-from torchtrt_bridge.runtime import EngineModule, Execution, Piece, QuantizedEngineModule
-from torchtrt_bridge.runtime.module import Runner
+from torchtrt_bridge.partition import TORCH_SUBGRAPH_PREFIX, Proposal, fuse, propose, propose_torch_subgraphs
+from torchtrt_bridge.passes import drop_quantization, normalize, quantizes, without_quantization, without_rounding
+from torchtrt_bridge.report.log import warn_once
+from torchtrt_bridge.report.model import CompileReport, EngineEntry, TorchEntry, engine_entry, op_name, torch_entry
+from torchtrt_bridge.runtime import EngineModule, Execution, QuantizedEngineModule, TorchSubgraph
+from torchtrt_bridge.runtime.engine_module import Runner
 from torchtrt_bridge.runtime.pytorch_form import flatten_linear_inputs
-from torchtrt_bridge.shapes import Range, TensorSpec, spec_of
-from torchtrt_bridge.source import describe
+from torchtrt_bridge.trt import library as libraries
+from torchtrt_bridge.trt.library import TensorRTLibrary
+from torchtrt_bridge.trt.probe import supports
 
 
 @dataclasses.dataclass
-class CompiledGraph:
+class EngineGraph:
     """A captured graph whose subgraphs `trt_0`, ... are engines.
 
     module: the graph with an `EngineModule` for each subgraph; `run` computes it.
@@ -58,31 +52,31 @@ class CompiledGraph:
 
 def compile_graph(
     captured: CapturedGraph, options: Options, run: bool = True, original: ExportedProgram | None = None
-) -> CompiledGraph:
+) -> EngineGraph:
     """All stages for one graph; its module is changed.
 
     run: load the engines, so that the module computes with them. Without it the plans are the result.
     original: the program that `captured` comes from, if the result is to keep no memory of the user's model.
     Raises, with ``fallback="error"``, what would otherwise become an entry of the report.
     """
-    flavour = flavours.choose(options.engine)
+    library = libraries.choose(options.engine)
     theirs = [] if original is not None else list(captured.module.buffers())
     module = normalize(captured.module, options)
-    floats = left_in_float(module, flavour, options)
+    floats = left_in_float(module, library, options)
     is_reference = options.engine == "reference"
     if original is not None and is_reference:
         # now, as the interpreter reads them from the network, which holds addresses
         own_constants([module], _tensors_of(original))
-    guest, compiled = guest_for(options), None
+    provider, compiled = provider_for(options), None
     is_result = original is not None or not run  # else the engines that run are, and nobody asks for their bytes
     while compiled is None:
-        proposal = propose(module, options, guest)
+        proposal = propose(module, options, provider)
         flat = fx.GraphModule(module, copy_graph(module.graph))
         ranges = bounded(captured.ranges, options)
         try:
-            with Builder(flavour, options, ranges, guest, run=run, keep=is_result) as builder:
+            with Builder(library, options, ranges, provider, run=run, keep=is_result) as builder:
                 compiled = _compiled(captured, module, proposal, builder, theirs)
-        except GuestError:  # without the nodes that its guest wrote, the graph is cut anew
+        except RepartitionError:  # without the nodes that its provider wrote, the graph is cut anew
             module = flat
     compiled.report.in_float = floats
     if is_result:
@@ -100,7 +94,7 @@ def _tensors_of(program: ExportedProgram) -> list[Any]:
 
 def _compiled(
     captured: CapturedGraph, module: fx.GraphModule, proposal: Proposal, builder: Builder, theirs: list[torch.Tensor]
-) -> CompiledGraph:
+) -> EngineGraph:
     """Cut `module` as proposed, and begin to build its subgraphs; theirs: tensors of the user's model."""
     options = builder.options
     report = CompileReport(options, graphs=1)
@@ -117,10 +111,10 @@ def _compiled(
         if builder.keep or options.fallback == "error" or engine.entry.by_torch_tensorrt:
             engine.wait()
     if builder.run:
-        give_pieces_to_inductor(module, report)
+        compile_torch_subgraphs(module, report)
     plans = {name: builder.plans[name] for name in subgraphs if name in builder.plans}
     run = Execution(module, captured.outputs, captured.mutations, options, report, theirs)
-    return CompiledGraph(captured, module, run, None, proposal, plans, report)
+    return EngineGraph(captured, module, run, None, proposal, plans, report)
 
 
 def _begun(
@@ -160,23 +154,23 @@ def _rivals(subgraphs: Mapping[str, fx.GraphModule], builder: Builder) -> dict[s
     }
 
 
-def give_pieces_to_inductor(module: fx.GraphModule, report: CompileReport) -> None:
+def compile_torch_subgraphs(module: fx.GraphModule, report: CompileReport) -> None:
     """Let inductor compile what stays in PyTorch between the engines of `module`, if the options say so."""
     if report.options.inductor != "off":
-        for name, piece in fuse(module, propose_pieces(module), PIECE_PREFIX).items():
-            module.set_submodule(name, Piece(name, piece, report))
+        for name, piece in fuse(module, propose_torch_subgraphs(module), TORCH_SUBGRAPH_PREFIX).items():
+            module.set_submodule(name, TorchSubgraph(name, piece, report))
 
 
-def left_in_float(module: fx.GraphModule, flavour: Flavour, options: Options) -> list[TorchEntry]:
+def left_in_float(module: fx.GraphModule, library: TensorRTLibrary, options: Options) -> list[TorchEntry]:
     """Hand floats to the quantized layers that this TensorRT cannot build, and tell of them; `module` is changed."""
-    dropped = drop_quantization(module, lambda capability: _missing(capability, flavour, options))
+    dropped = drop_quantization(module, lambda capability: _missing(capability, library, options))
     return [torch_entry(node, reason) for node, reason in dropped.items()]
 
 
-def _missing(capability: str, flavour: Flavour, options: Options) -> str | None:
+def _missing(capability: str, library: TensorRTLibrary, options: Options) -> str | None:
     """Why TensorRT cannot build a quantized layer; None if it can."""
-    support = supports(capability, flavour, options)
-    return None if support.yes else f"{flavour} does not build {capability}: {support.reason}"
+    support = supports(capability, library, options)
+    return None if support.yes else f"{library} does not build {capability}: {support.reason}"
 
 
 def planned_entry(name: str, subgraph: fx.GraphModule) -> EngineEntry:
@@ -210,4 +204,4 @@ def _report_rejections(proposal: Proposal, options: Options, report: CompileRepo
         raise UnsupportedOpError(
             f"TensorRT cannot run {count} of the nodes: {told}{more}. fallback='pytorch' leaves them to PyTorch."
         )
-    tell_once(f"{count} of the nodes stay in PyTorch: {told}{more}. trtb.report(...) lists all.")
+    warn_once(f"{count} of the nodes stay in PyTorch: {told}{more}. trtb.report(...) lists all.")

@@ -11,20 +11,21 @@ from typing import Any
 import pytest
 import torch
 
-from torchtrt_bridge.engine import build, flavour
+from torchtrt_bridge.engine import build
 from torchtrt_bridge.engine.build import engine_from_network
-from torchtrt_bridge.engine.flavour import Flavour
 from torchtrt_bridge.errors import BuildError
+from torchtrt_bridge.graph.shapes import TensorSpec
 from torchtrt_bridge.lower.network import Network
 from torchtrt_bridge.options import Options
-from torchtrt_bridge.shapes import TensorSpec
+from torchtrt_bridge.trt import library as library
+from torchtrt_bridge.trt.library import TensorRTLibrary
 
 OPTIONS = Options(engine="tensorrt_rtx", cache_dir="", targets=("sm_89",))
 
 
 @pytest.fixture
-def rtx() -> Flavour:
-    return flavour.load("tensorrt_rtx")
+def rtx() -> TensorRTLibrary:
+    return library.load("tensorrt_rtx")
 
 
 def spec(name: str, ranges: tuple[tuple[int, int], ...], example: tuple[int, ...]) -> TensorSpec:
@@ -35,7 +36,7 @@ def spec(name: str, ranges: tuple[tuple[int, int], ...], example: tuple[int, ...
 X = spec("x", ((1, 8), (4, 4)), (3, 4))
 
 
-def network_of(rtx: Flavour, write: Callable[[Any, Any, Any], Any], *inputs: TensorSpec) -> Network:
+def network_of(rtx: TensorRTLibrary, write: Callable[[Any, Any, Any], Any], *inputs: TensorSpec) -> Network:
     """A network whose one output `write` makes from the TensorRT module, the definition and the inputs."""
     log = rtx.new_log()
     builder = rtx.trt.Builder(log)
@@ -61,14 +62,14 @@ def deep(trt: Any, definition: Any, tensors: list[Any]) -> Any:
     return value
 
 
-def test_an_engine_is_bytes(rtx: Flavour) -> None:
+def test_an_engine_is_bytes(rtx: TensorRTLibrary) -> None:
     plan = engine_from_network(network_of(rtx, negated, X), rtx, OPTIONS)
     assert isinstance(plan, bytes)
     assert len(plan) > 1000
 
 
 @pytest.mark.parametrize("most", [0, 2**30], ids=["through a file", "in memory"])
-def test_an_engine_of_any_size_comes_whole(most: int, rtx: Flavour, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_of_any_size_comes_whole(most: int, rtx: TensorRTLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
     static = spec("x", ((3, 3), (4, 4)), (3, 4))
     network = network_of(rtx, negated, static)
     expected = network.builder.build_serialized_network(network.definition, network.builder.create_builder_config())
@@ -79,7 +80,7 @@ def test_an_engine_of_any_size_comes_whole(most: int, rtx: Flavour, monkeypatch:
 
 
 def test_without_room_for_a_file_the_engine_is_built_in_memory(
-    rtx: Flavour, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    rtx: TensorRTLibrary, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(build, "MOST_IN_MEMORY", 1)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
@@ -87,7 +88,7 @@ def test_without_room_for_a_file_the_engine_is_built_in_memory(
     assert len(plan) > 1000
 
 
-def test_progress_is_told_and_grows(rtx: Flavour) -> None:
+def test_progress_is_told_and_grows(rtx: TensorRTLibrary) -> None:
     told: list[float] = []
     engine_from_network(network_of(rtx, deep, X), rtx, OPTIONS, lambda fraction: told.append(fraction) or True)
     assert told
@@ -95,7 +96,7 @@ def test_progress_is_told_and_grows(rtx: Flavour) -> None:
     assert all(0 < fraction <= 1 for fraction in told)
 
 
-def test_a_build_can_be_cancelled(rtx: Flavour) -> None:
+def test_a_build_can_be_cancelled(rtx: TensorRTLibrary) -> None:
     told: list[float] = []
     with pytest.raises(BuildError, match="could not build the engine"):
         engine_from_network(network_of(rtx, deep, X), rtx, OPTIONS, lambda fraction: bool(told.append(fraction)))
@@ -108,12 +109,12 @@ def mixed_types(trt: Any, definition: Any, tensors: list[Any]) -> Any:
     return definition.add_elementwise(tensors[0], half, trt.ElementWiseOperation.SUM).get_output(0)
 
 
-def test_an_invalid_network_is_told_in_tensorrts_words(rtx: Flavour) -> None:
+def test_an_invalid_network_is_told_in_tensorrts_words(rtx: TensorRTLibrary) -> None:
     with pytest.raises(BuildError, match=r"(?i)TensorRT.* could not build the engine: .*(type|Half|Float)"):
         engine_from_network(network_of(rtx, mixed_types, X), rtx, OPTIONS)
 
 
-def test_an_earlier_error_is_not_taken_for_the_cause(rtx: Flavour) -> None:
+def test_an_earlier_error_is_not_taken_for_the_cause(rtx: TensorRTLibrary) -> None:
     network = network_of(rtx, mixed_types, X)
     network.log.errors.append("something long past")
     with pytest.raises(BuildError) as caught:
@@ -121,7 +122,7 @@ def test_an_earlier_error_is_not_taken_for_the_cause(rtx: Flavour) -> None:
     assert "long past" not in str(caught.value)
 
 
-def test_an_unknown_target_fails(rtx: Flavour) -> None:
+def test_an_unknown_target_fails(rtx: TensorRTLibrary) -> None:
     with pytest.raises(BuildError, match="cannot build for sm_42"):
         engine_from_network(network_of(rtx, negated, X), rtx, dataclasses.replace(OPTIONS, targets=("sm_42",)))
 
@@ -149,14 +150,14 @@ class Recorder:
         return bool(writer.write(b"plan"))
 
 
-def recorded(rtx: Flavour, *inputs: TensorSpec, **options: Any) -> Recorder:
+def recorded(rtx: TensorRTLibrary, *inputs: TensorSpec, **options: Any) -> Recorder:
     network = network_of(rtx, negated, *inputs)
     network.builder = recorder = Recorder(network.builder)
     engine_from_network(network, rtx, dataclasses.replace(OPTIONS, **options))
     return recorder
 
 
-def test_static_inputs_need_no_profile(rtx: Flavour) -> None:
+def test_static_inputs_need_no_profile(rtx: TensorRTLibrary) -> None:
     recorder = recorded(rtx, spec("x", ((3, 3), (4, 4)), (3, 4)))
     assert recorder.profiles == []
     assert recorder.configs[0].num_optimization_profiles == 0
@@ -173,7 +174,7 @@ def test_static_inputs_need_no_profile(rtx: Flavour) -> None:
     ids=["within", "at its ends", "example below", "example above"],
 )
 def test_the_profile_is_the_ranges_tuned_for_the_example(
-    ranges: Any, example: Any, shapes: list[tuple[int, ...]], rtx: Flavour
+    ranges: Any, example: Any, shapes: list[tuple[int, ...]], rtx: TensorRTLibrary
 ) -> None:
     recorder = recorded(rtx, spec("x", ranges, example))
     (profile,) = recorder.profiles
@@ -181,7 +182,7 @@ def test_the_profile_is_the_ranges_tuned_for_the_example(
     assert recorder.configs[0].num_optimization_profiles == 1
 
 
-def test_each_dynamic_input_has_its_own_ranges(rtx: Flavour) -> None:
+def test_each_dynamic_input_has_its_own_ranges(rtx: TensorRTLibrary) -> None:
     recorder = recorded(rtx, X, spec("y", ((4, 4),), (4,)), spec("z", ((2, 6),), (5,)))
     (profile,) = recorder.profiles
     assert [tuple(shape) for shape in profile.get_shape("z")] == [(2,), (5,), (6,)]
@@ -189,17 +190,17 @@ def test_each_dynamic_input_has_its_own_ranges(rtx: Flavour) -> None:
 
 
 @pytest.mark.parametrize("tf32", [True, False])
-def test_tf32(tf32: bool, rtx: Flavour) -> None:
+def test_tf32(tf32: bool, rtx: TensorRTLibrary) -> None:
     (config,) = recorded(rtx, X, tf32=tf32).configs
     assert config.get_flag(rtx.trt.BuilderFlag.TF32) is tf32
 
 
 @pytest.mark.parametrize("level", [0, 5])
-def test_optimization_level(level: int, rtx: Flavour) -> None:
+def test_optimization_level(level: int, rtx: TensorRTLibrary) -> None:
     (config,) = recorded(rtx, X, optimization_level=level).configs
     assert config.builder_optimization_level == level
 
 
-def test_workspace(rtx: Flavour) -> None:
+def test_workspace(rtx: TensorRTLibrary) -> None:
     (config,) = recorded(rtx, X, workspace_bytes=1 << 24).configs
     assert config.get_memory_pool_limit(rtx.trt.MemoryPoolType.WORKSPACE) == 1 << 24

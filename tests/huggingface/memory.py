@@ -16,7 +16,9 @@ import transformers
 from torch._guards import tracing
 
 import torchtrt_bridge as trtb
-from torchtrt_bridge import builder, dynamo, pipeline
+from torchtrt_bridge import pipeline
+from torchtrt_bridge.capture import dynamo
+from torchtrt_bridge.engine import builder
 from torchtrt_bridge.options import Options
 
 OPTIONS = {"targets": ("sm_89",), "cache_dir": "", "fallback": "error"}

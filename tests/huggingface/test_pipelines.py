@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import torchtrt_bridge as trtb
-from torchtrt_bridge.runtime.reference import ReferenceRunner
+from torchtrt_bridge.runtime.reference_runner import ReferenceRunner
 
 transformers = pytest.importorskip("transformers")
 

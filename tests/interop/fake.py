@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from torchtrt_bridge.engine import flavour as flavours
-from torchtrt_bridge.interop.torch_tensorrt import Library
+from torchtrt_bridge.interop.torch_tensorrt import PeerLibrary
+from torchtrt_bridge.trt import library as libraries
 
 NAMESPACE = "torchtrt_bridge_tests"
 
@@ -67,13 +67,13 @@ class Support:
     requires_output_allocator: bool = False
 
 
-def library(supports: dict[Any, Sequence[Support]], version: str = "2.11.0", network_type: Any = None) -> Library:
-    network_type = network_type or flavours.load("tensorrt_rtx").trt.INetworkDefinition
-    return Library(version, network_type, supports, Context, dict)
+def library(supports: dict[Any, Sequence[Support]], version: str = "2.11.0", network_type: Any = None) -> PeerLibrary:
+    network_type = network_type or libraries.load("tensorrt_rtx").trt.INetworkDefinition
+    return PeerLibrary(version, network_type, supports, Context, dict)
 
 
 def trt() -> Any:
-    return flavours.load("tensorrt_rtx").trt
+    return libraries.load("tensorrt_rtx").trt
 
 
 def product(ctx: Context, left: Any, right: Any) -> Any:

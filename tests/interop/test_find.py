@@ -13,7 +13,7 @@ from tests.interop import fake
 from tests.interop.fake import CUBE, Support
 from tests.interop.test_torch_tensorrt import export
 from torchtrt_bridge.interop import torch_tensorrt as interop
-from torchtrt_bridge.interop.torch_tensorrt import Library, find
+from torchtrt_bridge.interop.torch_tensorrt import PeerLibrary, find
 from torchtrt_bridge.lower.registry import NO_CONVERTER
 
 
@@ -71,7 +71,7 @@ def test_one_of_another_tensorrt_is_not_used(offer: Callable[..., None], caplog:
 
 
 def test_a_model_that_needs_it_not_does_not_look_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forbidden() -> Library:
+    def forbidden() -> PeerLibrary:
         raise AssertionError("looked for")
 
     monkeypatch.setattr(interop, "find", forbidden)

@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
-from tests.engine.test_key import TARGETS, Called
+from tests.engine.test_engine_key import TARGETS, Called
 from tests.interop import fake
 from tests.interop.fake import CUBE, Support
-from torchtrt_bridge.capture import export_program, graph_from_program
-from torchtrt_bridge.engine import flavour
-from torchtrt_bridge.engine.key import engine_key
-from torchtrt_bridge.interop import guest_for
-from torchtrt_bridge.normalize import normalize
+from torchtrt_bridge.capture.export import export_program, graph_from_program
+from torchtrt_bridge.engine.engine_key import engine_key
+from torchtrt_bridge.interop import provider_for
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.partition import fuse, propose
+from torchtrt_bridge.passes import normalize
+from torchtrt_bridge.trt import library as library
 
 OPTIONS = Options(engine="tensorrt_rtx", targets=TARGETS)
 
@@ -26,9 +26,9 @@ OPTIONS = Options(engine="tensorrt_rtx", targets=TARGETS)
 def key_of(call: Callable[..., Any], with_guest: bool = True) -> str:
     captured = graph_from_program(export_program(Called(call), (torch.ones(3, 4),)))
     module = normalize(captured.module, OPTIONS)
-    guest = guest_for(OPTIONS) if with_guest else None
-    (subgraph,) = fuse(module, propose(module, OPTIONS, guest).subgraphs).values()
-    return engine_key(subgraph, flavour.load("tensorrt_rtx"), OPTIONS, {}, guest)
+    provider = provider_for(OPTIONS) if with_guest else None
+    (subgraph,) = fuse(module, propose(module, OPTIONS, provider).subgraphs).values()
+    return engine_key(subgraph, library.load("tensorrt_rtx"), OPTIONS, {}, provider)
 
 
 def cubed(x: torch.Tensor) -> torch.Tensor:

@@ -14,16 +14,16 @@ from torch import nn
 
 import torchtrt_bridge as trtb
 from tests.interop import fake
-from torchtrt_bridge.engine import flavour as flavours
 from torchtrt_bridge.interop import torch_tensorrt as interop
-from torchtrt_bridge.interop.torch_tensorrt import Library
+from torchtrt_bridge.interop.torch_tensorrt import PeerLibrary
+from torchtrt_bridge.trt import library as libraries
 
 pytestmark = pytest.mark.gpu
 aten, prims = torch.ops.aten, torch.ops.prims
 
 
 @pytest.fixture(autouse=True)
-def library() -> Library:
+def library() -> PeerLibrary:
     found = interop.find()
     if isinstance(found, str):
         pytest.skip(f"torch_tensorrt is {found}")
@@ -148,9 +148,9 @@ def assert_wrote(report: trtb.CompileReport, op: str) -> None:
     assert engine.error is not None
 
 
-def test_it_uses_the_tensorrt_of_the_engines(library: Library) -> None:
-    assert interop.mismatch(library, flavours.choose("auto")) is None
-    assert not flavours.choose("auto").is_rtx or not flavours.installed("tensorrt")
+def test_it_uses_the_tensorrt_of_the_engines(library: PeerLibrary) -> None:
+    assert interop.mismatch(library, libraries.choose("auto")) is None
+    assert not libraries.choose("auto").is_rtx or not libraries.installed("tensorrt")
 
 
 def test_beside_half_precision() -> None:
@@ -193,7 +193,7 @@ def test_a_saved_program(tmp_path: Path) -> None:
     assert_wrote(loaded.report, "aten._pdist_forward.default")
 
 
-def test_a_users_converter(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_users_converter(library: PeerLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
     """A converter that was registered with torch_tensorrt, as its documentation shows, serves here too."""
     from torch_tensorrt.dynamo.conversion import dynamo_tensorrt_converter
 

@@ -1,4 +1,4 @@
-"""The guest: nodes that have no converter here, written by those of a registry like torch_tensorrt's."""
+"""The provider: nodes that have no converter here, written by those of a registry like torch_tensorrt's."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from torch.export import Dim
 import torchtrt_bridge as trtb
 from tests.interop import fake
 from tests.interop.fake import CUBE, SQUARE_AND_CUBE, TIMES, Support
-from torchtrt_bridge import builder
-from torchtrt_bridge.engine import build
+from torchtrt_bridge.engine import build, builder
 from torchtrt_bridge.errors import BuildError, LoweringError, UnsupportedOpError
 from torchtrt_bridge.lower.registry import NO_CONVERTER
 

@@ -12,13 +12,13 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from tests.lower.case import TRACED, Point
-from torchtrt_bridge.capture import CapturedGraph, export_program, graph_from_program
-from torchtrt_bridge.engine.flavour import Flavour
+from torchtrt_bridge.capture.export import CapturedGraph, export_program, graph_from_program
+from torchtrt_bridge.capture.graph_json import graph_from_text, text_from_graph
 from torchtrt_bridge.lower.network import Network, network_from_graph
-from torchtrt_bridge.normalize import normalize
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.partition import fuse, propose
-from torchtrt_bridge.recall.text import graph_from_text, text_from_graph
+from torchtrt_bridge.passes import normalize
+from torchtrt_bridge.trt.library import TensorRTLibrary
 
 Compute = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 
@@ -54,7 +54,7 @@ def capture(inputs: tuple[Any, ...], module: nn.Module, dynamic: Any) -> Capture
     return graph_from_program(export_program(module, inputs, dynamic_shapes=spec))
 
 
-def lower(point: Point, flavour: Flavour, can: Callable[[str], bool] = lambda capability: True) -> Lowered:
+def lower(point: Point, library: TensorRTLibrary, can: Callable[[str], bool] = lambda capability: True) -> Lowered:
     """Capture, normalize, partition and lower a case; nothing may be left in PyTorch.
 
     can: what TensorRT is said to build.
@@ -74,7 +74,7 @@ def lower(point: Point, flavour: Flavour, can: Callable[[str], bool] = lambda ca
     subgraph = fuse(graph, proposal.subgraphs)["trt_0"]
     operators = {node.target for node in subgraph.graph.nodes if node.op == "call_function"}
     assert case.op in operators, f"{case.op} is not in the graph: {operators}"
-    network = network_from_graph(subgraph, flavour, dict.fromkeys(captured.ranges, (1, _most(point))), can)
+    network = network_from_graph(subgraph, library, dict.fromkeys(captured.ranges, (1, _most(point))), can)
     return Lowered(model, graph, network)
 
 

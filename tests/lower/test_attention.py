@@ -15,14 +15,14 @@ from tests.compare import assert_matches
 from tests.lower.case import TRACED, Case, Point, points_of
 from tests.lower.cases.attention import CASES, attend, grouped, heads, sdpa, shown
 from tests.lower.lowering import Lowered, flat_tensors, in_float64, lower
-from torchtrt_bridge import builder
-from torchtrt_bridge.engine import flavour as flavours
+from torchtrt_bridge.engine import builder
 from torchtrt_bridge.engine.build import engine_from_network
-from torchtrt_bridge.engine.probe import Support
 from torchtrt_bridge.lower.converters.attention import not_one_attention
 from torchtrt_bridge.lower.network import Network
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.reference import NetworkInterpreter
+from torchtrt_bridge.trt import library as libraries
+from torchtrt_bridge.trt.probe import Support
 
 FORMS = {case.name: case for case in CASES if case.op is sdpa and not isinstance(case.call, nn.Module)}
 
@@ -36,7 +36,7 @@ def anything(capability: str) -> bool:
 
 
 def lowered(point: Point, can: Callable[[str], bool]) -> Lowered:
-    return lower(point, flavours.load("tensorrt_rtx"), can)
+    return lower(point, libraries.load("tensorrt_rtx"), can)
 
 
 @functools.cache
@@ -46,7 +46,7 @@ def form(name: str, can: Callable[[str], bool]) -> Lowered:
 
 
 def computed(found: Lowered, inputs: tuple[Any, ...]) -> list[torch.Tensor]:
-    trt = flavours.load("tensorrt_rtx").trt
+    trt = libraries.load("tensorrt_rtx").trt
     interpreter = NetworkInterpreter(trt, found.network.definition, found.network.constants)
     with torch.no_grad():
         return found.outputs(lambda tensors: interpreter(*tensors), inputs)
@@ -83,7 +83,7 @@ def test_in_parts(point: Point) -> None:
 @pytest.mark.parametrize("point", [p for case in FORMS.values() for p in points_of(case)], ids=lambda point: point.id)
 def test_parts_are_built(point: Point) -> None:
     network = lowered(point, nothing).network
-    assert engine_from_network(network, flavours.load("tensorrt_rtx"), Options(targets=("sm_89",)))
+    assert engine_from_network(network, libraries.load("tensorrt_rtx"), Options(targets=("sm_89",)))
 
 
 @pytest.mark.parametrize("size", [9, 15, 16])
@@ -93,7 +93,7 @@ def test_sizes_of_heads_that_are_no_multiple_of_eight(size: int, mask: str) -> N
     call = attend if mask == "bools" else lambda q, k, v, mask: attend(q, k, v, is_causal=True)
     case = Case(sdpa, call, lambda n: (*(torch.randn(n, 2, 6, size) for _ in range(3)), shown(n, 1, 6, 6)))
     network = lowered(Point(case, False, torch.float16), nothing).network
-    assert engine_from_network(network, flavours.load("tensorrt_rtx"), Options(targets=("sm_89",)))
+    assert engine_from_network(network, libraries.load("tensorrt_rtx"), Options(targets=("sm_89",)))
 
 
 # As a layer --------------------------------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def test_no_form_loses_its_mask(name: str, can: Callable[[str], bool]) -> None:
     assert float((result - unmasked).norm() / unmasked.norm()) > 0.1
     for layer in layers(found.network):
         if layer.type.name == "ATTENTION_OUTPUT":
-            layer.__class__ = flavours.load("tensorrt_rtx").trt.IAttentionOutputLayer
+            layer.__class__ = libraries.load("tensorrt_rtx").trt.IAttentionOutputLayer
             assert layer.attention.causal != (layer.attention.mask is not None)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 from torch.export import Dim
 
-from torchtrt_bridge.capture import export_program, graph_from_program
+from torchtrt_bridge.capture.export import export_program, graph_from_program
 from torchtrt_bridge.lower.bounds import bounds_of
 
 LOWEST = torch.finfo(torch.float32).min

@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from torchtrt_bridge.capture import export_program, graph_from_program
-from torchtrt_bridge.engine import flavour as flavours
+from torchtrt_bridge.capture.export import export_program, graph_from_program
 from torchtrt_bridge.lower.network import network_from_graph
+from torchtrt_bridge.trt import library as libraries
 
 
 def rows_of_weight(layer: nn.Linear) -> int:
     """How many outputs the layer has in the network that is built."""
     x = torch.zeros(2, layer.in_features, dtype=layer.weight.dtype)
     captured = graph_from_program(export_program(layer.eval(), (x,)))
-    network = network_from_graph(captured.module, flavours.choose("reference"))
+    network = network_from_graph(captured.module, libraries.choose("reference"))
     (weight,) = (value for value in network.constants.values() if value.shape[-1] == layer.in_features)
     (result,) = (network.definition.get_output(i) for i in range(network.definition.num_outputs))
     assert tuple(result.shape) == (2, layer.out_features)

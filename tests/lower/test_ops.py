@@ -11,19 +11,19 @@ from tests.compare import assert_matches
 from tests.lower.case import TRACED, Case, Point, Rejected
 from tests.lower.lowering import capture, flat_tensors, in_float64, lower
 from tests.lower.table import CASES, POINTS, REJECTED
-from torchtrt_bridge.engine import flavour as flavours
 from torchtrt_bridge.engine.build import engine_from_network
 from torchtrt_bridge.lower import CONVERTERS, why_not
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.reference import NetworkInterpreter
+from torchtrt_bridge.trt import library as libraries
 
 
 @pytest.mark.parametrize("point", POINTS, ids=lambda point: point.id)
 def test_case(point: Point) -> None:
-    flavour = flavours.load("tensorrt_rtx")
-    lowered = lower(point, flavour)
-    interpreter = NetworkInterpreter(flavour.trt, lowered.network.definition, lowered.network.constants)
-    assert engine_from_network(lowered.network, flavour, Options(targets=("sm_89",)))
+    library = libraries.load("tensorrt_rtx")
+    lowered = lower(point, library)
+    interpreter = NetworkInterpreter(library.trt, lowered.network.definition, lowered.network.constants)
+    assert engine_from_network(lowered.network, library, Options(targets=("sm_89",)))
     for inputs in map(point.make_inputs, point.sizes):
         with torch.no_grad():
             expected = flat_tensors(lowered.model(*inputs))

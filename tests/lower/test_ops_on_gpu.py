@@ -13,12 +13,12 @@ from tests.compare import assert_matches
 from tests.lower.case import Point
 from tests.lower.lowering import flat_tensors, in_float64, lower
 from tests.lower.table import POINTS
-from torchtrt_bridge.check import difference
-from torchtrt_bridge.engine import flavour as flavours
 from torchtrt_bridge.engine.build import engine_from_network
 from torchtrt_bridge.errors import EngineLoadError
 from torchtrt_bridge.options import Options
-from torchtrt_bridge.runtime.gpu import GpuRunner
+from torchtrt_bridge.runtime.tensorrt_runner import GpuRunner
+from torchtrt_bridge.runtime.tolerance import difference
+from torchtrt_bridge.trt import library as libraries
 
 # The largest relative L2 distance that passes beyond the default bounds. TensorRT-RTX 1.6 rounds fp32 products to
 # TF32 whatever its flag says, and in fp16 rounds sums and exponentials once or twice more than a CPU does.
@@ -42,9 +42,9 @@ def _unharmed_gpu() -> Iterator[None]:
 
 @pytest.mark.parametrize("point", POINTS, ids=lambda point: point.id)
 def test_case_on_gpu(point: Point) -> None:
-    flavour = flavours.choose("auto")
-    lowered = lower(point, flavour)
-    runner = GpuRunner(engine_from_network(lowered.network, flavour, Options()), flavour)
+    library = libraries.choose("auto")
+    lowered = lower(point, library)
+    runner = GpuRunner(engine_from_network(lowered.network, library, Options()), library)
     if point.id in UNLOADABLE:
         with pytest.raises(EngineLoadError, match="no execution context"):
             runner.prepare()

@@ -12,11 +12,11 @@ from torch import fx, nn
 from torch.export import Dim
 
 import torchtrt_bridge as trtb
-from tests.normalize.case import Called
-from torchtrt_bridge.capture import export_program, graph_from_program
-from torchtrt_bridge.normalize import normalize
+from tests.passes.case import Called
+from torchtrt_bridge.capture.export import export_program, graph_from_program
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.partition import Proposal, fuse, propose
+from torchtrt_bridge.passes import normalize
 
 aten = torch.ops.aten
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from torchtrt_bridge.quantize.ops import LARGEST, own
+from torchtrt_bridge.graph.ops import LARGEST, own
 
 INT8, FP8 = torch.int8, torch.float8_e4m3fn
 

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchtrt_bridge.capture import export_program, graph_from_program
-from torchtrt_bridge.engine import flavour as flavours
+from torchtrt_bridge.capture.export import export_program, graph_from_program
 from torchtrt_bridge.lower.network import Network, network_from_graph
-from torchtrt_bridge.normalize import normalize
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.partition import fuse, propose
+from torchtrt_bridge.passes import normalize
+from torchtrt_bridge.trt import library as libraries
 
 PRODUCTS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
 
@@ -30,7 +30,7 @@ def network_of(model: nn.Module, x: torch.Tensor, **options: Any) -> Network:
     proposal = propose(graph, Options(**options))
     assert [r.reason for r in proposal.rejections] == []
     subgraph = fuse(graph, proposal.subgraphs)["trt_0"]
-    return network_from_graph(subgraph, flavours.load("tensorrt_rtx"))
+    return network_from_graph(subgraph, libraries.load("tensorrt_rtx"))
 
 
 def products(network: Network) -> dict[str, list[str]]:
@@ -49,7 +49,7 @@ def operations(network: Network) -> list[str]:
     layers = [network.definition.get_layer(index) for index in range(network.definition.num_layers)]
     found = [layer for layer in layers if layer.type.name == "ELEMENTWISE"]
     for layer in found:
-        layer.__class__ = flavours.load("tensorrt_rtx").trt.IElementWiseLayer
+        layer.__class__ = libraries.load("tensorrt_rtx").trt.IElementWiseLayer
     return [layer.op.name for layer in found]
 
 

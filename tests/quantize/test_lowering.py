@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 import torchtrt_bridge as trtb
-from tests.normalize.case import Called
+from tests.passes.case import Called
 from tests.quantize.by_hand import FP8, INT8, NETS, Quantized, linear, net, own
 from tests.quantize.lowered import network_of, operations, products
-from torchtrt_bridge.engine import probe
-from torchtrt_bridge.engine.probe import Support
-from torchtrt_bridge.engine.realised import product_dtypes
-from torchtrt_bridge.normalize import without_rounding
+from torchtrt_bridge.passes import without_rounding
+from torchtrt_bridge.trt import probe
+from torchtrt_bridge.trt.inspector import product_dtypes
+from torchtrt_bridge.trt.probe import Support
 
 TARGETS = ["sm_86", "sm_89", "sm_120"]
 PRECISIONS = ["fp32", "fp16", "bf16"]
@@ -335,7 +335,7 @@ def test_a_loaded_engine_is_held_against_floats(name: str, tmp_path: Path, monke
     model, x = net(name)
     trtb.save(trtb.export(model, x, targets=("sm_89",), precision="fp16"), tmp_path / "model.pt2")
     runner = LateRunner()
-    monkeypatch.setattr("torchtrt_bridge.exporter._runner", lambda *_: runner)
+    monkeypatch.setattr("torchtrt_bridge.entry.export._runner", lambda *_: runner)
     program = trtb.load(tmp_path / "model.pt2", device="cpu", trial="check")
     (engine,) = program._run.engines
     runner.module = engine.pytorch

@@ -129,7 +129,7 @@ def test_progress_is_shown_where_it_is_asked_for(
 
 
 def test_the_public_name_is_the_function() -> None:
-    import torchtrt_bridge.quantize.ops
+    import torchtrt_bridge.graph.ops
 
     assert torchtrt_bridge.quantize is trtb.quantize
     assert inspect.isfunction(trtb.quantize)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.quantize.by_hand import FP8, INT8, net, own
-from torchtrt_bridge.quantize.ops import LARGEST, pack_int4, unpack_int4
+from torchtrt_bridge.graph.ops import LARGEST, pack_int4, unpack_int4
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 OPS = (own.quantize.default, own.dequantize.default, own.dequantize_int4.default)

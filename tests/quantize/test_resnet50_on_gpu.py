@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import torchtrt_bridge as trtb
-from torchtrt_bridge.check import relative_distance
+from torchtrt_bridge.runtime.tolerance import relative_distance
 
 photographs = pytest.importorskip("tests.quantize.photographs")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from torchtrt_bridge.quantize.ops import dequantize, dequantize_int4
+from torchtrt_bridge.graph.ops import dequantize, dequantize_int4
 from torchtrt_bridge.quantize.weights import quantized_blocks, quantized_weight, rounded_weight
 
 

@@ -8,20 +8,20 @@ from typing import Any
 
 import torch
 
-from torchtrt_bridge.engine import flavour
-from torchtrt_bridge.lower.dtypes import trt_dtype_from_torch
 from torchtrt_bridge.reference import NetworkInterpreter
+from torchtrt_bridge.trt import library as library
+from torchtrt_bridge.trt.dtypes import trt_dtype_from_torch
 
 
 class Network:
     """An empty network `net`, and the values of its inputs as they are added."""
 
     def __init__(self) -> None:
-        self.flavour = flavour.load("tensorrt_rtx")
-        self.trt = self.flavour.trt
-        self._log = self.flavour.new_log()
+        self.library = library.load("tensorrt_rtx")
+        self.trt = self.library.trt
+        self._log = self.library.new_log()
         self._builder = self.trt.Builder(self._log)
-        self.net = self.flavour.new_network(self._builder)
+        self.net = self.library.new_network(self._builder)
         self.values: list[torch.Tensor] = []
         self.constants: dict[str, torch.Tensor] = {}
         self._dynamic: list[tuple[str, tuple[int, ...]]] = []
@@ -50,7 +50,7 @@ class Network:
     def build(self) -> None:
         """Have TensorRT build an engine, which shows that the network is valid."""
         config = self._builder.create_builder_config()
-        self.flavour.set_targets(config, ("sm_89",))
+        self.library.set_targets(config, ("sm_89",))
         if self._dynamic:
             profile = self._builder.create_optimization_profile()
             for name, shape in self._dynamic:

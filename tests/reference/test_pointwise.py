@@ -168,7 +168,7 @@ def test_select(network):
     ],
 )
 def test_cast(network, value, dtype, expected):
-    from torchtrt_bridge.lower.dtypes import trt_dtype_from_torch
+    from torchtrt_bridge.trt.dtypes import trt_dtype_from_torch
 
     layer = network.net.add_cast(network.input(value), trt_dtype_from_torch(network.trt, dtype))
     result = only_output(network, layer)

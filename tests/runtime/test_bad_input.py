@@ -13,7 +13,7 @@ from torch import nn
 from torch.autograd import forward_ad
 
 import torchtrt_bridge as trtb
-from torchtrt_bridge import served
+from torchtrt_bridge.entry import compiled_graph as served
 
 Call = Callable[[torch.Tensor], torch.Tensor]
 

@@ -16,7 +16,7 @@ from tests.gpu import assert_near, images
 from tests.models import ConvNet, trained
 from tests.runtime.test_forks import in_child, with_fork
 from torchtrt_bridge.errors import EngineLoadError
-from torchtrt_bridge.runtime.gpu import Session
+from torchtrt_bridge.runtime.tensorrt_runner import Session
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 

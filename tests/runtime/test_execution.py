@@ -12,7 +12,7 @@ import torchtrt_bridge as trtb
 from tests.models import ConvNet, image, trained
 from torchtrt_bridge.runtime import Execution
 from torchtrt_bridge.runtime import execution as home
-from torchtrt_bridge.runtime.execution import Recordings
+from torchtrt_bridge.runtime.execution import CudaGraphCache
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_recordings_end_with_what_they_recorded(
 ) -> None:
     """They hold its memory. While the caller captures a CUDA graph, nothing may be freed."""
     run, x = program._run, image()
-    run.lane._shapes[None] = Recordings(run)
+    run.lane._shapes[None] = CudaGraphCache(run)
     program(x)
     assert len(run.lane._shapes) == 1
     end(run)

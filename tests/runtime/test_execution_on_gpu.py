@@ -11,9 +11,9 @@ from torch import nn
 import torchtrt_bridge as trtb
 from tests.gpu import assert_near, assert_serves_threads, images
 from tests.models import ConvNet, WithUnsupported, trained
-from torchtrt_bridge import backend
-from torchtrt_bridge.runtime.execution import Execution, Recordings
-from torchtrt_bridge.runtime.recording import Recording
+from torchtrt_bridge.entry import torch_compile as backend
+from torchtrt_bridge.runtime.cuda_graph import CudaGraphCall
+from torchtrt_bridge.runtime.execution import CudaGraphCache, Execution
 
 pytestmark = pytest.mark.gpu
 
@@ -34,7 +34,7 @@ def execution() -> Execution:
     return graph.compiled.run
 
 
-def recordings() -> list[Recordings]:
+def recordings() -> list[CudaGraphCache]:
     return list(execution().lane._shapes.values())
 
 
@@ -276,7 +276,7 @@ def test_a_recording_outlives_others_and_pytorchs_workspaces() -> None:
         return (value @ weight,)
 
     with torch.inference_mode():
-        first, second = Recording(product, [x]), Recording(product, [x])
+        first, second = CudaGraphCall(product, [x]), CudaGraphCall(product, [x])
         del first
         torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.empty_cache()

@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 
 import torchtrt_bridge as trtb
 from tests.models import ConvNet, image, trained
-from tests.runtime.test_module import FakeRunner, module_of, right, x_of
-from torchtrt_bridge.engine import probe
-from torchtrt_bridge.runtime import slots
+from tests.runtime.test_engine_module import FakeRunner, module_of, right, x_of
+from torchtrt_bridge.runtime import thread_state as slots
+from torchtrt_bridge.trt import probe
 
 SECONDS = 60
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import _inductor, nn
 
-from torchtrt_bridge.capture import graph_from_program
+from torchtrt_bridge.capture.export import graph_from_program
 from torchtrt_bridge.runtime import inductor as home
 from torchtrt_bridge.runtime.inductor import Inductor, compiled_by_inductor
 

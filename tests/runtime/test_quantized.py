@@ -12,13 +12,13 @@ import torch
 from torch import fx, nn
 
 from tests.quantize.nets import loader, quantized
-from tests.runtime.test_module import SPEC, WRONG, Compute, FakeRunner, InPyTorch, in_pytorch, right, x_of
+from tests.runtime.test_engine_module import SPEC, WRONG, Compute, FakeRunner, InPyTorch, in_pytorch, right, x_of
 from torchtrt_bridge import pipeline
-from torchtrt_bridge.builder import Builder
-from torchtrt_bridge.capture import export_program, graph_from_program
-from torchtrt_bridge.compile_report import CompileReport, EngineEntry
+from torchtrt_bridge.capture.export import export_program, graph_from_program
+from torchtrt_bridge.engine.builder import Builder
 from torchtrt_bridge.errors import BuildError
 from torchtrt_bridge.options import Options
+from torchtrt_bridge.report.model import CompileReport, EngineEntry
 from torchtrt_bridge.runtime import EngineModule, QuantizedEngineModule
 
 FLOAT = 1.01  # what the subgraph without quantization gives, in parts of the quantized one's results

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
-from torchtrt_bridge.check import Yardstick
+from torchtrt_bridge.runtime.tolerance import Reference
 from torchtrt_bridge.runtime.trial import BUDGET_CALLS, ENGINE, PYTORCH, Outcome, Trial
 
 Tensors = Sequence[torch.Tensor]
@@ -50,7 +50,7 @@ class Sequenced:
 
 def trial(plain_runs: int = 4) -> Trial:
     inputs = [torch.randn(4, 3)]
-    return Trial(inputs, Yardstick(right(inputs), bound=1e-4), recorded=False, plain_runs=plain_runs)
+    return Trial(inputs, Reference(right(inputs), bound=1e-4), recorded=False, plain_runs=plain_runs)
 
 
 def test_a_right_engine() -> None:

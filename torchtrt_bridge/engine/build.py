@@ -6,11 +6,11 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
-from torchtrt_bridge.engine.flavour import Flavour
 from torchtrt_bridge.errors import BuildError
+from torchtrt_bridge.graph.shapes import TensorSpec
 from torchtrt_bridge.lower.network import Network
 from torchtrt_bridge.options import Options
-from torchtrt_bridge.shapes import TensorSpec
+from torchtrt_bridge.trt.library import TensorRTLibrary
 
 # Called with the fraction that is done; returns False to cancel the build.
 OnProgress = Callable[[float], bool]
@@ -20,33 +20,33 @@ MOST_IN_MEMORY = 16 * 2**20
 
 
 def engine_from_network(
-    network: Network, flavour: Flavour, options: Options, on_progress: OnProgress | None = None
+    network: Network, library: TensorRTLibrary, options: Options, on_progress: OnProgress | None = None
 ) -> bytes:
     """Let TensorRT build `network` for `options.targets`.
 
     Raises BuildError with TensorRT's own messages.
     """
-    trt = flavour.trt
+    trt = library.trt
     config = network.builder.create_builder_config()
     config.builder_optimization_level = options.optimization_level
     if options.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
     (config.set_flag if options.tf32 else config.clear_flag)(trt.BuilderFlag.TF32)
-    flavour.set_targets(config, options.targets)
+    library.set_targets(config, options.targets)
     _add_profile(network, config)
     if on_progress is not None:
-        config.progress_monitor = flavour.progress_monitor(on_progress)
-    plan = _plan(network, config, flavour)
+        config.progress_monitor = library.progress_monitor(on_progress)
+    plan = _plan(network, config, library)
     if plan is None:
         errors = "; ".join(network.log.errors) or "it gave no reason"
-        raise BuildError(f"{flavour} could not build the engine: {errors}")
+        raise BuildError(f"{library} could not build the engine: {errors}")
     return plan
 
 
-def _plan(network: Network, config: Any, flavour: Flavour) -> bytes | None:
+def _plan(network: Network, config: Any, library: TensorRTLibrary) -> bytes | None:
     network.log.errors.clear()
     with tempfile.SpooledTemporaryFile(max_size=MOST_IN_MEMORY) as file:
-        writer = flavour.stream_writer(file.write)
+        writer = library.stream_writer(file.write)
         if network.builder.build_serialized_network_to_stream(network.definition, config, writer):
             file.seek(0)
             return file.read()

@@ -21,15 +21,15 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from torchtrt_bridge.compile_report import tell_once
-from torchtrt_bridge.engine import flavour as flavours
-from torchtrt_bridge.engine.flavour import Flavour
 from torchtrt_bridge.errors import LoweringError
+from torchtrt_bridge.graph.shapes import UNBOUNDED, Range
 from torchtrt_bridge.lower.context import Context
 from torchtrt_bridge.lower.network import network_from_graph
 from torchtrt_bridge.lower.registry import NO_CONVERTER, tensor_reason
 from torchtrt_bridge.options import Options
-from torchtrt_bridge.shapes import UNBOUNDED, Range
+from torchtrt_bridge.report.log import warn_once
+from torchtrt_bridge.trt import library as libraries
+from torchtrt_bridge.trt.library import TensorRTLibrary
 
 aten = torch.ops.aten
 
@@ -41,7 +41,7 @@ WRONG = {aten._native_batch_norm_legit.no_stats}
 
 
 @dataclasses.dataclass(frozen=True)
-class Library:
+class PeerLibrary:
     """What is used of torch_tensorrt.
 
     network_type: the class of the networks that its converters write.
@@ -58,7 +58,7 @@ class Library:
 
 
 @functools.cache
-def find() -> Library | str:
+def find() -> PeerLibrary | str:
     """torch_tensorrt, imported; or why it cannot be had here."""
     if importlib.util.find_spec("torch_tensorrt") is None:
         return "not installed"
@@ -66,36 +66,36 @@ def find() -> Library | str:
         return "installed, but not imported without a GPU: its import looks for one"
     try:
         return _import()
-    except Exception as error:  # a missing library, another TensorRT or another PyTorch: it raises several kinds
+    except Exception as error:  # a missing peer, another TensorRT or another PyTorch: it raises several kinds
         return f"installed, but does not import: {type(error).__name__}: {error}"
 
 
-def _import() -> Library:
+def _import() -> PeerLibrary:
     import torch_tensorrt
     from torch_tensorrt.dynamo._settings import CompilationSettings
     from torch_tensorrt.dynamo.conversion._ConversionContext import ConversionContext
     from torch_tensorrt.dynamo.conversion._ConverterRegistry import DYNAMO_ATEN_CONVERTERS
     from torch_tensorrt.dynamo.types import TRTNetwork
 
-    return Library(
+    return PeerLibrary(
         torch_tensorrt.__version__, TRTNetwork, DYNAMO_ATEN_CONVERTERS, ConversionContext, CompilationSettings
     )
 
 
-def mismatch(library: Library, flavour: Flavour) -> str | None:
-    """Why networks of `flavour` are not for these converters; None if they are."""
-    if library.network_type is flavour.trt.INetworkDefinition:
+def mismatch(peer: PeerLibrary, library: TensorRTLibrary) -> str | None:
+    """Why networks of `library` are not for these converters; None if they are."""
+    if peer.network_type is library.trt.INetworkDefinition:
         return None
-    return f"torch_tensorrt {library.version} writes networks of another TensorRT than {flavour}"
+    return f"torch_tensorrt {peer.version} writes networks of another TensorRT than {library}"
 
 
-def guest_for(options: Options) -> TorchTensorRT | None:
-    """The guest of one compilation; None where the options have none."""
+def provider_for(options: Options) -> TorchTensorRT | None:
+    """The provider of one compilation; None where the options have none."""
     return None if options.torch_tensorrt == "off" else TorchTensorRT(options)
 
 
 class TorchTensorRT:
-    """A `Guest` of the registry: writes nodes by torch_tensorrt's converters, in one compilation.
+    """A `ConverterProvider` of the registry: writes nodes by torch_tensorrt's converters, in one compilation.
 
     A node that it writes computes in the dtypes of the user's graph: `precision` leaves it alone.
     """
@@ -124,10 +124,10 @@ class TorchTensorRT:
 
     def lower(self, ctx: Context, *args: Any, **kwargs: Any) -> Any:
         """Write ``ctx.node``; the arguments are as those of any converter."""
-        library, chosen = self._library, self._chosen(ctx.node)
-        if library is None or chosen is None:
+        peer, chosen = self._library, self._chosen(ctx.node)
+        if peer is None or chosen is None:
             raise LoweringError("torch_tensorrt has no converter for it.")
-        context = library.new_context(ctx.network, self._settings)
+        context = peer.new_context(ctx.network, self._settings)
         if hasattr(context, "current_node"):
             context.current_node = ctx.node
         form = ctx.tensor if ctx.node.name in self._wants_tensors else _copy_on_cpu
@@ -141,26 +141,26 @@ class TorchTensorRT:
 
     def identity(self, node: fx.Node) -> str:
         """What an engine with this node depends on: the version, and the file of the converter, if it is a user's."""
-        library, chosen = self._library, self._chosen(node)
-        assert library is not None
+        peer, chosen = self._library, self._chosen(node)
+        assert peer is not None
         assert chosen is not None
         function = inspect.unwrap(chosen.converter_implementation)
         name = getattr(function, "__qualname__", type(function).__qualname__)
-        return f"torch_tensorrt {library.version} {function.__module__}.{name} {_file_digest(function)};"
+        return f"torch_tensorrt {peer.version} {function.__module__}.{name} {_file_digest(function)};"
 
     @functools.cached_property
-    def _flavour(self) -> Flavour:
-        return flavours.choose(self.options.engine)
+    def _flavour(self) -> TensorRTLibrary:
+        return libraries.choose(self.options.engine)
 
     @functools.cached_property
-    def _library(self) -> Library | None:
+    def _library(self) -> PeerLibrary | None:
         found = find()
-        if isinstance(found, Library):
+        if isinstance(found, PeerLibrary):
             found = mismatch(found, self._flavour) or found
-        if isinstance(found, Library):
+        if isinstance(found, PeerLibrary):
             return found
         if found != "not installed":
-            tell_once(f"torch_tensorrt's converters are not used: {found}.")
+            warn_once(f"torch_tensorrt's converters are not used: {found}.")
         return None
 
     @functools.cached_property
@@ -197,7 +197,7 @@ class TorchTensorRT:
     def _written_alone(self, node: fx.Node) -> str | None:
         ranges: Mapping[Any, Range] = collections.defaultdict(lambda: (1, UNBOUNDED))
         try:
-            network_from_graph(_alone(node), self._flavour, ranges, guest=self)
+            network_from_graph(_alone(node), self._flavour, ranges, provider=self)
         except Exception as error:  # whatever a converter raises
             cause = error.__cause__ or error
             kind = "" if isinstance(cause, LoweringError) else f"{type(cause).__name__}: "

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from torchtrt_bridge.schema import operator_name
-from torchtrt_bridge.shapes import UNBOUNDED
+from torchtrt_bridge.graph.nodes import operator_name
+from torchtrt_bridge.graph.shapes import UNBOUNDED
 
 # Smallest and largest element. False counts as 0 and True as 1; NaN lies within any bounds.
 Bounds = tuple[float, float]

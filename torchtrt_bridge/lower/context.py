@@ -9,7 +9,7 @@ import torch
 from torch.fx import Node
 
 from torchtrt_bridge.errors import LoweringError
-from torchtrt_bridge.lower.dtypes import torch_dtype_from_trt, trt_dtype_from_torch
+from torchtrt_bridge.trt.dtypes import torch_dtype_from_trt, trt_dtype_from_torch
 
 # A TensorRT tensor, a weight, a number, or a size known only at run time (an int64 tensor of shape (1,)).
 Value = Any

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import fx
 
-from torchtrt_bridge.engine.flavour import Flavour
 from torchtrt_bridge.errors import BridgeError, LoweringError, UnsupportedOpError
+from torchtrt_bridge.graph.nodes import describe
+from torchtrt_bridge.graph.shapes import TensorSpec, spec_of
 from torchtrt_bridge.lower.context import Context, NamedNetwork
-from torchtrt_bridge.lower.dtypes import trt_dtype_from_torch
-from torchtrt_bridge.lower.registry import CONVERTERS, Guest
-from torchtrt_bridge.shapes import TensorSpec, spec_of
-from torchtrt_bridge.source import describe
+from torchtrt_bridge.lower.registry import CONVERTERS, ConverterProvider
+from torchtrt_bridge.trt.dtypes import trt_dtype_from_torch
+from torchtrt_bridge.trt.library import TensorRTLibrary
 
 
 @dataclasses.dataclass
@@ -48,22 +48,22 @@ def _anything(capability: str) -> bool:
 
 def network_from_graph(
     module: fx.GraphModule,
-    flavour: Flavour,
+    library: TensorRTLibrary,
     ranges: Mapping[Any, tuple[int, int]] | None = None,
     can: Callable[[str], bool] = _anything,
-    guest: Guest | None = None,
+    provider: ConverterProvider | None = None,
 ) -> Network:
     """Write every node of `module` into a new network.
 
     ranges: smallest and largest value of each symbolic size.
     can: whether TensorRT builds what a probe of this name asks for; without it, everything is taken for buildable.
-    guest: writes the nodes that have no converter here.
+    provider: writes the nodes that have no converter here.
     Raises LoweringError, naming operator, node and source line.
     """
-    log = flavour.new_log()
-    builder = flavour.trt.Builder(log)
-    definition = flavour.new_network(builder)
-    ctx = Context(flavour.trt, NamedNetwork(definition, log), can)
+    log = library.new_log()
+    builder = library.trt.Builder(log)
+    definition = library.new_network(builder)
+    ctx = Context(library.trt, NamedNetwork(definition, log), can)
     ranges = {} if ranges is None else ranges
     values: dict[fx.Node, Any] = {}
     inputs: list[TensorSpec] = []
@@ -78,7 +78,7 @@ def network_from_graph(
         elif node.op == "get_attr":
             values[node] = module.get_buffer(str(node.target))
         elif node.op == "call_function":
-            values[node] = _lower(ctx, node, values, guest)
+            values[node] = _lower(ctx, node, values, provider)
         elif node.op == "output":
             outputs = _mark_outputs(ctx, node, values, ranges)
     return Network(definition, builder, log, inputs, outputs, ctx.constants, ctx)
@@ -89,12 +89,12 @@ def _add_input(ctx: Context, spec: TensorSpec) -> Any:
     return ctx.network.definition.add_input(spec.name, trt_dtype_from_torch(ctx.trt, spec.dtype), shape)
 
 
-def _lower(ctx: Context, node: fx.Node, values: Mapping[fx.Node, Any], guest: Guest | None) -> Any:
+def _lower(ctx: Context, node: fx.Node, values: Mapping[fx.Node, Any], provider: ConverterProvider | None) -> Any:
     mapped: Any = fx.map_arg((node.args, node.kwargs), lambda n: values[n])
     args, kwargs = mapped
     if node.target is operator.getitem:
         return args[0][args[1]]
-    found = CONVERTERS.get(node.target) or guest
+    found = CONVERTERS.get(node.target) or provider
     if found is None:
         raise UnsupportedOpError(f"{describe(node)} has no converter.")
     try:

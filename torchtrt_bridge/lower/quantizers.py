@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from torchtrt_bridge.quantize.ops import LARGEST, NAMESPACE
-from torchtrt_bridge.schema import arguments_of, constant_of
+from torchtrt_bridge.graph.nodes import arguments_of, constant_of
+from torchtrt_bridge.graph.ops import LARGEST, NAMESPACE
 
 # What PT2E's int8 ranges may be: TensorRT clamps to the second.
 _INT8_RANGES = ((-127, 127), (-128, 127))

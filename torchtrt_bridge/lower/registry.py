@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch.fx import Node
 
-from torchtrt_bridge.lower.dtypes import COMPUTE_DTYPES
 from torchtrt_bridge.lower.quantizers import why_not_quantizer
+from torchtrt_bridge.trt.dtypes import COMPUTE_DTYPES
 
 if TYPE_CHECKING:
     from torchtrt_bridge.lower.context import Context
@@ -36,7 +36,7 @@ class Converter:
 CONVERTERS: dict[Any, Converter] = {}
 
 
-class Guest(Protocol):
+class ConverterProvider(Protocol):
     """Another library's converters, which are asked for the operators that have none here."""
 
     def why_not(self, node: Node) -> str | None:
@@ -95,17 +95,17 @@ def _plain(default: Any) -> Any:
     return list(default) if isinstance(default, tuple) else default
 
 
-def why_not(node: Node, guest: Guest | None = None) -> str | None:
+def why_not(node: Node, provider: ConverterProvider | None = None) -> str | None:
     """Why TensorRT cannot run `node`, in words for the user; None if it can.
 
-    guest: asked about an operator that has no converter here.
+    provider: asked about an operator that has no converter here.
     """
     found = CONVERTERS.get(node.target)
     reason = why_not_quantizer(node)  # apart from converters: the libraries of some may not be installed
     if reason is not None:
         return reason
     if found is None:
-        return NO_CONVERTER if guest is None else guest.why_not(node)
+        return NO_CONVERTER if provider is None else provider.why_not(node)
     reason = tensor_reason(node, found.dtypes)
     if reason is not None or found.why_not is None:
         return reason
@@ -117,7 +117,7 @@ def why_not(node: Node, guest: Guest | None = None) -> str | None:
 
 
 def is_foreign(node: Node) -> bool:
-    """Whether `node` calls an operator that has no converter here: what is lowered of these, a guest writes."""
+    """Whether `node` calls an operator that has no converter here: what is lowered of these, a provider writes."""
     return node.op == "call_function" and node.target is not operator.getitem and node.target not in CONVERTERS
 
 

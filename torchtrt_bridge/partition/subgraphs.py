@@ -15,11 +15,11 @@ from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
 from torch.fx.passes.operator_support import OperatorSupportBase
 from torch.fx.passes.utils.fuser_utils import fuse_by_partitions
 
-from torchtrt_bridge.lower import Guest, why_not
+from torchtrt_bridge.graph.nodes import operator_name, returns_view
+from torchtrt_bridge.lower import ConverterProvider, why_not
 from torchtrt_bridge.options import Options
-from torchtrt_bridge.partition.layout import read_as_they_lie
-from torchtrt_bridge.partition.numbers import read_arguments_that_are_numbers
-from torchtrt_bridge.schema import operator_name, returns_view
+from torchtrt_bridge.partition.memory_layout import read_as_they_lie
+from torchtrt_bridge.partition.number_arguments import read_arguments_that_are_numbers
 
 aten = torch.ops.aten
 SUBGRAPH_PREFIX = "trt_"
@@ -47,14 +47,14 @@ class Proposal:
     rejections: list[Rejection]
 
 
-def propose(module: fx.GraphModule, options: Options, guest: Guest | None = None) -> Proposal:
+def propose(module: fx.GraphModule, options: Options, provider: ConverterProvider | None = None) -> Proposal:
     """Group the nodes that TensorRT can run into acyclic subgraphs, as large as they can be.
 
-    guest: asked about operators that have no converter here.
+    provider: asked about operators that have no converter here.
     `module` is changed in that each user of a constant or a size gets a copy of its own.
     """
     _give_each_user_its_own(module)
-    reasons = {node: reason for node in module.graph.nodes if (reason := _reason(node, options, guest))}
+    reasons = {node: reason for node in module.graph.nodes if (reason := _reason(node, options, provider))}
     reasons |= read_arguments_that_are_numbers(module)
     found = read_as_they_lie(module, reasons.keys()) | reasons
     reasons = {node: found[node] for node in module.graph.nodes if node in found}
@@ -114,12 +114,12 @@ def _with_constants(calls: list[fx.Node]) -> dict[fx.Node, int | None]:
     return {node: None for node in calls[0].graph.nodes if node in inside}
 
 
-def _reason(node: fx.Node, options: Options, guest: Guest | None) -> str | None:
+def _reason(node: fx.Node, options: Options, provider: ConverterProvider | None) -> str | None:
     if node.op != "call_function" or node.target is operator.getitem:
         return None
     if str(node.target) in options.torch_ops:
         return "the option torch_ops names it"
-    return why_not(node, guest)
+    return why_not(node, provider)
 
 
 class _Support(OperatorSupportBase):

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchtrt_bridge.capture import own_constants
 from torchtrt_bridge.errors import CalibrationError, OptionsError
+from torchtrt_bridge.graph.edit import own_constants
 from torchtrt_bridge.quantize import state as states
 from torchtrt_bridge.quantize.calibrate import Calibrated, Calibration, Forward
 from torchtrt_bridge.quantize.model import QuantizedModel, model_from, report_from

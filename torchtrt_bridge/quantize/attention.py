@@ -8,8 +8,8 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from torchtrt_bridge.normalize.graph import fake_mode_of, finish, insert_call, insert_constant
-from torchtrt_bridge.schema import arguments_of
+from torchtrt_bridge.graph.edit import fake_mode_of, finish, insert_call, insert_constant
+from torchtrt_bridge.graph.nodes import arguments_of
 
 aten = torch.ops.aten
 ATTENTION = aten.scaled_dot_product_attention.default

@@ -11,8 +11,8 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from torchtrt_bridge.capture import copy_graph
 from torchtrt_bridge.errors import BridgeError, CalibrationError
+from torchtrt_bridge.graph.edit import copy_graph
 from torchtrt_bridge.quantize.attention import take_attention_apart
 from torchtrt_bridge.quantize.batches import Call, Signature, device_of, moved
 from torchtrt_bridge.quantize.capture import FloatGraph, capture, check_graph, dtype_hint, serves_one

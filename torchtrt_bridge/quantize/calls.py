@@ -12,8 +12,8 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from torchtrt_bridge.errors import ShapeRangeError
+from torchtrt_bridge.graph.shapes import UNBOUNDED
 from torchtrt_bridge.quantize.capture import FloatGraph
-from torchtrt_bridge.shapes import UNBOUNDED
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,18 +13,18 @@ from torch.export import Dim
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 
-from torchtrt_bridge.capture import CapturedGraph, export_program, graph_from_program
-from torchtrt_bridge.check import difference, error_bound
+from torchtrt_bridge.capture.export import CapturedGraph, export_program, graph_from_program
+from torchtrt_bridge.capture.transformers_classes import without_cache
 from torchtrt_bridge.errors import CalibrationError, CaptureError
-from torchtrt_bridge.huggingface.classes import without_cache
-from torchtrt_bridge.normalize.clean import drop_metadata_checks
-from torchtrt_bridge.normalize.fold import fold_constants
-from torchtrt_bridge.normalize.fuse import fold_batch_norm
-from torchtrt_bridge.normalize.graph import constant_of
+from torchtrt_bridge.graph.edit import constant_of
+from torchtrt_bridge.graph.nodes import is_random
+from torchtrt_bridge.graph.shapes import UNBOUNDED, Range, TensorSpec, spec_of
 from torchtrt_bridge.options import Options
+from torchtrt_bridge.passes.batch_norm import fold_batch_norm
+from torchtrt_bridge.passes.cleanup import drop_metadata_checks
+from torchtrt_bridge.passes.constant_folding import fold_constants
 from torchtrt_bridge.quantize.batches import Call, Signature
-from torchtrt_bridge.schema import is_random
-from torchtrt_bridge.shapes import UNBOUNDED, Range, TensorSpec, spec_of
+from torchtrt_bridge.runtime.tolerance import difference, error_bound
 
 # As `normalize.PASSES` begins; precision is settled when the result is compiled.
 PASSES = (drop_metadata_checks, fold_constants, fold_batch_norm, fold_constants)

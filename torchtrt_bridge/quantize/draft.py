@@ -9,8 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
-from torchtrt_bridge.capture import copy_graph
-from torchtrt_bridge.normalize.graph import constant_of, finish, free_name
+from torchtrt_bridge.graph.edit import constant_of, copy_graph, finish, free_name
 from torchtrt_bridge.quantize.layers import Layer, nodes_by_name
 from torchtrt_bridge.quantize.observe import Observed
 

@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, fx
 
-from torchtrt_bridge.normalize.graph import constant_of
+from torchtrt_bridge.graph.edit import constant_of
 from torchtrt_bridge.quantize.draft import Draft
 from torchtrt_bridge.quantize.layers import Layer
 from torchtrt_bridge.quantize.observe import known_channels

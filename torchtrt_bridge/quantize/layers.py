@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from torchtrt_bridge.errors import OptionsError
-from torchtrt_bridge.normalize.graph import constant_of
+from torchtrt_bridge.graph.edit import constant_of
 from torchtrt_bridge.quantize.attention import ATTENTION, why_whole
 from torchtrt_bridge.quantize.settings import Settings
 

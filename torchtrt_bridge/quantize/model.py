@@ -11,9 +11,9 @@ import torch
 from torch import fx, nn
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 
-from torchtrt_bridge.capture import copy_graph
+from torchtrt_bridge.capture.transformers_classes import is_model
 from torchtrt_bridge.errors import CalibrationError
-from torchtrt_bridge.huggingface.classes import is_model
+from torchtrt_bridge.graph.edit import copy_graph
 from torchtrt_bridge.quantize.calibrate import Calibrated
 from torchtrt_bridge.quantize.calls import check_call, limits_of
 from torchtrt_bridge.quantize.place import Placed
@@ -72,7 +72,7 @@ class QuantizationReport:
 
     def __str__(self) -> str:
         from torchtrt_bridge.quantize.table import table_from_report
-        from torchtrt_bridge.render import text_console, text_from_console
+        from torchtrt_bridge.report.render import text_console, text_from_console
 
         console = text_console(WIDTH)
         console.print(self.headline())

@@ -9,9 +9,9 @@ import torch
 from torch import fx
 
 from torchtrt_bridge.errors import CalibrationError
+from torchtrt_bridge.graph.nodes import describe
 from torchtrt_bridge.quantize.layers import Layer, nodes_by_name
 from torchtrt_bridge.quantize.statistics import NonFiniteError, Statistics, check_finite
-from torchtrt_bridge.source import describe
 
 # The statistics of each activation, by the name of the node that gives it.
 Observed = dict[str, Statistics]

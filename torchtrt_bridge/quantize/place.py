@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from torchtrt_bridge.normalize.graph import constant_of, is_call
-from torchtrt_bridge.quantize import ops
+from torchtrt_bridge.graph import ops
+from torchtrt_bridge.graph.edit import constant_of, is_call
 from torchtrt_bridge.quantize.calibrate import Calibrated
 from torchtrt_bridge.quantize.correct import can_correct, corrected_bias
 from torchtrt_bridge.quantize.draft import Draft, after

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
-from torchtrt_bridge.progress import bars_of, is_shown
+from torchtrt_bridge.report.progress import bars_of, is_shown
 
 T = TypeVar("T")
 

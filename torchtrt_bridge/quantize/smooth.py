@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
-from torchtrt_bridge.normalize.graph import constant_of
+from torchtrt_bridge.graph.edit import constant_of
 from torchtrt_bridge.quantize.draft import Draft, after
 from torchtrt_bridge.quantize.equalize import along_inputs, input_peaks, is_theirs_alone
 from torchtrt_bridge.quantize.layers import Layer

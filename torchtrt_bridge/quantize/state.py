@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from torchtrt_bridge.cache import written_aside
 from torchtrt_bridge.errors import CalibrationError
-from torchtrt_bridge.files import written_aside
 from torchtrt_bridge.quantize.batches import Call
 from torchtrt_bridge.quantize.observe import Observed
 from torchtrt_bridge.quantize.place import Choice

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from torchtrt_bridge.quantize.ops import LARGEST, dequantize, pack_int4, quantize
+from torchtrt_bridge.graph.ops import LARGEST, dequantize, pack_int4, quantize
 
 DTYPES = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 LARGEST_INT4 = 7.0

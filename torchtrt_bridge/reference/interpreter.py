@@ -9,10 +9,9 @@ from typing import Any, NoReturn
 import torch
 
 from torchtrt_bridge.errors import BridgeError, LoweringError, ShapeRangeError
-from torchtrt_bridge.lower.dtypes import torch_dtype_from_trt
-from torchtrt_bridge.reference import layers  # noqa: F401 (registers the readers)
 from torchtrt_bridge.reference.layer import Layer, tensor_dims
 from torchtrt_bridge.reference.registry import READERS, Compute
+from torchtrt_bridge.trt.dtypes import torch_dtype_from_trt
 
 # Marks where an attention begins; its end computes it all.
 _NO_COMPUTATION = ("ATTENTION_INPUT",)

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from torchtrt_bridge.errors import LoweringError
-from torchtrt_bridge.lower.dtypes import torch_dtype_from_trt
 from torchtrt_bridge.reference.registry import class_name
+from torchtrt_bridge.trt.dtypes import torch_dtype_from_trt
 
 
 def int_tuple(dims: Any) -> tuple[int, ...] | None:

@@ -10,16 +10,17 @@ from typing import Any
 import torch
 from torch import fx
 
-from torchtrt_bridge.check import difference
-from torchtrt_bridge.compile_report import CompileReport, tell_once
 from torchtrt_bridge.errors import BridgeError
-from torchtrt_bridge.forks import renewed_in_children
+from torchtrt_bridge.graph.fork_safety import renewed_in_children
 from torchtrt_bridge.options import Options
-from torchtrt_bridge.runtime.module import Changes, EngineModule
-from torchtrt_bridge.runtime.piece import Piece
-from torchtrt_bridge.runtime.recording import Recording, place_of
-from torchtrt_bridge.runtime.slots import current_slot
-from torchtrt_bridge.runtime.surroundings import is_capturing
+from torchtrt_bridge.report.log import warn_once
+from torchtrt_bridge.report.model import CompileReport
+from torchtrt_bridge.runtime.call_context import is_capturing
+from torchtrt_bridge.runtime.cuda_graph import CudaGraphCall, place_of
+from torchtrt_bridge.runtime.engine_module import Changes, EngineModule
+from torchtrt_bridge.runtime.thread_state import current_slot
+from torchtrt_bridge.runtime.tolerance import difference
+from torchtrt_bridge.runtime.torch_subgraph import TorchSubgraph
 from torchtrt_bridge.runtime.weights import Holder, SpareWeights, buffers_of, memory_of
 
 # Calls before one of its shape is recorded: the first warms up what allocates; sizes that vary must come back first.
@@ -55,7 +56,7 @@ class Execution:
         self.options = options
         self.report = report
         self.engines = [m for m in module.modules() if isinstance(m, EngineModule)]
-        self.pieces = [m for m in module.modules() if isinstance(m, Piece)]
+        self.pieces = [m for m in module.modules() if isinstance(m, TorchSubgraph)]
         self.device = next((e.device for e in self.engines if e.device.type == "cuda"), None)
         self.graphs = options.cuda_graphs == "auto" and self.device is not None
         self.is_static = _is_static(module)
@@ -64,7 +65,7 @@ class Execution:
         self._also_held: list[Holder] = []
         self._needed = {memory_of(value) for value in theirs}
         self._awaits_release = options.release_weights
-        self._lanes: dict[int, Lane] = {}
+        self._lanes: dict[int, ThreadState] = {}
         self._settled = False
         for engine in self.engines:
             engine.changes, engine.weights = self.changes, self.weights
@@ -96,11 +97,11 @@ class Execution:
         return results[: self.outputs]
 
     @property
-    def lane(self) -> Lane:
+    def lane(self) -> ThreadState:
         """That of this thread."""
         slot = current_slot()
         lane = self._lanes.get(slot)
-        return self._lanes.setdefault(slot, Lane(self)) if lane is None else lane
+        return self._lanes.setdefault(slot, ThreadState(self)) if lane is None else lane
 
     @property
     def is_building(self) -> bool:
@@ -113,12 +114,12 @@ class Execution:
         self._settled = self._settled or all(part.is_settled for part in (*self.engines, *self.pieces))
         return self._settled
 
-    def hold_too(self, holder: Holder, needed: Iterable[torch.Tensor]) -> None:
+    def track_releasable(self, holder: Holder, needed: Iterable[torch.Tensor]) -> None:
         """Release with the engines' weights what of `holder` is no other part's, but for what is `needed`."""
         self._also_held.append(holder)
         self._needed |= {memory_of(value) for value in needed}
 
-    def bring_back_weights(self) -> None:
+    def restore_weights(self) -> None:
         """Have all weights where they were before they were released."""
         if self.weights is not None:
             with self.weights.at_hand():
@@ -142,10 +143,10 @@ class Execution:
         self.changes.count += 1
         message = f"no CUDA graph ({why}); engines are enqueued call by call"
         self.report.note(message)
-        tell_once(f"{message}.")
+        warn_once(f"{message}.")
 
 
-class Lane:
+class ThreadState:
     """What one thread at a time may use: the stream it works on, and recordings by shape."""
 
     def __init__(self, execution: Execution) -> None:
@@ -153,7 +154,7 @@ class Lane:
         self.execution = execution
         self._stream: torch.cuda.Stream | None = None
         self._handle: int | None = None
-        self._shapes: OrderedDict[Any, Recordings] = OrderedDict()
+        self._shapes: OrderedDict[Any, CudaGraphCache] = OrderedDict()
         self._changes = execution.changes.count
         renewed_in_children(self)
 
@@ -184,26 +185,26 @@ class Lane:
                 stream.wait_stream(self._stream)
             self._stream, self._handle = stream, handle
 
-    def _recordings(self, inputs: Sequence[Any]) -> Recordings:
+    def _recordings(self, inputs: Sequence[Any]) -> CudaGraphCache:
         if self.execution.is_static:
             key = None
         else:
             key = tuple(value.shape if isinstance(value, torch.Tensor) else value for value in inputs)
         found = self._shapes.get(key)
         if found is None:
-            found = self._shapes[key] = Recordings(self.execution)
+            found = self._shapes[key] = CudaGraphCache(self.execution)
             if len(self._shapes) > MAX_SHAPES:
                 self._shapes.popitem(last=False)
         elif key is not None:
             self._shapes.move_to_end(key)
         return found
 
-    def replays(self) -> list[Recording]:
+    def replays(self) -> list[CudaGraphCall]:
         """The recordings whose results are lent, for who measures them."""
         return [found.lent for found in self._shapes.values() if found.lent is not None]
 
 
-class Recordings:
+class CudaGraphCache:
     """The recordings of one shape: one lends its outputs while they are free, the other's are copied.
 
     They read an input where it lies if it has lain there in each call so far, as what a model changes does, or a
@@ -214,8 +215,8 @@ class Recordings:
         self.execution = execution
         self.calls = 0
         self._places: dict[int, Any] | None = None
-        self.lent: Recording | None = None
-        self.copied: Recording | None = None
+        self.lent: CudaGraphCall | None = None
+        self.copied: CudaGraphCall | None = None
 
     def __call__(self, inputs: Sequence[Any]) -> Sequence[Any]:
         execution = self.execution
@@ -244,10 +245,10 @@ class Recordings:
                 self.lent = recording
         return results
 
-    def _record(self, inputs: Sequence[Any]) -> Recording | None:
+    def _record(self, inputs: Sequence[Any]) -> CudaGraphCall | None:
         try:
             with torch.cuda.device(self.execution.device):
-                recording = Recording(self.execution.module.forward, inputs, in_place=self._places or ())
+                recording = CudaGraphCall(self.execution.module.forward, inputs, in_place=self._places or ())
             recording.kept = [engine.runner for engine in self.execution.engines]
         except (RuntimeError, BridgeError) as error:
             self.execution.give_up_graphs(f"capture failed: {error}")
@@ -257,13 +258,13 @@ class Recordings:
             return None
         return recording
 
-    def _agrees(self, recording: Recording, inputs: Sequence[Any], expected: Sequence[Any]) -> bool:
+    def _agrees(self, recording: CudaGraphCall, inputs: Sequence[Any], expected: Sequence[Any]) -> bool:
         """Whether a replay gives what the plain call gave: a graph leaves out what does not run on the GPU."""
         recording(inputs)
-        verdict = difference(_tensors(recording.outputs), _tensors(expected), REPLAY_BOUND)
-        if verdict.problem is not None:
-            self.execution.give_up_graphs(f"a replay differs: {verdict.problem}")
-        return verdict.problem is None
+        comparison = difference(_tensors(recording.outputs), _tensors(expected), REPLAY_BOUND)
+        if comparison.problem is not None:
+            self.execution.give_up_graphs(f"a replay differs: {comparison.problem}")
+        return comparison.problem is None
 
 
 class _WithoutEngines(fx.Interpreter):
@@ -271,7 +272,7 @@ class _WithoutEngines(fx.Interpreter):
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         part = self.fetch_attr(target)
-        return part.in_pytorch(args) if isinstance(part, (EngineModule, Piece)) else part(*args, **kwargs)
+        return part.in_pytorch(args) if isinstance(part, (EngineModule, TorchSubgraph)) else part(*args, **kwargs)
 
 
 def _stayed(places: dict[int, Any] | None, inputs: Sequence[Any]) -> dict[int, Any]:

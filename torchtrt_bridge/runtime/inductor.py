@@ -10,11 +10,11 @@ import torch
 from torch import fx
 from torch._guards import tracing
 
-from torchtrt_bridge.capture import copy_graph
-from torchtrt_bridge.check import difference, error_bound
-from torchtrt_bridge.compile_report import tell_once
-from torchtrt_bridge.forks import renewed_in_children
-from torchtrt_bridge.runtime.surroundings import is_capturing
+from torchtrt_bridge.graph.edit import copy_graph
+from torchtrt_bridge.graph.fork_safety import renewed_in_children
+from torchtrt_bridge.report.log import warn_once
+from torchtrt_bridge.runtime.call_context import is_capturing
+from torchtrt_bridge.runtime.tolerance import difference, error_bound
 
 aten = torch.ops.aten
 
@@ -66,7 +66,7 @@ class Inductor:
         if self.failure is None:
             self._compiled = compiled
         else:
-            tell_once(f"{self.name} is not compiled by inductor, which failed: {self.failure}")
+            warn_once(f"{self.name} is not compiled by inductor, which failed: {self.failure}")
 
     def _difference(self, compiled: Callable[..., Any], inputs: Sequence[torch.Tensor]) -> str | None:
         """How results differ from PyTorch's beyond rounding; None if they do not."""

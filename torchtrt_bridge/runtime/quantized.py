@@ -9,13 +9,14 @@ from concurrent.futures import Future
 import torch
 from torch import fx
 
-from torchtrt_bridge.check import Yardstick, difference
-from torchtrt_bridge.compile_report import EngineEntry, tell_once
 from torchtrt_bridge.errors import BridgeError
+from torchtrt_bridge.graph.shapes import TensorSpec
 from torchtrt_bridge.options import Options
-from torchtrt_bridge.runtime.module import EngineModule, Runner
+from torchtrt_bridge.report.log import warn_once
+from torchtrt_bridge.report.model import EngineEntry
+from torchtrt_bridge.runtime.engine_module import EngineModule, Runner
+from torchtrt_bridge.runtime.tolerance import Reference, difference
 from torchtrt_bridge.runtime.trial import ENGINE, UNQUANTIZED, Outcome, Run
-from torchtrt_bridge.shapes import TensorSpec
 
 # Two ways to round a quantized network, by a hair here and there, give results that differ as much as each does from
 # floats: MobileNetV3's were seen 28 % from floats, and 24 % from each other. So an engine may be this much further from
@@ -55,13 +56,13 @@ class QuantizedEngineModule(EngineModule):
         if runner is None and self.rivals:
             self._become_rival(self.entry.state)
 
-    def _yardstick(self, inputs: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> Yardstick:
-        usual = super()._yardstick(inputs, expected)
+    def _reference(self, inputs: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> Reference:
+        usual = super()._reference(inputs, expected)
         floats = self._in_floats(self.pytorch)(*inputs)
         rounding = difference(expected, floats, math.inf, 1.0)
         if rounding.problem is not None:  # not finite
             return usual
-        return Yardstick(floats, max(usual.bound, SLACK * rounding.error), max(usual.share, SLACK * rounding.share))
+        return Reference(floats, max(usual.bound, SLACK * rounding.error), max(usual.share, SLACK * rounding.share))
 
     def _others(self, inputs: Sequence[torch.Tensor]) -> dict[str, Run]:
         others = super()._others(inputs)
@@ -105,7 +106,7 @@ class QuantizedEngineModule(EngineModule):
         self.entry.become(rival.entry)
         self.entry.unquantized = why
         self.changes.count += 1
-        tell_once(f"{self.entry.name} is computed without quantization: {why}.")
+        warn_once(f"{self.entry.name} is computed without quantization: {why}.")
         if not self.entry.is_ready:
             self._serve = self._without_engine
         elif rival.is_settled:

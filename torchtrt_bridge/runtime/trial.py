@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from torchtrt_bridge.check import Yardstick, difference
 from torchtrt_bridge.errors import BridgeError
-from torchtrt_bridge.runtime.recording import Recording
+from torchtrt_bridge.runtime.cuda_graph import CudaGraphCall
+from torchtrt_bridge.runtime.tolerance import Reference, difference
 
 Run = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 Call = Callable[[Sequence[torch.Tensor]], object]
@@ -63,7 +63,7 @@ class Outcome:
 class Trial:
     """One engine on one set of inputs.
 
-    yardstick: PyTorch's results, and how far from them rounding explains others.
+    reference: PyTorch's results, and how far from them rounding explains others.
     recorded: whether later calls will be replayed from a CUDA graph, so that this is what counts.
     plain_runs: how often the engine is checked call by call.
     """
@@ -71,12 +71,12 @@ class Trial:
     def __init__(
         self,
         inputs: Sequence[torch.Tensor],
-        yardstick: Yardstick,
+        reference: Reference,
         recorded: bool,
         plain_runs: int = PLAIN_RUNS,
     ) -> None:
         self.inputs = inputs
-        self.yardstick = yardstick
+        self.reference = reference
         self.recorded = recorded
         self.plain_runs = plain_runs
         self._on_gpu = any(value.is_cuda for value in inputs)
@@ -101,7 +101,7 @@ class Trial:
             outcome.seconds = self._race({ENGINE: recording or engine, **rest})
         return outcome
 
-    def _stays_right(self, engine: Run, recording: Recording | None, outcome: Outcome) -> bool:
+    def _stays_right(self, engine: Run, recording: CudaGraphCall | None, outcome: Outcome) -> bool:
         """Run and replay the engine again and again; a wrong result ends it, as does half of the time."""
         started, half = time.perf_counter(), self._left / 2
         for _ in range(self.plain_runs - 1):
@@ -121,20 +121,20 @@ class Trial:
         """Compare with PyTorch's results; to be equal to what was found right is enough."""
         if self._right and _equal(results, self._right):
             return True
-        yardstick = self.yardstick
-        verdict = difference(results, yardstick.expected, yardstick.bound, yardstick.share)
-        outcome.error = max(outcome.error, verdict.error)
-        outcome.problem = verdict.problem
-        if verdict.problem is None and not self._right:
+        reference = self.reference
+        comparison = difference(results, reference.expected, reference.bound, reference.share)
+        outcome.error = max(outcome.error, comparison.error)
+        outcome.problem = comparison.problem
+        if comparison.problem is None and not self._right:
             self._right = [value.clone() for value in results]
-        return verdict.problem is None
+        return comparison.problem is None
 
-    def _recording(self, run: Run) -> Recording | None:
+    def _recording(self, run: Run) -> CudaGraphCall | None:
         """The call as a CUDA graph, if that is what later calls use and it can be captured."""
         if not self.recorded:
             return None
         try:
-            return Recording(lambda *values: run(values), self.inputs)
+            return CudaGraphCall(lambda *values: run(values), self.inputs)
         except (RuntimeError, BridgeError):
             return None
 

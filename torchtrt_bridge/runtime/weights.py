@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from torchtrt_bridge.errors import EngineLoadError
-from torchtrt_bridge.forks import renewed_in_children
+from torchtrt_bridge.graph.fork_safety import renewed_in_children
 
 # Tensors by name, as a module holds its buffers and an exported program its state.
 Holder = dict[str, torch.Tensor]

@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.lower.case import Case, Rejected
 from tests.quantize.by_hand import own, quantized_weight
-from torchtrt_bridge.quantize.ops import pack_int4
+from torchtrt_bridge.graph.ops import pack_int4
 
 quantize, dequantize, dequantize_int4 = own.quantize.default, own.dequantize.default, own.dequantize_int4.default
 INT8, FP8 = torch.int8, torch.float8_e4m3fn

@@ -7,12 +7,12 @@ import math
 import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from torchtrt_bridge.graph.shapes import is_symbolic
 from torchtrt_bridge.lower.bounds import bounds_of
 from torchtrt_bridge.lower.converters.attention_layer import attention_layer, fits_the_layer
 from torchtrt_bridge.lower.converters.attention_parts import attention_in_parts
 from torchtrt_bridge.lower.converters.sizes import fake
 from torchtrt_bridge.lower.registry import converter
-from torchtrt_bridge.shapes import is_symbolic
 
 aten = torch.ops.aten
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from torchtrt_bridge.graph.shapes import is_symbolic
 from torchtrt_bridge.lower.converters.sizes import product
-from torchtrt_bridge.shapes import is_symbolic
 
 
 def fits_the_layer(shapes):

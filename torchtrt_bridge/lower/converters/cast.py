@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from torchtrt_bridge.lower.converters.compare import truth
-from torchtrt_bridge.lower.dtypes import COMPUTE_DTYPES
 from torchtrt_bridge.lower.registry import converter
+from torchtrt_bridge.trt.dtypes import COMPUTE_DTYPES
 
 aten = torch.ops.aten
 

@@ -7,11 +7,11 @@ import operator
 
 import torch
 
+from torchtrt_bridge.graph.shapes import is_symbolic
 from torchtrt_bridge.lower.converters.sizes import computed, known, scalar
 from torchtrt_bridge.lower.converters.slicing import line
 from torchtrt_bridge.lower.converters.view import expand_to
 from torchtrt_bridge.lower.registry import converter
-from torchtrt_bridge.shapes import is_symbolic
 
 aten = torch.ops.aten
 

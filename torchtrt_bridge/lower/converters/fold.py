@@ -6,9 +6,9 @@ import math
 
 import torch
 
+from torchtrt_bridge.graph.shapes import is_symbolic
 from torchtrt_bridge.lower.converters.convolution import convolution
 from torchtrt_bridge.lower.registry import converter
-from torchtrt_bridge.shapes import is_symbolic
 
 aten = torch.ops.aten
 

@@ -6,9 +6,9 @@ import operator
 
 import torch
 
+from torchtrt_bridge.graph.shapes import is_symbolic
 from torchtrt_bridge.lower.converters.sizes import computed, equal, fake, product, scalar
 from torchtrt_bridge.lower.registry import converter
-from torchtrt_bridge.shapes import is_symbolic
 
 aten = torch.ops.aten
 

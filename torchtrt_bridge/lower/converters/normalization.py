@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from torchtrt_bridge.graph.shapes import is_symbolic
 from torchtrt_bridge.lower.registry import converter
-from torchtrt_bridge.shapes import is_symbolic
 
 aten = torch.ops.aten
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)

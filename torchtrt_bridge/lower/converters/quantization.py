@@ -7,10 +7,10 @@ import operator
 import torch
 from torch.fx import Node
 
-from torchtrt_bridge.lower.dtypes import trt_dtype_from_torch
+from torchtrt_bridge.graph.nodes import constant_of
+from torchtrt_bridge.graph.ops import FLOATS, LARGEST, own
 from torchtrt_bridge.lower.registry import converter
-from torchtrt_bridge.quantize.ops import FLOATS, LARGEST, own
-from torchtrt_bridge.schema import constant_of
+from torchtrt_bridge.trt.dtypes import trt_dtype_from_torch
 
 aten = torch.ops.aten
 

@@ -6,10 +6,10 @@ import math
 
 import torch
 
+from torchtrt_bridge.graph.shapes import is_symbolic
 from torchtrt_bridge.lower.converters.arithmetic import result_dtype, widened
 from torchtrt_bridge.lower.converters.sizes import equal, fake
 from torchtrt_bridge.lower.registry import MAX_RANK, converter
-from torchtrt_bridge.shapes import is_symbolic
 
 aten = torch.ops.aten
 NUMBERS = (torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32)

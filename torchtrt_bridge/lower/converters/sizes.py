@@ -8,8 +8,8 @@ import operator
 import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from torchtrt_bridge.graph.shapes import is_symbolic
 from torchtrt_bridge.lower.registry import converter
-from torchtrt_bridge.shapes import is_symbolic
 
 aten = torch.ops.aten
 

@@ -9,8 +9,8 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from torchtrt_bridge.lower.converters.sizes import arithmetic, computed, equal, fake, known, product, scalar
 from torchtrt_bridge.lower.converters.view import expand_to
-from torchtrt_bridge.lower.dtypes import trt_dtype_from_torch
 from torchtrt_bridge.lower.registry import converter
+from torchtrt_bridge.trt.dtypes import trt_dtype_from_torch
 
 aten = torch.ops.aten
 END = torch.iinfo(torch.int64).max

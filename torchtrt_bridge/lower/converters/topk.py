@@ -7,10 +7,10 @@ import operator
 
 import torch
 
+from torchtrt_bridge.graph.shapes import is_symbolic
 from torchtrt_bridge.lower.converters.arithmetic import result_dtype, widened
 from torchtrt_bridge.lower.converters.reduce import extreme, log_of_sum
 from torchtrt_bridge.lower.registry import MAX_RANK, converter
-from torchtrt_bridge.shapes import is_symbolic
 
 aten = torch.ops.aten
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)

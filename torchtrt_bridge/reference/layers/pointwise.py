@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchtrt_bridge.errors import LoweringError
-from torchtrt_bridge.lower.dtypes import torch_dtype_from_trt
 from torchtrt_bridge.reference.layer import Layer
 from torchtrt_bridge.reference.precision import in_float32
 from torchtrt_bridge.reference.registry import Compute, reads
+from torchtrt_bridge.trt.dtypes import torch_dtype_from_trt
 
 
 def _elu(x: Tensor, alpha: float, beta: float) -> Tensor:

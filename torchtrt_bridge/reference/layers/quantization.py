@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from torchtrt_bridge.errors import LoweringError
-from torchtrt_bridge.lower.dtypes import torch_dtype_from_trt
 from torchtrt_bridge.reference.layer import Layer
 from torchtrt_bridge.reference.registry import Compute, reads
+from torchtrt_bridge.trt.dtypes import torch_dtype_from_trt
 
 FP8_LARGEST = 448.0
 

@@ -1,0 +1,240 @@
+"""Contenders side by side in one process: turns, errors, failures."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import torchtrt_bridge as trtb
+from benchmarks.suite import contenders, entrant, speed, start
+from benchmarks.suite.contenders import CONTENDERS, Contender, Setting
+from benchmarks.suite.entrant import converted
+from benchmarks.suite.job import Event, Job, Row
+from benchmarks.suite.models import SUITE, build
+from benchmarks.suite.replay import engine_replay
+from torchtrt_bridge.entry.torch_compile import Backend
+
+JOB = Job(
+    "speed", "tiny-cnn", 2, "fp32", ("eager",), device="cpu", engine="reference", calls=4, rounds=2, turn_seconds=0.01
+)
+Make = Callable[[nn.Module, Setting], Any]
+
+
+@pytest.fixture(autouse=True)
+def _settings_as_they_were() -> Iterator[None]:
+    """A measurement sets them for its process, which here is that of the other tests too."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    with torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=False):
+        yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.fixture
+def enter(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Puts contenders of one's own in the table."""
+
+    def put(**makes: Make) -> None:
+        table = {name: Contender(make, name, "peer") for name, make in makes.items()}
+        monkeypatch.setattr("benchmarks.suite.entrant.CONTENDERS", {**CONTENDERS, **table})
+
+    return put
+
+
+def measured(*names: str, **changes: Any) -> tuple[dict[str, Row], list[Event]]:
+    events = list(speed.measure(dataclasses.replace(JOB, contenders=names, **changes)))
+    return {event["contender"]: event["row"] for event in events if "row" in event}, events
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_a_row_has_times_and_the_error_against_fp32(precision: str) -> None:
+    row = measured("eager", precision=precision)[0]["eager"]
+    assert row["ms"] > 0
+    assert row["latency_ms"] > 0
+    assert (len(row["times_ms"]), row["rounds"]) == (2, 2)
+    assert 3 <= row["calls"] <= 4
+    bounds = {"fp32": (0.0, 1e-6), "fp16": (1e-5, 2e-3), "bf16": (1e-4, 2e-2)}
+    low, high = bounds[precision]
+    assert low <= row["error"] <= high
+
+
+@pytest.mark.parametrize("name", ["torchtrt_bridge", "torchtrt_bridge-export"])
+def test_what_torchtrt_bridge_reports_is_in_its_row(name: str) -> None:
+    rows = measured(name, "eager", cache_dir="")[0]
+    assert (rows[name]["engines"], rows[name]["torch_nodes"], rows[name]["choices"]) == (1, 0, ["engine"])
+    assert rows[name]["trt_nodes"] > 0
+    assert rows[name]["problems"] == []
+    assert "engines" not in rows["eager"]
+
+
+def test_contenders_take_turns() -> None:
+    _, events = measured("eager", "torchtrt_bridge", cache_dir="")
+    turns = [(event["contender"], event["doing"]) for event in events if "round" in event.get("doing", "")]
+    names = ["eager", "torchtrt_bridge"]
+    assert turns == [(name, f"round {index} of 2") for index in (1, 2) for name in names]
+
+
+def test_a_wrong_contender_shows_by_its_error(enter: Callable[..., None]) -> None:
+    enter(wrong=lambda model, setting: lambda x: model(x) * 1.1)
+    assert measured("wrong")[0]["wrong"]["error"] == pytest.approx(0.1, rel=1e-3)
+
+
+def test_results_that_are_not_finite_are_a_problem(enter: Callable[..., None]) -> None:
+    enter(broken=lambda model, setting: lambda x: model(x) * float("nan"))
+    row = measured("broken")[0]["broken"]
+    assert (row["error"], row["problems"]) == (None, ["its results are not finite"])
+
+
+def refuses(model: nn.Module, setting: Setting) -> Any:
+    raise RuntimeError("no\nsuch backend")
+
+
+def gives_other_shapes(model: nn.Module, setting: Setting) -> Any:
+    return lambda x: model(x)[:1]
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [(refuses, "RuntimeError: no such backend"), (gives_other_shapes, "ValueError: the results have the shapes")],
+)
+def test_a_failing_contender_is_a_row_and_the_others_go_on(make: Make, reason: str, enter: Callable[..., None]) -> None:
+    enter(failing=make)
+    rows = measured("failing", "eager")[0]
+    assert rows["failing"]["failed"].startswith(reason)
+    assert rows["eager"]["ms"] > 0
+
+
+def test_one_that_fails_in_its_turn_is_taken_out(enter: Callable[..., None]) -> None:
+    def fails_later(model: nn.Module, setting: Setting) -> Any:
+        calls = iter(range(20))
+
+        def run(x: torch.Tensor) -> Any:
+            next(calls)
+            return model(x)
+
+        return run
+
+    enter(failing=fails_later)
+    rows, events = measured("failing", "eager", rounds=3)
+    assert rows["failing"] == {"failed": "StopIteration: "}
+    assert rows["eager"]["rounds"] == 3
+    assert sum(event["contender"] == "failing" and "round" in event.get("doing", "") for event in events) <= 2
+
+
+def test_a_missing_torch_tensorrt_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch_tensorrt", None)
+    rows = measured("torch_tensorrt", "eager")[0]
+    assert "torch_tensorrt" in rows["torch_tensorrt"]["failed"]
+    assert "ms" in rows["eager"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in CONTENDERS if name.startswith("inductor")])
+def test_inductor_runs_in_each_mode(name: str) -> None:
+    assert measured(name)[0][name]["error"] < 1e-5
+
+
+@pytest.mark.gpu
+def test_contenders_on_a_gpu_give_times_errors_and_memory(tmp_path: Path) -> None:
+    names = ("torchtrt_bridge", "eager", "inductor", "inductor-reduce-overhead")
+    changes = {"device": "cuda", "engine": "auto", "precision": "fp16", "cache_dir": str(tmp_path)}
+    rows = measured(*names, **changes)[0]
+    assert {name: row.get("failed") for name, row in rows.items()} == dict.fromkeys(names)
+    assert all(row["ms"] > 0 and row["error"] < 5e-3 for row in rows.values())
+    assert all(row["device_held_mib"] is not None and row["device_peak_mib"] is not None for row in rows.values())
+    assert rows["torchtrt_bridge"]["engines"] == 1
+
+
+# How contenders take the model -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "is_last"),
+    [
+        ("eager", torch.float16, True),
+        ("inductor-reduce-overhead", torch.float16, True),
+        ("torchtrt_bridge", torch.float16, False),
+        ("torchtrt_bridge-cast", torch.float32, False),
+    ],
+)
+def test_models_and_inputs_are_converted(name: str, dtype: torch.dtype, is_last: bool) -> None:
+    original = build(SUITE["tiny-cnn"])
+    job = dataclasses.replace(JOB, precision="fp16")
+    model, taken = converted(name, job, original, SUITE["tiny-cnn"].inputs(2))
+    assert (taken["x"].dtype, next(model.parameters()).dtype) == (dtype, dtype)
+    assert taken["x"].is_contiguous(memory_format=torch.channels_last) == is_last
+    assert next(original.parameters()).dtype == torch.float32
+    assert not next(model.parameters()).is_inference()
+
+
+def test_token_ids_stay_whole_numbers() -> None:
+    job = dataclasses.replace(JOB, model="tiny-bert", precision="bf16")
+    _, taken = converted("eager", job, build(SUITE["tiny-bert"]), SUITE["tiny-bert"].inputs(2))
+    assert {value.dtype for value in taken.values()} == {torch.int64}
+
+
+@pytest.mark.parametrize("name", [name for name in CONTENDERS if name.startswith("torchtrt_bridge")])
+def test_our_contenders_options_are_ones_that_exist(name: str) -> None:
+    model = build(SUITE["tiny-cnn"])
+    made = CONTENDERS[name].make(model, Setting("fp16", "reference", ""))
+    if name == "torchtrt_bridge-export":
+        made(**SUITE["tiny-cnn"].inputs(1))  # which it is exported with
+    assert trtb.report(made).options.engine == "reference"
+
+
+def test_a_contender_that_left_the_table_is_still_named() -> None:
+    assert (contenders.family("gone"), contenders.title("gone")) == ("peer", "gone")
+
+
+# The engine alone, and the start -----------------------------------------------------------------------------------
+
+
+def test_a_callable_without_one_replayable_engine_has_no_replay() -> None:
+    model = build(SUITE["tiny-cnn"])
+    compiled = trtb.compile(model, engine="reference", cache_dir="")
+    with torch.inference_mode():
+        compiled(**SUITE["tiny-cnn"].inputs(1))
+    assert engine_replay(compiled) is None
+    assert engine_replay(model) is None
+
+
+def nothing() -> None:
+    """What a recording's replay may be."""
+
+
+@pytest.mark.parametrize(("recorded", "found"), [(1, nothing), (0, None), (2, None)], ids=["one", "none", "several"])
+def test_the_replay_is_that_of_the_only_recording(recorded: int, found: Any) -> None:
+    lane = SimpleNamespace(replays=lambda: [SimpleNamespace(replay=nothing)] * recorded)
+    graph = SimpleNamespace(compiled=SimpleNamespace(run=SimpleNamespace(lane=lane)))
+    backend = Backend(trtb.Options())
+    backend.graphs = [graph, SimpleNamespace(compiled=None)]  # type: ignore[list-item]
+    assert engine_replay(SimpleNamespace(_torchtrt_bridge_backend=backend)) is found
+
+
+def test_the_engine_alone_is_timed_beside_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    replayed: list[int] = []
+    monkeypatch.setattr(entrant, "engine_replay", lambda run: lambda: replayed.append(1))
+    row = measured("eager")[0]["eager"]
+    assert row["replay_ms"] > 0
+    assert len(replayed) == row["calls"] * row["rounds"]
+
+
+def test_the_start_of_a_contender_is_timed() -> None:
+    *_, last = start.measure(dataclasses.replace(JOB, kind="start", contenders=("torchtrt_bridge",), cache_dir=""))
+    row = last["row"]
+    assert 0 < row["trace_seconds"] < row["seconds"]
+    assert row["host_peak_mib"] >= row["host_before_mib"] * 0.9
+    assert (row["engines"], row["device_peak_mib"]) == (1, None)
+
+
+def test_a_failing_start_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch_tensorrt", None)
+    *_, last = start.measure(dataclasses.replace(JOB, kind="start", contenders=("torch_tensorrt",)))
+    assert "torch_tensorrt" in last["row"]["failed"]

@@ -1,0 +1,246 @@
+"""Graphs that were captured before: read instead of captured, never another one's, right with other weights."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import torchtrt_bridge as trtb
+from tests.entry.test_torch_compile import assert_same
+from tests.models import ConvNet, WithUnsupported, image, trained
+from torchtrt_bridge import cache
+from torchtrt_bridge.capture import dynamo
+from torchtrt_bridge.capture import graph_json as texts
+
+
+class Block(nn.Module):
+    """Attention under a mask, embeddings, a projection in three parts, and results by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(11, 16)
+        self.norm = nn.LayerNorm(16)
+        self.projection = nn.Linear(16, 48)
+        self.register_buffer("scale", torch.tensor(0.5))
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        x = self.norm(self.table(ids))
+        q, k, v = (part.unflatten(-1, (2, 8)).transpose(1, 2) for part in self.projection(x).chunk(3, -1))
+        y = functional.scaled_dot_product_attention(q, k, v, mask[:, None, None].bool())
+        best, where = y.max(-1)
+        return {"values": functional.gelu(y.transpose(1, 2).flatten(2)) * self.scale, "best": best, "where": where}
+
+
+class Counting(nn.Module):
+    """Changes a buffer of its own, and writes by an index that it makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls.add_(1)
+        y = x.sigmoid()
+        y[torch.tensor([0, 2])] = self.calls[0] * x.new_tensor(float("inf")).reciprocal()
+        return y
+
+
+def text() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.arange(10).view(2, 5), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[torch.Tensor, ...]]]] = {
+    "convolutions": (ConvNet, lambda: (image(),)),
+    "a part in PyTorch": (WithUnsupported, lambda: (image(),)),
+    "half precision": (lambda: ConvNet().half(), lambda: (image().half(),)),
+    "attention": (Block, text),
+    "a changed buffer": (Counting, lambda: (torch.randn(4),)),
+    "transposed input": (lambda: nn.Linear(4, 3), lambda: (torch.randn(4, 2).t(),)),
+}
+
+
+@pytest.fixture
+def captures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The graphs that are captured from now on."""
+    seen: list[Any] = []
+    own = dynamo.capture
+
+    def capture(*args: Any) -> Any:
+        seen.append(args[0])
+        return own(*args)
+
+    monkeypatch.setattr(dynamo, "capture", capture)
+    return seen
+
+
+def called(model: Any, *args: Any, **options: Any) -> tuple[Any, Any]:
+    """The results of a first call, as in a process that has compiled nothing yet, and the report."""
+    torch._dynamo.reset()
+    fast = trtb.compile(model, **{"engine": "reference", "fallback": "pytorch", **options})
+    with torch.no_grad():
+        return fast(*args), trtb.report(fast)
+
+
+def told(report: Any) -> dict[str, Any]:
+    """A report without what differs from run to run."""
+    fields = report.to_dict()
+    return {name: fields[name] for name in ("in_torch", "notes", "graphs")} | {
+        "engines": [(engine["nodes"], engine["dtypes"], engine["state"]) for engine in fields["engines"]]
+    }
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_recalled_graph_is_the_captured_one(name: str, captures: list[Any]) -> None:
+    make, inputs = MODELS[name]
+    model, args = trained(make()), inputs()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    captured, first = called(model, *args)
+    assert len(captures) == 1
+    model.load_state_dict(before)
+    recalled, second = called(model, *args)
+    assert len(captures) == 1
+    torch.testing.assert_close(recalled, captured, rtol=0, atol=0, equal_nan=True)
+    assert told(second) == told(first)
+    assert second.error == first.error
+
+
+def test_the_weights_are_those_of_the_call(captures: list[Any]) -> None:
+    x = image()
+    called(trained(ConvNet()), x)
+    torch.manual_seed(5)
+    other = trained(ConvNet())
+    result, report = called(other, x)
+    assert len(captures) == 1
+    assert_same(result, other(x).detach())
+    assert report.torch_nodes == 0
+
+
+def test_a_changed_buffer_changes_in_a_recalled_graph(captures: list[Any]) -> None:
+    x = torch.randn(4)
+    called(Counting().eval(), x)
+    model = Counting().eval()
+    for calls in (1.0, 2.0):
+        called(model, x)
+        assert model.calls.tolist() == [calls] * 3
+    assert len(captures) == 1
+
+
+def test_reasons_keep_their_source_lines(captures: list[Any]) -> None:
+    reports = [called(trained(WithUnsupported()), image())[1] for _ in range(2)]
+    assert len(captures) == 1
+    sources = [entry.source for report in reports for entry in report.in_torch]
+    assert len(sources) == 2
+    assert all("torch.linalg.det(x)" in source for source in sources)
+
+
+def test_another_process_recalls_it(tmp_path: Path) -> None:
+    script = f"""
+import torch, torchtrt_bridge as trtb
+from tests.models import ConvNet, image, trained
+from torchtrt_bridge import dynamo
+own, seen = dynamo.capture, []
+dynamo.capture = lambda *args: seen.append(1) or own(*args)
+torch.manual_seed(0)
+with torch.no_grad():
+    result = trtb.compile(trained(ConvNet()), engine="reference", cache_dir={str(tmp_path)!r})(image())
+print(len(seen), float(result.sum()))
+"""
+    run = [sys.executable, "-c", script]
+    outputs = [subprocess.run(run, check=True, capture_output=True, text=True).stdout.split() for _ in range(2)]
+    assert [captures for captures, _ in outputs] == ["1", "0"]
+    assert outputs[0][1] == outputs[1][1]
+
+
+def test_no_cache_keeps_none(captures: list[Any], tmp_path: Path) -> None:
+    for _ in range(2):
+        called(trained(ConvNet()), image(), cache_dir="")
+    assert len(captures) == 2
+    assert list(tmp_path.rglob("*.graph")) == []
+
+
+class WithConstant(nn.Module):
+    """Holds a tensor that is neither a parameter nor a buffer."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.constant = torch.arange(float(size))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.relu() + self.constant
+
+
+def test_tensors_that_are_attributes_are_inputs_of_the_graph(captures: list[Any]) -> None:
+    x = torch.randn(5)
+    for factor in (1.0, 3.0):
+        model = WithConstant(5).eval()
+        model.constant *= factor
+        assert_same(called(model, x)[0], model(x))
+    assert len(captures) == 1
+
+
+def test_a_large_constant_is_not_kept(captures: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return x.relu() + torch.tensor([1.0, 2.0, 3.0])
+
+    monkeypatch.setattr(texts, "MOST_BYTES", 11)
+    for _ in range(2):
+        assert_same(called(model, torch.ones(3))[0], torch.tensor([2.0, 3.0, 4.0]))
+    assert len(captures) == 2
+    assert list(tmp_path.rglob("*.graph")) == []
+
+
+# What was kept, made wrong in ways that its digest does not show.
+DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "no nodes": lambda kept: kept.pop("nodes"),
+    "an unknown operator": lambda kept: kept["nodes"].__setitem__(-2, [*kept["nodes"][-2][:3], "aten.no.such", [], {}]),
+    "an unknown weight": lambda kept: kept["constants"].update({next(iter(kept["constants"])): "weight_99"}),
+    "no list": lambda kept: kept.clear(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_what_cannot_be_read_is_captured_again(
+    damage: str, captures: list[Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, x = trained(ConvNet()), image()
+    called(model, x)
+    rewrite(tmp_path, DAMAGE[damage])
+    result, _ = called(model, x)
+    assert "a captured graph in the cache is not as it was written" in caplog.text
+    assert_same(result, model(x).detach())
+    assert len(captures) == 2
+    called(model, x)
+    assert len(captures) == 2  # it was written anew
+
+
+def test_a_wrong_graph_is_found_by_the_check_of_the_whole(captures: list[Any], tmp_path: Path) -> None:
+    model, x = trained(ConvNet()), image()
+    called(model, x)
+
+    def with_tanh(kept: dict[str, Any]) -> None:
+        (node,) = (node for node in kept["nodes"] if node[3] == "aten.relu.default")
+        node[3] = "aten.tanh.default"
+
+    rewrite(tmp_path, with_tanh)
+    result, report = called(model, x)
+    assert len(captures) == 1
+    assert_same(result, model(x).detach())
+    assert "its results are not the model's own" in report.notes[0]
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change the one graph that is kept below `folder`."""
+    (path,) = folder.rglob("*.graph")
+    kept = json.loads(path.read_text())
+    change(kept)
+    own = cache.EngineCache(path.parent, 2**30)
+    own.put(path.name.partition(".")[0], json.dumps(kept).encode(), "graph")

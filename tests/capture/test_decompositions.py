@@ -1,0 +1,72 @@
+"""Fast paths: what takes PyTorch's fused operators apart gives what they give, and leaves nothing to PyTorch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import torchtrt_bridge as trtb
+from torchtrt_bridge.capture.decompositions import DECOMPOSITIONS
+
+BATCH, LENGTH, WIDTH, HEADS = 3, 5, 16, 2
+
+
+def masks() -> dict[str, dict[str, Any]]:
+    later = torch.triu(torch.ones(LENGTH, LENGTH, dtype=torch.bool), 1)
+    padding = torch.arange(LENGTH) >= torch.tensor([[5], [3], [1]])
+    both = (later | padding[:, None, None, :]).expand(BATCH, HEADS, LENGTH, LENGTH)
+    return {
+        "none": {},
+        "of pairs": {"src_mask": later},
+        "of pairs, as floats": {"src_mask": torch.zeros(LENGTH, LENGTH).masked_fill(later, -torch.inf)},
+        "padding": {"src_key_padding_mask": padding},
+        "both": {"src_mask": later, "src_key_padding_mask": padding},
+        "of pairs, by batch and head": {"src_mask": both.reshape(-1, LENGTH, LENGTH)},
+    }
+
+
+def layer(**options: Any) -> nn.TransformerEncoderLayer:
+    torch.manual_seed(0)
+    return nn.TransformerEncoderLayer(WIDTH, HEADS, 32, batch_first=True, **options).eval()
+
+
+@pytest.mark.parametrize("mask", masks())
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_an_encoder_layer_without_gradients(activation: str, norm_first: bool, mask: str) -> None:
+    model, x = layer(activation=activation, norm_first=norm_first), torch.randn(BATCH, LENGTH, WIDTH)
+    fast = trtb.compile(model, engine="reference", trial="off", cache_dir="")
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x, **masks()[mask]), model(x, **masks()[mask]))
+    report = trtb.report(fast)
+    assert report.trt_nodes > 0
+    assert report.torch_nodes == 0
+
+
+def test_a_stack_of_layers_that_is_told_to_be_causal() -> None:
+    model = nn.TransformerEncoder(layer(), 2).eval()
+    x, later = torch.randn(BATCH, LENGTH, WIDTH), nn.Transformer.generate_square_subsequent_mask(LENGTH)
+    fast = trtb.compile(model, engine="reference", trial="off", cache_dir="")
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x, mask=later, is_causal=True), model(x, mask=later, is_causal=True))
+    assert trtb.report(fast).torch_nodes == 0
+
+
+@pytest.mark.parametrize("op", DECOMPOSITIONS, ids=str)
+def test_arguments_are_those_of_the_operator(op: Any) -> None:
+    code = DECOMPOSITIONS[op].__code__
+    assert code.co_varnames[: code.co_argcount] == tuple(argument.name for argument in op._schema.arguments)
+
+
+def test_a_mask_that_pytorch_looks_at_leaves_nothing_to_compile_and_explain_says_so() -> None:
+    """Once this fails, PyTorch has mended it, and README's line on `is_causal` can go."""
+    model, later = nn.TransformerEncoder(layer(), 2).eval(), torch.triu(torch.ones(LENGTH, LENGTH, dtype=torch.bool), 1)
+    x = torch.randn(BATCH, LENGTH, WIDTH)
+    fast = trtb.compile(model, engine="reference", trial="off", cache_dir="")
+    with torch.no_grad():
+        fast(x, mask=later)
+    assert "trtb.explain" in str(trtb.report(fast))
+    assert any("graph break" in note for note in trtb.explain(model, (x, later)).notes)

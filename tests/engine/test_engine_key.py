@@ -1,0 +1,206 @@
+"""The key of an engine: two subgraphs share one only if they are the same computation, built the same way."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import fx, nn
+from torch.export import Dim
+
+from torchtrt_bridge.capture.export import export_program, graph_from_program
+from torchtrt_bridge.engine.engine_key import engine_key
+from torchtrt_bridge.options import Options
+from torchtrt_bridge.partition import fuse, propose
+from torchtrt_bridge.passes import normalize
+from torchtrt_bridge.pipeline import bounded
+from torchtrt_bridge.trt import library as library
+
+TARGETS = ("sm_89",)
+
+
+class Called(nn.Module):
+    def __init__(self, call: Callable[..., Any]) -> None:
+        super().__init__()
+        self.call = call
+
+    def forward(self, *args: torch.Tensor) -> Any:
+        return self.call(*args)
+
+
+def subgraph_of(call: Any, args: tuple[torch.Tensor, ...], shapes: Any, options: Options) -> tuple[fx.GraphModule, Any]:
+    model = call if isinstance(call, nn.Module) else Called(call)
+    if shapes is not None and not isinstance(call, nn.Module):
+        shapes = (shapes,)  # `forward` takes one tuple of arguments
+    captured = graph_from_program(export_program(model.eval(), args, dynamic_shapes=shapes))
+    module = normalize(captured.module, options)
+    (subgraph,) = fuse(module, propose(module, options).subgraphs).values()
+    return subgraph, bounded(captured.ranges, options)
+
+
+def key_of(call: Any, *args: torch.Tensor, shapes: Any = None, **options: Any) -> str:
+    checked = Options(engine="tensorrt_rtx", **{"targets": TARGETS, **options})
+    subgraph, ranges = subgraph_of(call, args, shapes, checked)
+    return engine_key(subgraph, library.load("tensorrt_rtx"), checked, ranges)
+
+
+def square(*shape: int) -> torch.Tensor:
+    return torch.randn(*(shape or (4, 4, 4)), generator=torch.Generator().manual_seed(1))
+
+
+def linear(seed: int = 0, bias: bool = True) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Linear(4, 4, bias=bias)
+
+
+class TwoWeights(nn.Module):
+    """Its weights have one shape, so that only their place tells them apart."""
+
+    def __init__(self, swapped: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        one, two = torch.randn(4, 4), torch.randn(4, 4)
+        self.register_buffer("one", two if swapped else one)
+        self.register_buffer("two", one if swapped else two)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(x @ self.one) @ self.two
+
+
+# Different arguments of the same operators, under which other caches confuse engines.
+PAIRS: dict[str, tuple[Any, Any, tuple[torch.Tensor, ...]]] = {
+    "softmax dim": (lambda x: x.softmax(1), lambda x: x.softmax(2), (square(),)),
+    "operand order": (lambda x, y: x.exp() - y.sin(), lambda x, y: torch.rsub(x.exp(), y.sin()), (square(), square())),
+    "sum dim": (lambda x: x.sum(1), lambda x: x.sum(2), (square(),)),
+    "permute": (lambda x: -x.permute(0, 2, 1), lambda x: -x.permute(2, 1, 0), (square(),)),
+    "clamp": (lambda x: x.clamp(0, 1), lambda x: x.clamp(0, 6), (square(),)),
+    "keepdim": (lambda x: x.sum(1, keepdim=True) * 2, lambda x: x.sum(1).unsqueeze(1) * 2, (square(),)),
+    "scalar type": (lambda x: x.sum(1) * 2, lambda x: x.sum(1) * 2.5, (square(),)),
+    "same op twice or once": (lambda x: x.exp().exp(), lambda x: x.exp(), (square(),)),
+    "which value is used": (lambda x: x.exp() * x.sin(), lambda x: x.exp() * x.exp(), (square(),)),
+    "output order": (lambda x: (x.exp(), x.sin()), lambda x: (x.sin(), x.exp()), (square(),)),
+    "relu or sigmoid": (lambda x: x.relu(), lambda x: x.sigmoid(), (square(),)),
+    "weight contents": (linear(0), linear(1), (square(2, 4),)),
+    "weight order": (TwoWeights(False), TwoWeights(True), (square(2, 4),)),
+    "bias or none": (linear(0), linear(0, bias=False), (square(2, 4),)),
+    "gelu kind": (nn.GELU(), nn.GELU(approximate="tanh"), (square(),)),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_different_computations_have_different_keys(name: str) -> None:
+    one, other, args = PAIRS[name]
+    assert key_of(one, *args) != key_of(other, *args)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_same_computation_captured_twice_has_the_same_key(name: str) -> None:
+    one, _, args = PAIRS[name]
+    assert key_of(one, *args) == key_of(one, *args)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"precision": "fp16"},
+        {"precision": "bf16"},
+        {"tf32": True},
+        {"targets": ("sm_86",)},
+        {"targets": ("sm_89", "sm_86")},
+        {"targets": ()},
+        {"optimization_level": 1},
+        {"workspace_bytes": 1 << 20},
+    ],
+    ids=str,
+)
+def test_options_that_shape_an_engine_change_its_key(options: dict[str, Any]) -> None:
+    assert key_of(linear(), square(2, 4)) != key_of(linear(), square(2, 4), **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"fallback": "error"},
+        {"cuda_graphs": "off"},
+        {"reuse_outputs": True},
+        {"trial": "off"},
+        {"inductor": "compete"},
+        {"cache_bytes": 1},
+        {"progress": False},
+    ],
+    ids=str,
+)
+def test_options_of_how_it_runs_do_not(options: dict[str, Any]) -> None:
+    assert key_of(linear(), square(2, 4)) == key_of(linear(), square(2, 4), **options)
+
+
+def test_shapes_change_the_key() -> None:
+    assert key_of(linear(), square(2, 4)) != key_of(linear(), square(3, 4))
+
+
+def test_input_dtypes_change_the_key() -> None:
+    assert key_of(torch.exp, square(2, 4)) != key_of(torch.exp, square(2, 4).half())
+
+
+def batch(high: int, low: int = 1) -> Any:
+    return ({0: Dim("batch", min=low, max=high)},)
+
+
+@pytest.mark.parametrize(
+    ("args", "shapes"),
+    [
+        (square(3, 4), None),
+        (square(3, 4), batch(16)),
+        (square(3, 4), batch(8, low=2)),
+        (square(5, 4), batch(8)),
+    ],
+    ids=["static", "upper end", "lower end", "tuned for"],
+)
+def test_ranges_change_the_key(args: torch.Tensor, shapes: Any) -> None:
+    assert key_of(linear(), square(3, 4), shapes=batch(8)) != key_of(linear(), args, shapes=shapes)
+
+
+def test_dimension_names_do_not_change_the_key() -> None:
+    other = ({0: Dim("rows", min=1, max=8)},)
+    assert key_of(linear(), square(3, 4), shapes=batch(8)) == key_of(linear(), square(3, 4), shapes=other)
+
+
+def renamed(module: fx.GraphModule) -> fx.GraphModule:
+    """`module` with other node names."""
+    for index, node in enumerate(module.graph.nodes):
+        node.name = f"other_{index}"
+    module.recompile()
+    return module
+
+
+def test_node_names_do_not_change_the_key() -> None:
+    options = Options(engine="tensorrt_rtx", targets=TARGETS)
+    subgraph, ranges = subgraph_of(linear(), (square(3, 4),), batch(8), options)
+    found = library.load("tensorrt_rtx")
+    before = engine_key(subgraph, found, options, ranges)
+    assert engine_key(renamed(subgraph), found, options, ranges) == before
+
+
+def test_symbol_names_do_not_change_the_key() -> None:
+    """PyTorch numbers symbols as it meets them: a size before the batch moves its number."""
+    n, m = Dim("n", min=2, max=8), Dim("m", min=2, max=8)
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        return x.exp().reshape(-1) + 1
+
+    first = key_of(call, square(3, 4), shapes=({0: n, 1: m},))
+    assert first == key_of(call, square(3, 4), shapes=({0: m, 1: n},))
+
+
+def test_another_process_finds_the_same_key() -> None:
+    script = """
+from tests.engine.test_engine_key import batch, key_of, linear, square
+square(7), linear(5)
+print(key_of(linear(), square(3, 4), shapes=batch(8)))
+"""
+    result = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert result.stdout.split()[-1] == key_of(linear(), square(3, 4), shapes=batch(8))

@@ -1,0 +1,106 @@
+"""Files of programs: where they may lie, what they hold, and what is said of those that cannot be read."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import nn
+
+import torchtrt_bridge as trtb
+from tests.models import ConvNet, image, trained
+from torchtrt_bridge.entry import archive
+
+
+@pytest.fixture
+def program() -> trtb.Program:
+    return trtb.export(trained(ConvNet()), (image(),), targets=("sm_86",))
+
+
+def test_wrong_file_names(program: trtb.Program, tmp_path: Path) -> None:
+    with pytest.raises(trtb.OptionsError, match=r"\.pt2"):
+        trtb.save(program, tmp_path / "model.engine")
+    with pytest.raises(trtb.OptionsError, match="what export"):
+        trtb.save(ConvNet(), tmp_path / "model.pt2")  # type: ignore[arg-type]
+    with pytest.raises(trtb.EngineLoadError, match="no file"):
+        trtb.load(tmp_path / "missing.pt2")
+    with pytest.raises(trtb.OptionsError, match="precision was settled by export"):
+        trtb.load(tmp_path / "missing.pt2", precision="fp16")
+
+
+def test_wrong_places(program: trtb.Program, tmp_path: Path) -> None:
+    with pytest.raises(trtb.OptionsError, match=r"save\(\) takes the path of a \.pt2 file, not a BytesIO"):
+        trtb.save(program, io.BytesIO())  # type: ignore[arg-type]
+    with pytest.raises(trtb.OptionsError, match=r"load\(\) takes the path of a \.pt2 file, not a BytesIO"):
+        trtb.load(io.BytesIO())  # type: ignore[arg-type]
+    with pytest.raises(trtb.OptionsError, match=rf"no folder {tmp_path / 'missing'} to write model\.pt2 into"):
+        trtb.save(program, tmp_path / "missing" / "model.pt2")
+    with pytest.raises(trtb.EngineLoadError, match=f"{tmp_path} is a folder"):
+        trtb.load(tmp_path)
+
+
+class Halves(NamedTuple):
+    """Not registered with PyTorch under a name to write."""
+
+    left: torch.Tensor
+    right: torch.Tensor
+
+
+def test_a_class_that_cannot_be_written(tmp_path: Path) -> None:
+    program = trtb.export(lambda x: Halves(x.relu(), x * 2), torch.ones(3), engine="reference")
+    torch.testing.assert_close(program(torch.ones(3)).right, torch.full((3,), 2.0))
+    with pytest.raises(trtb.OptionsError, match=r"(?s)namedtuple class .*Halves.*Register the class"):
+        trtb.save(program, tmp_path / "model.pt2")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_foreign_file(tmp_path: Path) -> None:
+    torch.export.save(torch.export.export(nn.ReLU(), (torch.randn(3),)), tmp_path / "plain.pt2")
+    with pytest.raises(trtb.EngineLoadError, match=r"torch\.export\.load reads it"):
+        trtb.load(tmp_path / "plain.pt2")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "text"])
+def test_a_damaged_file(program: trtb.Program, tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "model.pt2"
+    trtb.save(program, path)
+    content = bytearray(path.read_bytes())
+    if damage == "truncated":
+        content = content[: len(content) // 2]
+    elif damage == "flipped":
+        with zipfile.ZipFile(path) as file:
+            largest = max(file.infolist(), key=lambda entry: entry.file_size)
+        content[largest.header_offset + largest.file_size // 2] ^= 0xFF
+    else:
+        content = bytearray(b"not a program")
+    path.write_bytes(content)
+    with pytest.raises(trtb.EngineLoadError, match=r"damaged|not a readable"):
+        trtb.load(path)
+
+
+def test_a_failed_save_leaves_the_old_file(
+    program: trtb.Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.pt2"
+    path.write_bytes(b"old")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(archive.torch.export, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        trtb.save(program, path)
+    assert path.read_bytes() == b"old"
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".model")]
+
+
+def test_the_file_holds_no_pickle(program: trtb.Program, tmp_path: Path) -> None:
+    trtb.save(program, tmp_path / "model.pt2")
+    with zipfile.ZipFile(tmp_path / "model.pt2") as file:
+        samples = [name for name in file.namelist() if name.endswith("sample_inputs/model.pt")]
+        assert [file.read(name) for name in samples] == [b""]

@@ -1,0 +1,138 @@
+"""Python numbers that `torch.compile(dynamic=True)` makes inputs: constants of the engines, looked at in each call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import fx
+
+import torchtrt_bridge as trtb
+from torchtrt_bridge.capture import dynamo
+
+Function = Callable[..., Any]
+
+
+def last(x: torch.Tensor, keep: int) -> torch.Tensor:
+    """What `logits_to_keep` does in Hugging Face models."""
+    return x.relu()[:, -keep:] * 2
+
+
+def scaled(x: torch.Tensor, scale: float) -> torch.Tensor:
+    return x.relu() * scale
+
+
+def sized(x: torch.Tensor, count: int) -> torch.Tensor:
+    """A size that derives from the number, beside one that derives from the tensor."""
+    return x.relu().new_ones(count * 2, x.shape[0]) @ x.sigmoid()
+
+
+def returned(x: torch.Tensor, count: int) -> Any:
+    return x.relu() * count, count + 1
+
+
+def compiled(function: Function, fallback: str = "pytorch") -> Any:
+    return trtb.compile(function, dynamic=True, engine="reference", fallback=fallback)
+
+
+def engines(fast: Any) -> list[Any]:
+    return trtb.report(fast).engines
+
+
+def assert_same(fast: Any, function: Function, *args: Any) -> None:
+    torch.testing.assert_close(fast(*args), function(*args))
+
+
+X = torch.randn(4, 7)
+
+functions = pytest.mark.parametrize(
+    ("function", "number", "other"), [(last, 3, 2), (scaled, 1.5, 2.5), (sized, 3, 5), (returned, 3, 4)]
+)
+
+
+@functions
+def test_a_number_is_a_constant_and_sizes_stay_dynamic(function: Function, number: float, other: float) -> None:
+    fast = compiled(function, fallback="error")
+    for x in (X, torch.randn(5, 9)):
+        assert_same(fast, function, x, number)
+    assert trtb.report(fast).is_whole
+    (engine,) = engines(fast)
+    assert len(engine.inputs) == 1
+    assert ".." in engine.inputs[0]
+
+
+@functions
+def test_another_number_is_served_by_pytorch_until_it_comes_twice(
+    function: Function, number: float, other: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    fast = compiled(function)
+    assert_same(fast, function, X, number)
+    built = engines(fast)
+    assert_same(fast, function, X, other)
+    assert "has changed since the engines were built" in caplog.text
+    assert engines(fast)[0] is built[0]
+    assert_same(fast, function, X, other)
+    assert_same(fast, function, torch.randn(5, 9), other)
+    (engine,) = engines(fast)
+    assert engine is not built[0]
+    assert engine.error is not None  # it has run
+
+
+def test_the_message_names_the_number(caplog: pytest.LogCaptureFixture) -> None:
+    fast = compiled(last)
+    for keep in (3, 2, 5):
+        fast(X, keep)
+    (message,) = [record.message for record in caplog.records]
+    assert "the value of L['keep'] has changed" in message
+
+
+def test_numbers_that_take_turns_build_nothing() -> None:
+    fast = compiled(last)
+    assert_same(fast, last, X, 3)
+    built = engines(fast)
+    for keep in (2, 3, 2, 3, 2):
+        assert_same(fast, last, X, keep)
+    assert engines(fast)[0] is built[0]
+
+
+def test_fallback_error_builds_at_once() -> None:
+    fast = compiled(last, fallback="error")
+    assert_same(fast, last, X, 3)
+    (first,) = engines(fast)
+    assert_same(fast, last, X, 2)
+    (second,) = engines(fast)
+    assert first is not second
+    assert second.error is not None
+
+
+def test_a_size_that_is_passed_as_a_number_is_no_constant() -> None:
+    def model(x: torch.Tensor, length: int) -> torch.Tensor:
+        return x.relu() + torch.arange(length)
+
+    fast = compiled(model, fallback="error")
+    assert_same(fast, model, X, 7)
+    assert_same(fast, model, torch.randn(3, 9), 9)
+    assert len(engines(fast)) == trtb.report(fast).graphs == 1
+
+
+def test_a_size_of_a_tensor_that_is_not_read_otherwise() -> None:
+    def model(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        return x.relu() * like.shape[0]
+
+    fast = compiled(model, fallback="error")
+    assert_same(fast, model, X, torch.randn(5))
+    assert_same(fast, model, X, torch.randn(6))
+
+
+def test_arguments_that_nothing_reads_are_left_out() -> None:
+    """Dynamo passes each float of a module, read or not, as a tensor on the CPU, wherever the model is."""
+    graph = fx.Graph()
+    x, _unread = graph.placeholder("x"), graph.placeholder("unread")
+    graph.output((graph.call_function(torch.relu, (x,)),))
+    module = fx.GraphModule({}, graph)
+    args = [X, torch.tensor(0.5)]
+    assert dynamo.number_positions(module, args) == []
+    assert dynamo.input_positions(module, args, ()) == [0]
+    assert dynamo.capture(module, args, (), ())[1] == [0]

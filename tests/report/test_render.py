@@ -1,0 +1,149 @@
+"""Reports as text and as HTML."""
+
+from html.parser import HTMLParser
+
+import pytest
+
+from torchtrt_bridge import CompileReport, Options
+from torchtrt_bridge.report.model import EngineEntry, TorchEntry
+from torchtrt_bridge.report.render import html_from_report, text_from_report
+
+
+def engine(name: str = "trt_0", **changes: object) -> EngineEntry:
+    fields = {
+        "name": name,
+        "nodes": {"aten.conv2d.default": 53, "aten.relu.default": 49},
+        "inputs": ["x: float32[1, 3, 224, 224]"],
+        "outputs": ["float32[1, 1000]"],
+        "dtypes": {"float16": 101, "float32": 1},
+        "layers": 120,
+        "engine": "TensorRT-RTX 1.7.1.116",
+        "build_seconds": 0.52,
+        "bytes": 51_600_000,
+        "error": 1.4e-3,
+    }
+    return EngineEntry(**(fields | changes))
+
+
+@pytest.fixture
+def report() -> CompileReport:
+    options = Options(precision="fp16", targets=("sm_86", "sm_89"))
+    stays = [
+        TorchEntry(
+            "aten.linalg_det.default",
+            "det",
+            "no converter",
+            'model.py:12: y = torch.linalg.det(x) if a < b else "z"',
+        ),
+        TorchEntry("aten.linalg_det.default", "det_1", "no converter", "model.py:14"),
+        TorchEntry("aten.cat.default", "cat", "inputs mix float16, float32", None),
+    ]
+    return CompileReport(options, [engine()], stays, ["gradients are needed: PyTorch runs it"], graphs=1)
+
+
+def test_the_text_says_how_much_runs_where(report: CompileReport) -> None:
+    text = text_from_report(report)
+    assert text.splitlines()[0] == "102 of 105 nodes in TensorRT, 1 engine"
+    assert text.splitlines()[1] == "precision fp16, targets sm_86, sm_89"
+    assert max(map(len, text.splitlines())) <= 100
+    for part in (
+        "trt_0",
+        "102",
+        "fp16 101",
+        "RTX",
+        "0.52",
+        "51.6",
+        "1.4e-03",
+        "runs in",
+        "gradients are needed",
+    ):
+        assert part in text
+    assert str(report) == text
+
+
+def test_what_stays_in_pytorch_is_grouped_with_one_source_line(report: CompileReport) -> None:
+    text = text_from_report(report)
+    assert text.count("linalg_det.default") == 1
+    assert "model.py:12" in text
+    assert "model.py:14" not in text
+    assert "unknown" in text
+
+
+def test_an_explanation_says_would_run() -> None:
+    report = CompileReport(Options(), [engine(engine="not built", build_seconds=0.0, bytes=0)], graphs=1)
+    text = text_from_report(report)
+    assert text.startswith("102 of 102 nodes would run in TensorRT, 1 engine")
+    assert "MB" not in text
+    assert "x: float32[1, 3, 224, 224]" in text
+
+
+def test_a_failed_engine_counts_for_pytorch_and_gives_its_reason(report: CompileReport) -> None:
+    report.engines.append(engine("trt_1", state="no CUDA GPU is visible to PyTorch"))
+    text = text_from_report(report)
+    assert text.startswith("102 of 207 nodes in TensorRT, 1 engine")
+    assert "trt_1 runs in PyTorch: no CUDA GPU is visible to PyTorch" in text
+
+
+@pytest.mark.parametrize("render", [text_from_report, html_from_report])
+def test_an_empty_report_says_that_nothing_was_compiled(render) -> None:
+    assert "Nothing was compiled yet" in render(CompileReport(Options()))
+
+
+def test_square_brackets_are_no_markup() -> None:
+    report = CompileReport(Options(), notes=["[bold]input[/bold] float32[2, 3] is outside of [1, 8]"])
+    assert "[bold]input[/bold] float32[2, 3]" in text_from_report(report)
+
+
+class Page(HTMLParser):
+    """Collects the tags and attributes of a page, and checks that every tag is closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [name for name, _ in attributes if name in ("src", "href")]
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_escaped_and_needs_nothing_from_outside(report: CompileReport) -> None:
+    report.note("<script>alert(1)</script>")
+    text = html_from_report(report)
+    page = Page()
+    page.feed(text)
+    assert page.open == []
+    assert page.links == []
+    assert "script" not in page.tags
+    assert "&lt;script&gt;" in text
+    assert "a &lt; b else &quot;z&quot;" in text
+    assert "width: 97%" in text
+    assert "http" not in text
+
+
+def test_save_writes_the_page(report: CompileReport, tmp_path) -> None:
+    report.save(tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == html_from_report(report)
+
+
+def test_it_is_text_in_a_notebook_too(report: CompileReport, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert "102 of 105 nodes in TensorRT, 1 engine" in text_from_report(report)
+
+
+def test_what_is_not_quantized_is_listed_with_its_reason(report: CompileReport) -> None:
+    report.in_float = [
+        TorchEntry("aten.linear.default", "linear", "TensorRT does not build it", "model.py:7: x = f(x)")
+    ]
+    report.engines[0].products = {"int8": 3, "float16": 2}
+    for text in (text_from_report(report), html_from_report(report)):
+        assert "Not quantized" in text
+        assert "TensorRT does not build it" in text
+        assert "model.py:7" in text
+        assert "int8 (3), float16 (2)" in text

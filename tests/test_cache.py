@@ -1,0 +1,362 @@
+"""The engine cache: what is put comes back, and nothing else does, whatever happens to the disk."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import torchtrt_bridge as trtb
+from tests.models import ConvNet, WithUnsupported, image, trained
+from torchtrt_bridge.cache import EngineCache, source_digest
+from torchtrt_bridge.engine import builder
+from torchtrt_bridge.options import Options
+
+TARGETS = ("sm_89",)
+PLAN = bytes(range(256)) * 4
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> EngineCache:
+    return EngineCache(tmp_path / "cache", 10**6)
+
+
+@pytest.fixture
+def filled(cache: EngineCache) -> EngineCache:
+    cache.put("key", PLAN)
+    return cache
+
+
+def files(cache: EngineCache) -> list[str]:
+    return sorted(path.name for path in cache.directory.iterdir())
+
+
+def test_hit(filled: EngineCache) -> None:
+    assert filled.get("key") == PLAN
+
+
+def test_miss(filled: EngineCache) -> None:
+    assert filled.get("other") is None
+
+
+def test_miss_without_a_directory(cache: EngineCache, caplog: pytest.LogCaptureFixture) -> None:
+    assert cache.get("key") is None
+    assert not caplog.records
+
+
+def test_kinds_are_kept_apart(filled: EngineCache) -> None:
+    assert filled.get("key", "kernels") is None
+    filled.put("key", b"kernels", "kernels")
+    assert (filled.get("key"), filled.get("key", "kernels")) == (PLAN, b"kernels")
+
+
+def test_a_second_put_replaces_the_first(filled: EngineCache) -> None:
+    filled.put("key", b"new")
+    assert filled.get("key") == b"new"
+
+
+def test_the_record_is_json(filled: EngineCache) -> None:
+    record = json.loads((filled.directory / "key.engine.json").read_text())
+    assert record["sha256"] == hashlib.sha256(PLAN).hexdigest()
+    assert record["bytes"] == len(PLAN)
+
+
+# Damage ------------------------------------------------------------------------------------------------------
+
+
+def flip(directory: Path) -> None:
+    path = directory / "key.engine"
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "engine flipped": flip,
+    "engine truncated": lambda d: (d / "key.engine").write_bytes(PLAN[:-1]),
+    "engine empty": lambda d: (d / "key.engine").write_bytes(b""),
+    "record truncated": lambda d: (d / "key.engine.json").write_text('{"sha'),
+    "record empty": lambda d: (d / "key.engine.json").write_text(""),
+    "record is a list": lambda d: (d / "key.engine.json").write_text("[]"),
+    "record without digest": lambda d: (d / "key.engine.json").write_text("{}"),
+    "record is binary": lambda d: (d / "key.engine.json").write_bytes(b"\xff\xfe\x00"),
+    "record of another": lambda d: (d / "key.engine.json").write_text(json.dumps({"sha256": "0" * 64})),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_a_miss_told_and_mended(filled: EngineCache, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    DAMAGES[damage](filled.directory)
+    assert filled.get("key") is None
+    assert "damaged" in caplog.text
+    assert files(filled) == []
+    filled.put("key", PLAN)
+    assert filled.get("key") == PLAN
+
+
+@pytest.mark.parametrize("lost", ["key.engine", "key.engine.json"])
+def test_a_lost_file_is_a_miss(filled: EngineCache, lost: str) -> None:
+    (filled.directory / lost).unlink()
+    assert filled.get("key") is None
+
+
+@pytest.fixture
+def blocked(tmp_path: Path) -> EngineCache:
+    """A cache in whose place there is a file: it can be neither read nor written, not even by root."""
+    (tmp_path / "blocked").write_text("a file")
+    return EngineCache(tmp_path / "blocked", 10**6)
+
+
+def test_an_unwritable_directory_is_told_and_harms_nothing(
+    blocked: EngineCache, caplog: pytest.LogCaptureFixture
+) -> None:
+    blocked.put("key", PLAN)
+    assert "cannot be written" in caplog.text
+    assert blocked.get("key") is None
+    with blocked.building("key"):
+        pass
+
+
+def test_export_works_without_a_writable_cache(blocked: EngineCache) -> None:
+    program = trtb.export(trained(ConvNet()), image(), targets=TARGETS, cache_dir=blocked.directory)
+    assert program.report.engines[0].is_ready
+    assert program.plans["trt_0"]
+
+
+def test_a_full_disk_leaves_nothing_half_written(
+    cache: EngineCache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        cache.put("key", PLAN)
+    assert "No space left" in caplog.text
+    assert files(cache) == []
+    assert cache.get("key") is None
+
+
+def test_an_interrupted_write_leaves_nothing_half_written(cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cache.put("key", PLAN)
+    assert files(cache) == []
+
+
+def test_interrupted_between_engine_and_record_is_a_miss(cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old record must not vouch for the new engine, nor the other way round."""
+    cache.put("key", b"old")
+    replace, calls = os.replace, []
+
+    def once(*args: Any) -> None:
+        calls.append(args)
+        if len(calls) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", once)
+        cache.put("key", PLAN)
+    assert len(calls) == 2
+    assert cache.get("key") is None
+
+
+# Size --------------------------------------------------------------------------------------------------------
+
+
+def aged(cache: EngineCache, key: str, seconds: float) -> None:
+    """As if the files of `key` had last been used this long ago."""
+    then = time.time() - seconds
+    for path in cache.directory.glob(f"{key}.*"):
+        os.utime(path, (then, then))
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> EngineCache:
+    """Three engines of 1000 bytes, `one` the oldest, where a fourth does not fit."""
+    cache = EngineCache(tmp_path / "cache", 3800)
+    for key, age in (("one", 300), ("two", 200), ("three", 100)):
+        cache.put(key, bytes(1000))
+        aged(cache, key, age)
+    return cache
+
+
+def kept(cache: EngineCache) -> list[str]:
+    return [key for key in ("one", "two", "three", "four") if cache.get(key) is not None]
+
+
+def test_within_its_limit_all_is_kept(three: EngineCache) -> None:
+    assert kept(three) == ["one", "two", "three"]
+
+
+def test_the_oldest_goes_first(three: EngineCache) -> None:
+    three.put("four", bytes(1000))
+    assert kept(three) == ["two", "three", "four"]
+
+
+def test_use_keeps_an_engine(three: EngineCache) -> None:
+    assert three.get("one") is not None
+    three.put("four", bytes(1000))
+    assert kept(three) == ["one", "three", "four"]
+
+
+def test_the_limit_holds_for_all_files(three: EngineCache) -> None:
+    three.put("four", bytes(1500))
+    assert sum(path.stat().st_size for path in three.directory.iterdir()) <= three.limit_bytes
+    assert "four" in kept(three)
+
+
+def test_what_exceeds_the_limit_alone_is_not_kept(three: EngineCache) -> None:
+    three.put("four", bytes(4000))
+    assert kept(three) == ["one", "two", "three"]
+
+
+# Processes ---------------------------------------------------------------------------------------------------
+
+
+def build_once(directory: Path, barrier: Any, built: Any) -> None:
+    """What each of several processes does that want the same engine."""
+    cache = EngineCache(directory, 10**6)
+    barrier.wait(60)
+    with cache.building("key"):
+        if cache.get("key") is None:
+            time.sleep(0.5)
+            with built.get_lock():
+                built.value += 1
+            cache.put("key", PLAN)
+
+
+def test_two_processes_build_an_engine_once(cache: EngineCache) -> None:
+    context = multiprocessing.get_context("spawn")
+    barrier, built = context.Barrier(2), context.Value("i", 0)
+    processes = [context.Process(target=build_once, args=(cache.directory, barrier, built)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert built.value == 1
+    assert cache.get("key") == PLAN
+
+
+def test_different_keys_do_not_wait_for_each_other(cache: EngineCache) -> None:
+    with cache.building("one"), cache.building("other"):
+        cache.put("other", PLAN)
+    assert cache.get("other") == PLAN
+
+
+def test_the_right_to_build_is_given_back_after_an_error(cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RuntimeError, match="build failed"), cache.building("key"):
+        raise RuntimeError("build failed")
+    monkeypatch.setattr("torchtrt_bridge.cache.LOCK_SECONDS", 0.0)
+    started = time.perf_counter()
+    with cache.building("key"):
+        assert time.perf_counter() - started < 5
+
+
+EXPORT = """
+import sys
+import torchtrt_bridge as trtb
+import torch
+from tests.models import ConvNet, image, trained
+torch.manual_seed(0)
+program = trtb.export(trained(ConvNet()), image(), targets=("sm_89",), cache_dir=sys.argv[1])
+print([(entry.from_cache, entry.bytes > 0, entry.state) for entry in program.report.engines])
+"""
+
+
+def test_a_second_process_builds_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", EXPORT, str(tmp_path / "shared")]
+    cold, warm = (subprocess.run(command, check=True, capture_output=True, text=True).stdout for _ in range(2))
+    assert cold.strip() == "[(False, True, 'ready')]"
+    assert warm.strip() == "[(True, True, 'ready')]"
+
+
+# Options -----------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_cache_dir_keeps_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert EngineCache.from_options(Options(cache_dir="")) is None
+    model = trained(ConvNet())
+    first = trtb.export(model, image(), targets=TARGETS, cache_dir="")
+    second = trtb.export(model, image(), targets=TARGETS, cache_dir="")
+    assert not first.report.engines[0].from_cache
+    assert not second.report.engines[0].from_cache
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_the_default_directory_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cache = EngineCache.from_options(Options())
+    assert cache is not None
+    assert cache.directory == tmp_path / "engines"  # what the fixture of all tests puts there
+    assert cache.limit_bytes == Options().cache_bytes
+
+
+def test_a_warm_cache_builds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = trained(WithUnsupported())
+    cold = trtb.export(model, image(), targets=TARGETS)
+
+    def forbidden(*_: Any) -> bytes:
+        raise AssertionError("an engine was built although the cache holds it")
+
+    monkeypatch.setattr(builder, "engine_from_network", forbidden)
+    warm = trtb.export(model, image(), targets=TARGETS)
+    assert [entry.from_cache for entry in cold.report.engines] == [False, False]
+    assert [entry.from_cache for entry in warm.report.engines] == [True, True]
+    assert warm.plans == cold.plans
+
+
+@pytest.mark.parametrize(
+    "options", [{"precision": "fp16"}, {"targets": ("sm_86",)}, {"optimization_level": 0}], ids=str
+)
+def test_other_options_meet_no_cached_engine(options: dict[str, Any]) -> None:
+    model = trained(ConvNet())
+    trtb.export(model, image(), targets=TARGETS)
+    other = trtb.export(model, image(), **{"targets": TARGETS, **options})
+    assert not other.report.engines[0].from_cache
+
+
+def test_other_weights_meet_no_cached_engine() -> None:
+    model = trained(ConvNet())
+    trtb.export(model, image(), targets=TARGETS)
+    with torch.no_grad():
+        model.head.bias[0] += 1e-3
+    assert not trtb.export(model, image(), targets=TARGETS).report.engines[0].from_cache
+
+
+def test_a_damaged_cache_builds_anew() -> None:
+    model = trained(ConvNet())
+    first = trtb.export(model, image(), targets=TARGETS)
+    directory = EngineCache.from_options(Options()).directory  # type: ignore[union-attr]
+    (engine,) = directory.glob("*.engine")
+    engine.write_bytes(engine.read_bytes()[:-1])
+    second = trtb.export(model, image(), targets=TARGETS)
+    assert not second.report.engines[0].from_cache
+    assert second.report.engines[0].bytes == first.report.engines[0].bytes
+
+
+def test_the_source_digest_follows_every_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "package"
+    (package / "deep").mkdir(parents=True)
+    (package / "cache.py").write_text("a")
+    (package / "deep" / "other.py").write_text("b")
+    monkeypatch.setattr("torchtrt_bridge.cache.__file__", str(package / "cache.py"))
+    before = source_digest.__wrapped__()
+    assert source_digest.__wrapped__() == before
+    (package / "deep" / "other.py").write_text("c")
+    assert source_digest.__wrapped__() != before

@@ -1,0 +1,211 @@
+"""The TensorRT in use: how it is chosen, what it refuses, and what it says then."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+import torch
+
+from torchtrt_bridge.errors import BuildError, EngineLoadError
+from torchtrt_bridge.trt import library as library
+from torchtrt_bridge.trt.library import TensorRTLibrary
+
+rtx_only = pytest.mark.skipif(not library.installed("tensorrt_rtx"), reason="tensorrt-rtx is not installed")
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_loaded() -> Iterator[None]:
+    """What is chosen depends on patches here, so nothing is remembered."""
+    library.choose.cache_clear()
+    yield
+    library.choose.cache_clear()
+
+
+@pytest.fixture
+def rtx() -> TensorRTLibrary:
+    return library.load("tensorrt_rtx")
+
+
+def pretend_installed(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    monkeypatch.setattr(library, "installed", lambda name: name in names)
+
+
+def test_a_second_name_of_tensorrt_rtx_is_no_installed_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch_tensorrt gives TensorRT-RTX the name `tensorrt` when it is imported."""
+    alias = ModuleType("tensorrt")
+    alias.__package__, alias.__spec__ = "tensorrt_rtx", importlib.machinery.ModuleSpec("tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt", alias)
+    assert not library.installed("tensorrt")
+
+
+def test_load_names_package_and_version(rtx: TensorRTLibrary) -> None:
+    assert rtx.is_rtx
+    assert str(rtx) == f"TensorRT-RTX {rtx.trt.__version__}"
+
+
+@pytest.mark.parametrize("name", library.LIBRARIES)
+def test_a_missing_package_is_told_with_its_remedy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_installed(monkeypatch)
+    package = name.replace("_", "-")
+    with pytest.raises(EngineLoadError, match=f"{package} is not installed. Run: pip install {package}$"):
+        library.load.__wrapped__(name)
+
+
+def test_a_broken_package_is_told_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> ModuleType:
+        raise ImportError("libnvinfer.so.11: cannot open shared object file")
+
+    pretend_installed(monkeypatch, "tensorrt")
+    monkeypatch.setattr(library.importlib, "import_module", broken)
+    with pytest.raises(EngineLoadError, match=r"does not import: libnvinfer\.so\.11.*--force-reinstall tensorrt"):
+        library.load.__wrapped__("tensorrt")
+
+
+def test_a_package_without_bindings_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_installed(monkeypatch, "tensorrt")
+    monkeypatch.setattr(library.importlib, "import_module", ModuleType)
+    with pytest.raises(EngineLoadError, match=r"does not import.*Builder"):
+        library.load.__wrapped__("tensorrt")
+
+
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+def test_no_tensorrt_at_all(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_installed(monkeypatch)
+    with pytest.raises(EngineLoadError, match=r"No TensorRT is installed\. Run: pip install tensorrt-rtx"):
+        library.choose(engine)  # type: ignore[arg-type]
+
+
+@rtx_only
+@pytest.mark.parametrize("engine", ["auto", "reference", "tensorrt_rtx"])
+def test_rtx_is_chosen_where_nothing_speaks_against_it(engine: str) -> None:
+    if torch.cuda.is_available() and engine == "auto":
+        pytest.skip("the GPU decides")
+    assert library.choose(engine).name == "tensorrt_rtx"  # type: ignore[arg-type]
+
+
+class Refusing:
+    def __init__(self, name: str, refusal: str | None) -> None:
+        self.name, self.refusal = name, refusal
+
+
+@pytest.mark.parametrize(
+    ("refusals", "chosen"),
+    [
+        ({"tensorrt_rtx": None, "tensorrt": None}, "tensorrt_rtx"),
+        ({"tensorrt_rtx": "too old a GPU", "tensorrt": None}, "tensorrt"),
+        ({"tensorrt_rtx": "too old a GPU", "tensorrt": "too old a driver"}, "tensorrt_rtx"),
+        ({"tensorrt_rtx": "too old a GPU"}, "tensorrt_rtx"),
+        ({"tensorrt": None}, "tensorrt"),
+    ],
+    ids=["both serve", "rtx refuses", "both refuse", "rtx alone", "tensorrt alone"],
+)
+def test_auto_takes_the_one_that_serves_the_gpu(
+    refusals: dict[str, str | None], chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_installed(monkeypatch, *refusals)
+    monkeypatch.setattr(library.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(library, "load", lambda name: Refusing(name, refusals[name]))
+    assert library.choose("auto").name == chosen
+
+
+@no_gpu
+def test_refusal_without_a_gpu(rtx: TensorRTLibrary) -> None:
+    assert TensorRTLibrary(rtx.name, rtx.trt).refusal == "no CUDA GPU is visible to PyTorch"
+
+
+@no_gpu
+def test_there_is_no_current_target_without_a_gpu() -> None:
+    assert library.current_target() is None
+
+
+def test_the_current_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(library.torch.cuda, "get_device_capability", lambda: (12, 0))
+    assert library.current_target() == "sm_120"
+
+
+class Config:
+    """Records what `set_targets` asks of TensorRT."""
+
+    def __init__(self) -> None:
+        self.num_compute_capabilities = 0
+        self.set: list[tuple[int, str]] = []
+
+    def set_compute_capability(self, capability: object, index: int) -> None:
+        self.set.append((index, capability.name))  # type: ignore[attr-defined]
+
+
+@rtx_only
+@pytest.mark.parametrize(
+    ("targets", "wanted"),
+    [
+        (("sm_86",), [(0, "SM86")]),
+        (("sm_89", "sm_120"), [(0, "SM89"), (1, "SM120")]),
+        ((), []),
+        (("sm_90",), []),
+        (("sm_86", "sm_90"), []),
+    ],
+    ids=str,
+)
+def test_targets(targets: tuple[str, ...], wanted: list[tuple[int, str]], rtx: TensorRTLibrary) -> None:
+    config = Config()
+    rtx.set_targets(config, targets)
+    assert config.set == wanted
+    assert config.num_compute_capabilities == len(wanted)
+
+
+@rtx_only
+def test_an_unknown_target_is_told_with_those_known(rtx: TensorRTLibrary) -> None:
+    with pytest.raises(BuildError) as caught:
+        rtx.set_targets(Config(), ("sm_86", "sm_42"))
+    message = str(caught.value)
+    assert f"{rtx} cannot build for sm_42. It builds for: " in message
+    listed = message.split("It builds for: ")[1].rstrip(".").split(", ")
+    assert {"sm_75", "sm_86", "sm_89", "sm_90", "sm_120"} <= set(listed)
+    assert all(name.startswith("sm_") and name[3:].isdigit() for name in listed)
+
+
+@pytest.mark.parametrize(
+    ("targets", "current", "words"),
+    [
+        ((), None, "only on a machine with a GPU. Use engine='tensorrt_rtx'"),
+        (("sm_89",), "sm_86", r"only for the GPU it runs on \(sm_86\), not for sm_89"),
+        (("sm_86", "sm_89"), "sm_86", "not for sm_86, sm_89"),
+    ],
+    ids=["no gpu", "another", "several"],
+)
+def test_tensorrt_builds_for_its_own_gpu_only(
+    targets: tuple[str, ...], current: str | None, words: str, monkeypatch: pytest.MonkeyPatch, rtx: TensorRTLibrary
+) -> None:
+    monkeypatch.setattr(library, "current_target", lambda: current)
+    with pytest.raises(BuildError, match=words):
+        TensorRTLibrary("tensorrt", rtx.trt).set_targets(Config(), targets)
+
+
+@pytest.mark.parametrize("targets", [(), ("sm_86",)], ids=str)
+def test_tensorrt_builds_for_its_own_gpu(
+    targets: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, rtx: TensorRTLibrary
+) -> None:
+    monkeypatch.setattr(library, "current_target", lambda: "sm_86")
+    config = Config()
+    TensorRTLibrary("tensorrt", rtx.trt).set_targets(config, targets)
+    assert config.set == []
+
+
+def test_the_log_keeps_errors_only(rtx: TensorRTLibrary) -> None:
+    log, severity = rtx.new_log(), rtx.trt.ILogger.Severity
+    log.log(severity.ERROR, "wrong")
+    log.log(severity.INTERNAL_ERROR, "very wrong")
+    log.log(severity.WARNING, "careful")
+    log.log(severity.ERROR, "CUDA initialization failure with error: 35")
+    assert log.errors == ["wrong", "very wrong"]
+
+
+def test_networks_are_strongly_typed(rtx: TensorRTLibrary) -> None:
+    network = rtx.new_network(rtx.trt.Builder(rtx.new_log()))
+    assert network.get_flag(rtx.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)

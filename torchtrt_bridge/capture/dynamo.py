@@ -1,0 +1,194 @@
+"""What Dynamo hands to a backend: which placeholders are weights, which sizes are dynamic, what shares memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch._guards import tracing
+
+from torchtrt_bridge.capture.constant_guard import number_from
+from torchtrt_bridge.capture.export import CapturedGraph, export_program, graph_from_program
+from torchtrt_bridge.graph.shapes import is_symbolic
+
+aten = torch.ops.aten
+WEIGHT_PREFIX = "weight_"
+
+
+def capture(
+    module: fx.GraphModule, args: Sequence[Any], weights: Sequence[int], numbers: Sequence[int]
+) -> tuple[CapturedGraph, list[int]]:
+    """The functional graph with weights and numbers bound, and the indices of the arguments that remain its inputs."""
+    inputs = input_positions(module, args, [*weights, *numbers])
+    bound = bind(module, args, weights, numbers)
+    shapes = dynamic_shapes(bound)
+    with tracing(None):  # else torch.export would trace into Dynamo's own trace, and add to its guards
+        program = export_program(bound, tuple(args[i] for i in inputs), dynamic_shapes=shapes)
+    return graph_from_program(program), inputs
+
+
+def weight_positions(module: fx.GraphModule, inputs: Sequence[Any]) -> list[int]:
+    """Indices of the placeholders that are parameters and buffers of modules."""
+    return [
+        index
+        for index, (node, value) in enumerate(zip(placeholders(module), inputs, strict=True))
+        if isinstance(value, torch.Tensor) and "_dynamo_static_input_type" in (node.meta.get("tensor_dict") or {})
+    ]
+
+
+def number_positions(module: fx.GraphModule, inputs: Sequence[Any]) -> list[int]:
+    """Indices of the placeholders that are Python numbers and no sizes, which `dynamic=True` makes inputs.
+
+    Floats come as tensors of one element, and ints as symbols.
+    """
+    nodes = placeholders(module)
+    return [
+        index
+        for index, (node, value) in enumerate(zip(nodes, inputs, strict=True))
+        if node.users and (_is_float(node, value) if isinstance(value, torch.Tensor) else _is_no_size(node, nodes))
+    ]
+
+
+def input_positions(module: fx.GraphModule, inputs: Sequence[Any], bound: Sequence[int]) -> list[int]:
+    """Indices of the tensors that are not `bound` and that the graph reads, be it a size of theirs."""
+    return [
+        index
+        for index, (node, value) in enumerate(zip(placeholders(module), inputs, strict=True))
+        if isinstance(value, torch.Tensor) and index not in bound and (node.users or free_dims(node))
+    ]
+
+
+def number_name(module: fx.GraphModule, index: int) -> str:
+    """How the user's code calls the number at `index`, as ``L['logits_to_keep']``."""
+    node = placeholders(module)[index]
+    return str(getattr(getattr(node, "_dynamo_source", None), "name", node.name))
+
+
+def placeholders(module: fx.GraphModule) -> list[fx.Node]:
+    return [node for node in module.graph.nodes if node.op == "placeholder"]
+
+
+def _is_float(node: fx.Node, value: torch.Tensor) -> bool:
+    return value.dim() == 0 and all(user.op == "call_method" and user.target == "item" for user in node.users)
+
+
+def _is_no_size(node: fx.Node, nodes: Sequence[fx.Node]) -> bool:
+    return isinstance(node.meta.get("example_value"), torch.SymInt) and _size_source(node, nodes) is None
+
+
+def _size_source(number: fx.Node, nodes: Sequence[fx.Node]) -> tuple[fx.Node, int] | None:
+    """The tensor among the placeholders `nodes`, and its dimension, whose size a symbolic int is."""
+    wanted = number.meta["example_value"].node.expr
+    for node in nodes:
+        for dim, size in free_dims(node).items():
+            if size.node.expr == wanted:
+                return node, dim
+    return None
+
+
+def free_dims(node: fx.Node) -> dict[int, Any]:
+    """The symbolic dimensions of a placeholder's tensor."""
+    fake = node.meta.get("example_value")
+    if not isinstance(fake, torch.Tensor):
+        return {}
+    return {dim: size for dim, size in enumerate(fake.shape) if is_symbolic(size)}
+
+
+def bind(module: fx.GraphModule, args: Sequence[Any], weights: Sequence[int], numbers: Sequence[int]) -> fx.GraphModule:
+    """A copy of `module` that holds its weights, as buffers `weight_<index>`, and its numbers.
+
+    What it still takes are the tensors of `input_positions`, which give it its sizes too.
+    """
+    graph = fx.Graph()
+    twins: dict[fx.Node, fx.Node] = {}
+    output = graph.graph_copy(module.graph, twins)
+    graph.output(output)
+    bound = fx.GraphModule(module, graph)
+    nodes = [twins[node] for node in placeholders(module)]
+    inputs = {nodes[index] for index in input_positions(module, args, [*weights, *numbers])}
+    for index in numbers:
+        _bind_number(nodes[index], number_from(args[index]))
+    for node, value in zip(nodes, args, strict=True):
+        if node.users and not isinstance(value, torch.Tensor):
+            _replace(node, _size(node, nodes, value))
+    for index in weights:
+        bound.register_buffer(f"{WEIGHT_PREFIX}{index}", args[index].detach())
+        with graph.inserting_before(nodes[index]):
+            nodes[index].replace_all_uses_with(graph.get_attr(f"{WEIGHT_PREFIX}{index}"))
+    for node in nodes:
+        if node not in inputs:
+            graph.erase_node(node)
+    bound.recompile()
+    return bound
+
+
+def weight_index(name: str) -> int:
+    """The index of the placeholder that the buffer `name` was bound from."""
+    return int(name.removeprefix(WEIGHT_PREFIX))
+
+
+def _bind_number(node: fx.Node, value: float) -> None:
+    if isinstance(node.meta.get("example_value"), torch.Tensor):
+        for item in list(node.users):
+            _replace(item, value)
+            node.graph.erase_node(item)
+    else:
+        _replace(node, value)
+
+
+def _replace(node: fx.Node, other: Any) -> None:
+    """Let the users of `node` read `other`, a node or a number."""
+    for user in list(node.users):
+        user.args, user.kwargs = fx.map_arg((user.args, user.kwargs), lambda n: other if n is node else n)
+
+
+def _size(node: fx.Node, nodes: Sequence[fx.Node], value: Any) -> Any:
+    """The size of a tensor that equals the number `node`; the number itself if it is not symbolic."""
+    source = _size_source(node, nodes) if is_symbolic(node.meta.get("example_value")) else None
+    if source is None:
+        return value
+    with node.graph.inserting_after(nodes[-1]):
+        return node.graph.call_function(aten.sym_size.int, source)
+
+
+def dynamic_shapes(bound: fx.GraphModule) -> dict[str, Any]:
+    """The symbolic dimensions of each input with the ranges that Dynamo knows, as `torch.export.export` takes them."""
+    return {
+        str(node.target): {dim: _dim(size) for dim, size in free_dims(node).items()} for node in placeholders(bound)
+    }
+
+
+def _dim(size: Any) -> Any:
+    """`Dim.AUTO` with Dynamo's range of the size."""
+    known = size.node.shape_env.bound_sympy(size.node.expr)
+    limits = {"min": int(known.lower)}
+    if getattr(known.upper, "is_Integer", False):
+        limits["max"] = int(known.upper)
+    return torch.export.Dim.AUTO(**limits)
+
+
+def output_sharing(module: fx.GraphModule, inputs: Sequence[int]) -> int | None:
+    """Index of an output that is a view of one of these inputs; None if there is none."""
+    nodes = placeholders(module)
+    memory = {_memory(nodes[index].meta.get("example_value")) for index in inputs} - {None}
+    output = next(node for node in module.graph.nodes if node.op == "output")
+    for index, value in enumerate(output.args[0]):
+        is_view = isinstance(value, fx.Node) and _memory(value.meta.get("example_value")) in memory
+        if is_view and value.op != "placeholder":
+            return index
+    return None
+
+
+def arguments_returned(module: fx.GraphModule) -> dict[int, int]:
+    """The outputs that are placeholders, by the index of each: callers know such a result for their argument."""
+    nodes = placeholders(module)
+    output = next(node for node in module.graph.nodes if node.op == "output")
+    return {index: nodes.index(value) for index, value in enumerate(output.args[0]) if value in nodes}
+
+
+def _memory(value: Any) -> int | None:
+    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
+        return None
+    return int(value.untyped_storage()._cdata)

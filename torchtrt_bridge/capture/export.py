@@ -1,0 +1,213 @@
+"""Capture: from a module to one functional ATen graph with big operators whole, for both entry points."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+from torch._dynamo.exc import UserError, UserErrorType
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
+from torch.utils._sympy.functions import Max, Min
+
+from torchtrt_bridge.capture.arguments import in_order
+from torchtrt_bridge.capture.decompositions import DECOMPOSITIONS
+from torchtrt_bridge.capture.transformers_classes import without_cache
+from torchtrt_bridge.errors import CaptureError
+from torchtrt_bridge.graph.edit import copy_graph, set_constant
+from torchtrt_bridge.lower import CONVERTERS
+from torchtrt_bridge.report.log import warn_once
+
+ASSERT = torch.ops.aten._assert_scalar.default
+
+
+@dataclasses.dataclass
+class CapturedGraph:
+    """A functional ATen graph; weights are its attributes, read by `get_attr` nodes.
+
+    module: its placeholders are the tensors and sizes of a call, then the `state`; its outputs are those of the
+        model, then the new values of what the model mutates.
+    outputs: how many of its outputs the caller gets back.
+    mutations: for each further output, the index of the placeholder that it is copied into.
+    state: names of the buffers that the model mutates, which the graph takes as its last inputs.
+    ranges: smallest and largest value of each symbolic size.
+    origins: for each constant, the name of the tensor that it is in the program it was captured from.
+    """
+
+    module: fx.GraphModule
+    outputs: int
+    mutations: tuple[int, ...]
+    state: tuple[str, ...]
+    ranges: dict[Any, tuple[int, int | None]]
+    origins: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def export_program(
+    model: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+) -> ExportedProgram:
+    """`torch.export` of `model`, with the operators that have converters left whole.
+
+    Raises CaptureError, with PyTorch's own words, for a model that it cannot turn into one graph.
+    """
+    try:
+        call = functools.partial(_exported, model, args, in_order(model, args, kwargs or {}), dynamic_shapes)
+        with torch.no_grad(), torch.backends.nnpack.flags(enabled=False):  # NNPACK's guard: batch < 16
+            return _without_cache(model, call)
+    except Exception as error:
+        raise CaptureError(
+            f"torch.export could not capture {type(model).__name__} as one graph: {error}\n"
+            "torch.compile(model, backend='torchtrt_bridge') takes models whose control flow depends on data."
+        ) from error
+
+
+def _without_cache(model: torch.nn.Module, call: Callable[[], ExportedProgram]) -> ExportedProgram:
+    """What `call` gives; without the cache of keys and values if that is what `torch.export` cannot return."""
+    try:
+        return call()
+    except RuntimeError as error:
+        if "Cache" not in str(error):
+            raise
+        with without_cache(model) as is_off:
+            if not is_off:
+                raise
+            program = call()
+    warn_once(f"{type(model).__name__} is captured with use_cache=False: its cache of keys and values is left out.")
+    return program
+
+
+def _exported(
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
+) -> ExportedProgram:
+    call = functools.partial(torch.export.export, model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+    program: ExportedProgram
+    try:
+        program = call().run_decompositions(_decompositions())
+    except UserError as error:
+        if error.error_type is not UserErrorType.CONSTRAINT_VIOLATION:
+            raise
+        program = call(prefer_deferred_runtime_asserts_over_guards=True).run_decompositions(_decompositions())
+        if not _drop_proved_assertions(program):
+            raise
+    return program
+
+
+def _drop_proved_assertions(program: ExportedProgram) -> bool:
+    """Erase the assertions on sizes that hold whatever the sizes are; whether these were all.
+
+    torch 2.11 takes min(8 * s, 16 * s) == 8 * s, of a size s, for a restriction of s.
+    """
+    assertions = program.graph.find_nodes(op="call_function", target=ASSERT)
+    proved = [node for node in assertions if _is_proved(node.args[0])]
+    for node in proved:
+        program.graph.erase_node(node)
+    program.graph.eliminate_dead_code()
+    return len(proved) == len(assertions)
+
+
+def _is_proved(condition: Any) -> bool:
+    """Whether a condition on sizes, in a graph, holds whatever they are."""
+    value = condition.meta["val"] if isinstance(condition, fx.Node) else condition
+    if isinstance(value, torch.SymBool):
+        value = value.node.expr.replace(Min, sympy.Min).replace(Max, sympy.Max)  # sympy's own know more
+    return value is True or value == sympy.true
+
+
+@functools.cache
+def _decompositions() -> dict[Any, Any]:
+    table = dict(torch.export.default_decompositions().items()) | DECOMPOSITIONS
+    for op in CONVERTERS:
+        table.pop(op, None)
+    return table
+
+
+def graph_from_program(program: ExportedProgram) -> CapturedGraph:
+    """The graph of an exported program, with weights as attributes and mutated buffers as trailing inputs."""
+    module = fx.GraphModule(program.graph_module, copy_graph(program.graph))
+    signature = program.graph_signature
+    mutated = set(signature.buffers_to_mutate.values())
+    placeholders = {node.name: node for node in module.graph.nodes if node.op == "placeholder"}
+    state = []
+    origins = {}
+    for spec in signature.input_specs:
+        if isinstance(spec.arg, ConstantArgument) and spec.kind is InputKind.USER_INPUT:
+            continue
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+            node = placeholders[spec.arg.name]
+            assert spec.target is not None
+            if spec.target in mutated:
+                _move_to_end(node)
+                state.append(spec.target)
+            else:
+                _bind(module, node, _tensor_of(program, spec.target))
+                origins[node.name] = spec.target
+        elif spec.kind is not InputKind.USER_INPUT:
+            raise CaptureError(f"The model uses a {spec.kind.name.lower()} ({spec.target}), which has no tensor.")
+    mutations = _order_outputs(module, signature, tuple(state))
+    module.graph.lint()
+    module.recompile()
+    outputs = len(_output(module).args[0]) - len(mutations)  # type: ignore[arg-type]
+    ranges = {symbol: _bounds(value) for symbol, value in program.range_constraints.items()}
+    return CapturedGraph(module, outputs, mutations, tuple(state), ranges, origins)
+
+
+def _tensor_of(program: ExportedProgram, target: str) -> torch.Tensor:
+    value = program.state_dict.get(target)
+    if value is None:
+        value = program.constants[target]
+    assert isinstance(value, torch.Tensor)
+    return value.detach()
+
+
+def _bind(module: fx.GraphModule, node: fx.Node, value: torch.Tensor) -> None:
+    """Replace a placeholder by an attribute that holds `value`."""
+    set_constant(module, node.name, value)
+    with module.graph.inserting_before(node):
+        read = module.graph.get_attr(node.name)
+    read.meta = dict(node.meta)
+    node.replace_all_uses_with(read)
+    module.graph.erase_node(node)
+
+
+def _move_to_end(node: fx.Node) -> None:
+    last = [n for n in node.graph.nodes if n.op == "placeholder"][-1]
+    if last is not node:
+        last.append(node)
+
+
+def _output(module: fx.GraphModule) -> fx.Node:
+    output: fx.Node = next(node for node in reversed(module.graph.nodes) if node.op == "output")
+    return output
+
+
+def _order_outputs(module: fx.GraphModule, signature: Any, state: tuple[str, ...]) -> tuple[int, ...]:
+    """Put the mutated values after the caller's outputs; the indices of the placeholders they belong to."""
+    output = _output(module)
+    returned, mutated, targets = [], [], []
+    names = [node.name for node in module.graph.nodes if node.op == "placeholder"]
+    inputs_of_state = dict(zip(state, names[len(names) - len(state) :], strict=True))
+    for spec, value in zip(signature.output_specs, output.args[0], strict=True):  # type: ignore[arg-type]
+        if spec.kind is OutputKind.USER_OUTPUT:
+            returned.append(value)
+        elif spec.kind is OutputKind.BUFFER_MUTATION:
+            mutated.append(value)
+            targets.append(names.index(inputs_of_state[spec.target]))
+        elif spec.kind is OutputKind.USER_INPUT_MUTATION:
+            mutated.append(value)
+            targets.append(names.index(spec.target))
+        else:
+            raise CaptureError(f"The exported graph has an output of kind {spec.kind.name.lower()}.")
+    output.args = ((*returned, *mutated),)
+    return tuple(targets)
+
+
+def _bounds(value: Any) -> tuple[int, int | None]:
+    upper = value.upper
+    return int(value.lower), int(upper) if getattr(upper, "is_Integer", False) else None

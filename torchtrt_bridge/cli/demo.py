@@ -1,0 +1,292 @@
+"""The demo: two real photographs, classified by a torchvision model through TensorRT.
+
+With a GPU the model runs in TensorRT, timed against PyTorch. Without one it is built for named GPUs, its
+lowered network is computed by the reference interpreter, and the saved program is loaded back and run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import itertools
+import logging
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+import torchtrt_bridge as trtb
+from torchtrt_bridge.errors import OptionsError
+from torchtrt_bridge.report.model import CompileReport
+from torchtrt_bridge.runtime.tolerance import relative_distance
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+CALLS = 50
+TOP = 5
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+INSTALL = 'pip install "torchtrt_bridge[demo]"'
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What the demo is about: a model, and photographs as it takes them.
+
+    expected: the model's results in PyTorch fp32.
+    """
+
+    name: str
+    model: nn.Module
+    photos: torch.Tensor
+    photo_names: tuple[str, ...]
+    categories: list[str]
+    is_trained: bool
+    expected: torch.Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One row of the table: where the photographs were classified, with which results.
+
+    facts: what the table says of its engines.
+    """
+
+    where: str
+    results: torch.Tensor
+    facts: dict[str, str]
+    milliseconds: float | None = None
+
+
+def demo(
+    model: str = "resnet50",
+    weights: Path | None = None,
+    precision: str = "fp16",
+    targets: Sequence[str] = ("sm_86", "sm_89", "sm_120"),
+    output: Path | None = None,
+) -> None:
+    """Classify two photographs and print what ran where, how fast and how exactly.
+
+    model: the name of a classification model of torchvision's.
+    weights: a file with its state_dict; None takes random weights, of a fixed seed.
+    targets: the compute capabilities to build for, on a machine without a GPU.
+    output: the directory for the report and the program; None keeps nothing.
+    Raises OptionsError for a missing package, model or file.
+    """
+    from rich.console import Console
+
+    trtb.Options.from_mapping({"precision": precision, "targets": tuple(targets)})
+    console = Console(highlight=False, soft_wrap=False)
+    with _doing(console, f"{model} in PyTorch fp32"):
+        subject = _subject(model, weights)
+    console.print(f"[bold]{model}[/bold] on {' and '.join(subject.photo_names)}, {precision}")
+    if not subject.is_trained:
+        told = "Random weights: the class names below mean nothing; --weights FILE loads real ones."
+        console.print(told, style="yellow")
+    with _directory(output) as directory:
+        steps = _on_gpu if torch.cuda.is_available() else _without_gpu
+        runs, closing = steps(console, subject, precision, tuple(targets), directory)
+        console.print(_top_table(subject, runs[0]))
+        console.print(_run_table(subject, runs))
+        if output is not None:
+            written = sorted(file.name for file in directory.iterdir())
+            console.print(f"Written to {output}: {', '.join(written)}")
+        console.print(closing)
+
+
+def _subject(name: str, weights: Path | None) -> Subject:
+    try:
+        from sklearn.datasets import load_sample_images
+        from torchvision import models
+    except ImportError as error:
+        raise OptionsError(f"The demo needs torchvision, scikit-learn and pillow: {error}. Run: {INSTALL}") from error
+    if name not in models.list_models(module=models):
+        raise OptionsError(f"torchvision has no classification model {name!r}; resnet50 and vit_b_16 are some.")
+    torch.manual_seed(0)
+    model: nn.Module = models.get_model(name, weights=None).eval().requires_grad_(False)
+    if weights is not None:
+        _load_weights(model, weights)
+    meta = models.get_model_weights(name).DEFAULT
+    images = load_sample_images()
+    preprocess = meta.transforms()
+    photos = torch.stack([preprocess(torch.from_numpy(image.copy()).permute(2, 0, 1)) for image in images.images])
+    if torch.cuda.is_available():
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        model, photos = model.cuda(), photos.cuda()
+    with torch.inference_mode():
+        expected = model(photos)
+    names = tuple(Path(file).name for file in images.filenames)
+    return Subject(name, model, photos, names, meta.meta["categories"], weights is not None, expected)
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    try:
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise OptionsError(
+            f"--weights {path} holds no weights of this model: {type(error).__name__}: {reason}"
+        ) from error
+
+
+def _without_gpu(
+    console: Console, subject: Subject, precision: str, targets: tuple[str, ...], directory: Path
+) -> tuple[list[Run], str]:
+    """Build for `targets`, compute the network with the reference interpreter, save, load and run."""
+    path = directory / f"{subject.name}.pt2"
+    # PyTorch's half precision convolutions on CPU were seen to take a third of the time in this layout.
+    photos = subject.photos.to(memory_format=torch.channels_last)
+    with _doing(console, f"building for {', '.join(targets)}"):
+        program = trtb.export(subject.model, subject.photos, precision=precision, targets=targets)
+        program.report.save(directory / "report.html")
+    with _doing(console, "computing the lowered network in the reference interpreter"):
+        reference = trtb.export(subject.model, subject.photos, precision=precision, engine="reference")
+        checked = reference(photos)
+    with _doing(console, f"saving {path.name}, loading it back, running it in PyTorch"):
+        trtb.save(program, path)
+        logging.disable(logging.WARNING)  # that PyTorch runs it, as there is no GPU: the closing line says so
+        loaded = trtb.load(path)(photos)
+        logging.disable(logging.NOTSET)
+    runs = [
+        Run("reference interpreter", checked, _engine_facts(program.report)),
+        Run(f"{path.name} in PyTorch", loaded, {"size": f"{path.stat().st_size / 1e6:.1f} MB file"}),
+    ]
+    ready = [entry for entry in program.report.engines if entry.is_ready]
+    built = f"{ready[0].engine} built it for {', '.join(targets)}" if ready else "No engine was built"
+    closing = (
+        f"{built}; without a GPU here, the network ran in the reference interpreter and the saved program "
+        "in PyTorch, both on CPU."
+    )
+    return runs, _with_failures(closing, program.report)
+
+
+def _on_gpu(
+    console: Console, subject: Subject, precision: str, targets: tuple[str, ...], directory: Path
+) -> tuple[list[Run], str]:
+    """Compile with `torch.compile`, run, and time it against PyTorch in the same precision."""
+    compiled = torch.compile(subject.model, backend="torchtrt_bridge", options={"precision": precision})
+    dtype = DTYPES[precision]
+    eager, photos = copy.deepcopy(subject.model).to(dtype), subject.photos.to(dtype)
+    with torch.inference_mode():
+        with _doing(console, 'torch.compile(model, backend="torchtrt_bridge")'):
+            results = compiled(subject.photos).clone()
+        with _doing(console, f"timing {CALLS} calls of each"):
+            own = _milliseconds(lambda: compiled(subject.photos))
+            theirs = _milliseconds(lambda: eager(photos))
+        expected = eager(photos).float()
+    report = trtb.report(compiled)
+    report.save(directory / "report.html")
+    device = torch.cuda.get_device_name()
+    runs = [
+        Run("TensorRT", results, _engine_facts(report), own),
+        Run(f"PyTorch eager {precision}", expected, {}, theirs),
+    ]
+    total = report.trt_nodes + report.torch_nodes
+    built = next((entry.engine for entry in report.engines if entry.is_ready), "TensorRT")
+    speed = f"{theirs / own:.1f}x as fast as PyTorch eager"
+    closing = f"{report.trt_nodes} of {total} nodes ran in {built} on {device}, {speed}."
+    return runs, _with_failures(closing, report)
+
+
+def _with_failures(closing: str, report: CompileReport) -> str:
+    """The last line, and before it why anything ran in PyTorch that should not have."""
+    reasons = [f"{entry.name}: {entry.state}" for entry in report.engines if not entry.is_ready]
+    reasons += [f"{entry.op}: {entry.reason}" for entry in report.in_torch]
+    unique = list(dict.fromkeys([*reasons, *report.notes]))
+    if not unique:
+        return closing
+    more = f"; and {len(unique) - 3} more" if len(unique) > 3 else ""
+    return f"In PyTorch: {'; '.join(unique[:3])}{more}. torchtrt-bridge doctor says what to install.\n{closing}"
+
+
+def _milliseconds(call: Callable[[], Any]) -> float:
+    """The median over CALLS calls that are queued back to back."""
+    for _ in range(10):
+        call()
+    make: Any = torch.cuda.Event
+    events = [make(enable_timing=True) for _ in range(CALLS + 1)]
+    torch.cuda.synchronize()
+    events[0].record()
+    for event in events[1:]:
+        call()
+        event.record()
+    torch.cuda.synchronize()
+    return float(statistics.median(a.elapsed_time(b) for a, b in itertools.pairwise(events)))
+
+
+def _run_table(subject: Subject, runs: Sequence[Run]) -> Table:
+    """What was measured, a column for each run."""
+    table = _table("What ran where", "", *(run.where for run in runs), justify="right")
+    for title in ("nodes in TensorRT", "engines", "build", "size"):
+        table.add_row(title, *(run.facts.get(title, "-") for run in runs))
+    if any(run.milliseconds is not None for run in runs):
+        table.add_row("time per call", *(f"{run.milliseconds:.2f} ms" for run in runs))
+    errors = [relative_distance(run.results, subject.expected) for run in runs]
+    table.add_row("error to PyTorch fp32", *(f"{error:.1e}" for error in errors))
+    table.add_row(f"top {TOP} as PyTorch fp32", *(_agreement(run.results, subject.expected) for run in runs))
+    return table
+
+
+def _engine_facts(report: CompileReport) -> dict[str, str]:
+    ready = [entry for entry in report.engines if entry.is_ready]
+    is_cached = bool(ready) and all(entry.from_cache for entry in ready)
+    return {
+        "nodes in TensorRT": f"{report.trt_nodes} of {report.trt_nodes + report.torch_nodes}",
+        "engines": str(len(ready)),
+        "build": "from the cache" if is_cached else f"{sum(entry.build_seconds for entry in ready):.1f} s",
+        "size": f"{sum(entry.bytes for entry in ready) / 1e6:.1f} MB engine",
+    }
+
+
+def _agreement(results: torch.Tensor, expected: torch.Tensor) -> str:
+    """How many of the best five classes of each photograph are the same."""
+    pairs = zip(results.topk(TOP).indices.tolist(), expected.topk(TOP).indices.tolist(), strict=True)
+    return f"{sum(len(set(mine) & set(theirs)) for mine, theirs in pairs)} of {expected.shape[0] * TOP}"
+
+
+def _top_table(subject: Subject, run: Run) -> Table:
+    """The best classes of each photograph, with their probabilities."""
+    table = _table(f"Top {TOP} ({run.where})", *subject.photo_names)
+    best = run.results.float().softmax(-1).topk(TOP)
+    for place in range(TOP):
+        table.add_row(
+            *(
+                f"{subject.categories[int(indices[place])]} {float(values[place]):.1%}"
+                for indices, values in zip(best.indices, best.values, strict=True)
+            )
+        )
+    return table
+
+
+def _table(title: str, *columns: str, justify: Literal["left", "right"] = "left") -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.ROUNDED, header_style="cyan")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify=justify if index else "left")
+    return table
+
+
+@contextlib.contextmanager
+def _doing(console: Console, what: str) -> Iterator[None]:
+    """Say what is being done, and how long it took."""
+    started = time.perf_counter()
+    with console.status(what):
+        yield
+    console.print(f"[green]✓[/green] {what} [dim]{time.perf_counter() - started:.1f} s[/dim]")
+
+
+@contextlib.contextmanager
+def _directory(output: Path | None) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="torchtrt_bridge-") as name:
+        directory = output or Path(name)
+        directory.mkdir(parents=True, exist_ok=True)
+        yield directory

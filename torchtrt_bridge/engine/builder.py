@@ -1,0 +1,199 @@
+"""The engines of a graph on their way: lowered one by one here, built and loaded in threads beside."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import fx
+
+from torchtrt_bridge.cache import EngineCache
+from torchtrt_bridge.engine.build import OnProgress, engine_from_network
+from torchtrt_bridge.engine.engine_key import engine_key
+from torchtrt_bridge.errors import BridgeError, BuildError, EngineLoadError, LoweringError
+from torchtrt_bridge.graph.shapes import Range
+from torchtrt_bridge.interop import TorchTensorRT
+from torchtrt_bridge.lower.network import Network, network_from_graph
+from torchtrt_bridge.options import Options
+from torchtrt_bridge.report.log import warn_once
+from torchtrt_bridge.report.model import READY, EngineEntry
+from torchtrt_bridge.report.progress import BuildProgress
+from torchtrt_bridge.runtime.engine_module import Runner
+from torchtrt_bridge.runtime.reference_runner import ReferenceRunner
+from torchtrt_bridge.runtime.tensorrt_runner import GpuRunner
+from torchtrt_bridge.trt.inspector import product_dtypes
+from torchtrt_bridge.trt.library import TensorRTLibrary
+from torchtrt_bridge.trt.probe import supports
+
+# Engines that are built at the same time, at most. Their networks hold weights on the host meanwhile.
+AT_ONCE = max(1, min(4, os.cpu_count() or 1))
+
+
+class RepartitionError(Exception):
+    """A subgraph of which the provider wrote nodes came to nothing; these nodes it refuses from now on."""
+
+
+class Builder:
+    """Takes the subgraphs of one graph, one after the other; a failure of any kind is kept to its subgraph.
+
+    provider: writes the nodes that have no converter here.
+    run: load the engines, to compute with them. keep: put their bytes into `plans`, by subgraph.
+    """
+
+    def __init__(
+        self,
+        library: TensorRTLibrary,
+        options: Options,
+        ranges: Mapping[Any, Range],
+        provider: TorchTensorRT | None = None,
+        *,
+        run: bool,
+        keep: bool,
+    ) -> None:
+        self.library, self.options, self.ranges, self.provider = library, options, ranges, provider
+        self.run, self.keep = run, keep
+        self.plans: dict[str, bytes] = {}
+        self.cache = EngineCache.from_options(options)
+        self._progress = BuildProgress(options.progress)
+        self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="torchtrt_bridge-build")
+        self._free = threading.BoundedSemaphore(AT_ONCE)
+
+    def __enter__(self) -> Builder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """What was begun goes on in its thread."""
+        self._threads.shutdown(wait=False)
+
+    def begin(self, module: fx.GraphModule, entry: EngineEntry, count: int) -> Future[Runner | None]:
+        """What will run the subgraph; None if PyTorch does, for a reason that the entry has then.
+
+        count: how many subgraphs there will be.
+        With ``fallback="error"`` the reason is raised, here or by the future; RepartitionError in any case.
+        """
+        self._free.acquire()
+        entry.state = "building"
+        engine = _Engine(self, entry, self._progress.begin(entry.name, count))
+        try:
+            engine.prepare(module)  # reads the graph, which belongs to this thread
+        except BaseException as error:
+            self._end(entry)
+            done: Future[Runner | None] = Future()
+            self._note_failure(error, entry)
+            done.set_result(None)
+            return done
+        return self._threads.submit(self._carry_out, engine)
+
+    def _carry_out(self, engine: _Engine) -> Runner | None:
+        try:
+            runner = engine.runner()
+            engine.entry.state = READY
+            return runner
+        except Exception as error:
+            self._note_failure(error, engine.entry)
+            return None
+        finally:
+            self._end(engine.entry)
+
+    def _end(self, entry: EngineEntry) -> None:
+        self._free.release()
+        self._progress.end(entry.name)
+
+    def _note_failure(self, error: BaseException, entry: EngineEntry) -> None:
+        if self.options.fallback == "error" or not isinstance(error, Exception):
+            raise error
+        if self.provider is not None and entry.by_torch_tensorrt and isinstance(error, (LoweringError, BuildError)):
+            self.provider.refuse(list(entry.by_torch_tensorrt), str(error))
+            raise RepartitionError from error
+        entry.state = str(error) if isinstance(error, BridgeError) else f"{type(error).__name__}: {error}"
+        warn_once(f"{entry.name} stays in PyTorch: {error}")
+
+
+class _Engine:
+    """One subgraph on its way to an engine."""
+
+    def __init__(self, builder: Builder, entry: EngineEntry, on_progress: OnProgress | None) -> None:
+        self.builder, self.entry, self.on_progress = builder, entry, on_progress
+        self.library, self.options, self.cache = builder.library, builder.options, builder.cache
+        self._key = ""
+        self._plan: bytes | None = None
+        self._network: Network | None = None
+        self._device = torch.cuda.current_device() if torch.cuda.is_available() else None
+
+    def prepare(self, module: fx.GraphModule) -> None:
+        """Find the engine in the cache, or lower the subgraph."""
+        if self.options.engine != "reference":
+            self._key = engine_key(module, self.library, self.options, self.builder.ranges, self.builder.provider)
+            self._plan = self._cached()
+        if self._plan is None:
+            self._lower(module)
+
+    def runner(self) -> Runner | None:
+        """Build the engine, if it must be, and load it, if it is to run."""
+        if self.options.engine == "reference":
+            assert self._network is not None
+            return ReferenceRunner(self._network, self.library)
+        plan = self._plan or self._cached_or_built()
+        self._plan = self._network = None
+        if {"int8", "float8_e4m3fn"} & set(self.entry.dtypes):
+            self.entry.products = dict(collections.Counter(product_dtypes(plan).values()).most_common())
+        if self.builder.keep:
+            self.builder.plans[self.entry.name] = plan
+        if not self.builder.run:
+            return None
+        with torch.cuda.device(self._device) if self._device is not None else contextlib.nullcontext():
+            runner = load_engine(plan, self._key, self.library, self.cache)
+            runner.prepare()
+            return runner
+
+    def _lower(self, module: fx.GraphModule) -> None:
+        builder = self.builder
+        network = self._network = network_from_graph(module, self.library, builder.ranges, self._can, builder.provider)
+        self.entry.layers = network.layers
+        self.entry.inputs = [f"{spec.name}: {spec}" for spec in network.inputs]
+        self.entry.outputs = [str(spec) for spec in network.outputs]
+        self.entry.engine = "reference" if self.options.engine == "reference" else str(self.library)
+
+    def _can(self, capability: str) -> bool:
+        return supports(capability, self.library, self.options).yes
+
+    def _cached(self) -> bytes | None:
+        plan = None if self.cache is None else self.cache.get(self._key)
+        if plan is not None:
+            self.entry.engine, self.entry.from_cache, self.entry.bytes = str(self.library), True, len(plan)
+        return plan
+
+    def _cached_or_built(self) -> bytes:
+        """The engine, built by one process or thread of those that want it at the same time."""
+        if self.cache is None:
+            return self._built()
+        with self.cache.building(self._key):
+            plan = self._cached()
+            if plan is None:
+                plan = self._built()
+                self.cache.put(self._key, plan)
+            return plan
+
+    def _built(self) -> bytes:
+        assert self._network is not None
+        started = time.perf_counter()
+        plan = engine_from_network(self._network, self.library, self.options, self.on_progress)
+        self.entry.build_seconds = time.perf_counter() - started
+        self.entry.bytes = len(plan)
+        return plan
+
+
+def load_engine(plan: bytes, key: str, library: TensorRTLibrary, cache: EngineCache | None) -> GpuRunner:
+    """An engine that is ready to run on this machine's GPU; EngineLoadError says why it is not."""
+    if not torch.cuda.is_available():
+        raise EngineLoadError("no CUDA GPU is visible to PyTorch, so the engine cannot run here.")
+    kernels = cache.get(key, "kernels") if cache else None
+    keep = (lambda content: cache.put(key, content, "kernels")) if cache and kernels is None else None
+    return GpuRunner(plan, library, kernels, keep)

@@ -1,0 +1,1 @@
+"""How a user comes in: `torch.compile`, `export`, `explain`, saved programs, Hugging Face."""

@@ -1,0 +1,168 @@
+"""One graph of Dynamo's, served by engines where they may, and by PyTorch everywhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch._guards import tracing
+
+from torchtrt_bridge.capture import dynamo
+from torchtrt_bridge.capture.cache import load_or_capture
+from torchtrt_bridge.capture.constant_guard import ConstantGuard
+from torchtrt_bridge.capture.export import CapturedGraph
+from torchtrt_bridge.entry.graph_accuracy import GraphAccuracyCheck
+from torchtrt_bridge.errors import BridgeError, CaptureError
+from torchtrt_bridge.options import Options
+from torchtrt_bridge.pipeline import EngineGraph, compile_graph
+from torchtrt_bridge.report.log import warn_once
+from torchtrt_bridge.report.model import CompileReport
+from torchtrt_bridge.runtime.call_context import is_capturing, is_transformed
+
+
+class CompiledGraph:
+    """Called as Dynamo calls a compiled graph: with its weights and inputs, in the order of its placeholders.
+
+    Weights, and Python numbers that are no sizes, are constants of the engines. Each call looks whether they are
+    still the same, unchanged; if not, PyTorch serves, and a second call in a row with the same new ones has the
+    engines built anew.
+    """
+
+    def __init__(self, module: fx.GraphModule, example_inputs: Sequence[Any], options: Options) -> None:
+        self.original = module
+        self.options = options
+        self.report = CompileReport(options, graphs=1)
+        self.compiled: EngineGraph | None = None
+        self.weights = dynamo.weight_positions(module, example_inputs)
+        self.weight_tensors = [example_inputs[i] for i in self.weights]
+        self._numbers = dynamo.number_positions(module, example_inputs)
+        self._returned = dynamo.arguments_returned(module)
+        self._inputs: list[int] = []
+        self._frozen: list[int] = []
+        self._bound: ConstantGuard | None = None
+        self._changed: ConstantGuard | None = None
+        self._whole: GraphAccuracyCheck | None = None
+        self._is_postponed = is_capturing(example_inputs)
+        if self._is_postponed:
+            warn_once(
+                "PyTorch runs a call that is recorded in a CUDA graph; engines are built at the next one that is not."
+            )
+        else:
+            self._begin(example_inputs)
+
+    def __call__(self, *args: Any) -> Any:
+        if self._is_postponed and not is_capturing(args):
+            self._is_postponed = False
+            self._begin(args)
+        compiled = self.compiled
+        if compiled is None or is_transformed():
+            return self.original(*args)
+        assert self._bound is not None
+        assert self._whole is not None
+        if self._bound.hold(args):
+            self._changed = None
+        else:
+            compiled = self._with_new_constants(args, self._bound)
+            if compiled is None:
+                return self.original(*args)
+        if self._whole.is_due and not is_capturing(args):
+            results = self._first_call(compiled, args)
+        else:
+            results = compiled.run([args[i] for i in self._inputs])
+        if not self._returned:
+            return results
+        return [args[self._returned[i]] if i in self._returned else result for i, result in enumerate(results)]
+
+    def _first_call(self, compiled: EngineGraph, args: Sequence[Any]) -> Any:
+        """A call whose results are held against the model's own; PyTorch's alone while engines are being built."""
+        if compiled.run.is_building:
+            return self.original(*args)
+        whole = self._whole
+        assert whole is not None
+        results, comparison = whole.call(args)
+        if comparison is None:
+            self.report.note("there was no memory to compare the results with the model's own")
+        elif comparison.problem is None:
+            self.report.error = max(comparison.error, self.report.error or 0.0)
+        else:
+            self.compiled = None
+            for entry in self.report.engines:
+                entry.state = "the graph that it is part of gives other results than the model"
+            hint = "; precision='bf16' has the range of fp32" if self.options.precision == "fp16" else ""
+            self._leave_to_pytorch(f"with engines its results are not the model's own: {comparison.problem}{hint}")
+        return results
+
+    def _begin(self, args: Sequence[Any]) -> None:
+        """Build the engines, unless PyTorch is to run the graph."""
+        reason = self._why_pytorch(args)
+        if reason is None:
+            self._compile(args)
+        else:
+            self._leave_to_pytorch(reason)
+
+    def _why_pytorch(self, inputs: Sequence[Any]) -> str | None:
+        """Why PyTorch runs the whole graph; None if engines may."""
+        used = dynamo.input_positions(self.original, inputs, self._numbers)
+        tensors = [inputs[i] for i in used]
+        if torch.is_grad_enabled() and any(value.requires_grad for value in tensors):
+            return "gradients are needed; call the model under torch.inference_mode() or torch.no_grad() for TensorRT"
+        wanted = "cpu" if self.options.engine == "reference" else "cuda"
+        others = sorted({value.device.type for value in tensors} - {wanted})
+        if others:
+            return (
+                f"its tensors are on {' and '.join(others)}, and engines run on {wanted}; move model and inputs there, "
+                "or build for a GPU elsewhere with trtb.export(..., targets=...)"
+            )
+        if wanted == "cuda" and torch.cuda._is_in_bad_fork():
+            return "this process was forked from one that uses CUDA, so it cannot; start it with 'spawn'"
+        return None
+
+    def _leave_to_pytorch(self, reason: str) -> None:
+        reason = reason.rstrip(". ")
+        if self.options.fallback == "error":
+            raise CaptureError(f"PyTorch would run the whole graph: {reason}. fallback='pytorch' lets it.")
+        self.report.note(f"PyTorch runs a whole graph: {reason}")
+        warn_once(f"PyTorch runs a whole graph: {reason}.")
+
+    def _compile(self, args: Sequence[Any]) -> None:
+        self.compiled = None
+        try:
+            captured, inputs = load_or_capture(self.original, args, self.weights, self._numbers, self.options)
+            self._check_aliases(captured, inputs)
+            with tracing(None):  # the passes look for the fake mode of the captured graph, not of Dynamo's trace
+                compiled = compile_graph(captured, self.options)
+        except Exception as error:  # whatever goes wrong here, the user's model runs
+            if self.options.fallback == "error":
+                raise
+            kind = "" if isinstance(error, BridgeError) else f"{type(error).__name__}: "
+            self._leave_to_pytorch(f"{kind}{error}")
+            return
+        state = [dynamo.weight_index(name) for name in captured.state]
+        self.report = compiled.report
+        self._inputs = inputs + state
+        self._frozen = [i for i in self.weights if i not in state]
+        self._bound = ConstantGuard(args, self._frozen, self._numbers)
+        self._whole = GraphAccuracyCheck(self.original, compiled.run, self._inputs, self.options)
+        self.compiled = compiled  # last: other threads have PyTorch until then
+
+    def _check_aliases(self, captured: CapturedGraph, inputs: Sequence[int]) -> None:
+        mutated = [inputs[i] for i in captured.mutations if i < len(inputs)]
+        shared = dynamo.output_sharing(self.original, mutated)
+        if shared is not None:
+            raise CaptureError(f"its output {shared} is a view of an input that it changes")
+
+    def _with_new_constants(self, args: Sequence[Any], bound: ConstantGuard) -> EngineGraph | None:
+        """Engines with the weights and numbers of this call, once the same ones came twice; None if PyTorch serves."""
+        if is_capturing(args):
+            return None  # nothing is built while the caller records a CUDA graph
+        if self.options.fallback == "pytorch" and (self._changed is None or not self._changed.hold(args)):
+            self._changed = ConstantGuard(args, self._frozen, self._numbers)
+            names = [dynamo.number_name(self.original, index) for index in bound.changed_numbers(args)]
+            changed = f"the value of {', '.join(names)} has" if names else "weights have"
+            warn_once(f"{changed} changed since the engines were built; PyTorch runs until two calls agree.")
+            return None
+        self._changed = None
+        self._compile(args)
+        return self.compiled

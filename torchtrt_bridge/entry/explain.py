@@ -1,0 +1,83 @@
+"""Explain: where each operator of a model would run, and why not in TensorRT, without building the engines."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch._dynamo.utils import counters
+from torch._guards import tracing
+
+from torchtrt_bridge.capture import dynamo
+from torchtrt_bridge.capture.arguments import arguments_from
+from torchtrt_bridge.errors import BridgeError, EngineLoadError
+from torchtrt_bridge.interop import provider_for
+from torchtrt_bridge.options import Options
+from torchtrt_bridge.partition import fuse, propose
+from torchtrt_bridge.passes import normalize
+from torchtrt_bridge.pipeline import bounded, input_specs, left_in_float, planned_entry
+from torchtrt_bridge.report.model import CompileReport, merged, torch_entry
+from torchtrt_bridge.trt import library as libraries
+
+
+def explain(
+    model: Callable[..., Any], example_inputs: Any, *, kwargs: Mapping[str, Any] | None = None, **options: Any
+) -> CompileReport:
+    """Run `model` once in PyTorch and tell where each operator would run.
+
+    example_inputs, kwargs: as in `export`, on any device.
+    options: the fields of `Options`.
+    Graph breaks, which split a model into several graphs, are among the report's notes.
+    """
+    checked = Options.from_mapping(options)
+    analysis = _Analysis(checked)
+    if getattr(model, "_compiled_call_impl", None) is not None:
+        model = copy.copy(model)  # PyTorch leaves out of copies what `nn.Module.compile` and `accelerate` made
+    args, named = arguments_from(model, example_inputs, kwargs)
+    torch._dynamo.reset()
+    breaks = dict(counters["graph_break"])
+    with torch.no_grad():
+        torch.compile(model, backend=analysis)(*args, **named)
+    torch._dynamo.reset()
+    report = merged(analysis.reports) if analysis.reports else CompileReport(checked)
+    for reason, count in counters["graph_break"].items():
+        if count > breaks.get(reason, 0):
+            report.note(f"graph break: {str(reason).strip().splitlines()[0]}")
+    return report
+
+
+class _Analysis:
+    """A Dynamo backend that goes as far as the partition, and then runs the graph in PyTorch."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.reports: list[CompileReport] = []
+
+    def __call__(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        report = CompileReport(self.options, graphs=1)
+        self.reports.append(report)
+        try:
+            with tracing(None):
+                self._analyse(module, example_inputs, report)
+        except BridgeError as error:
+            report.note(f"PyTorch runs a whole graph: {error}")
+        return module
+
+    def _analyse(self, module: fx.GraphModule, args: Sequence[Any], report: CompileReport) -> None:
+        weights, numbers = dynamo.weight_positions(module, args), dynamo.number_positions(module, args)
+        captured, _ = dynamo.capture(module, args, weights, numbers)
+        normalized = normalize(captured.module, self.options)
+        with contextlib.suppress(EngineLoadError):  # no TensorRT: nobody knows what it could build
+            report.in_float = left_in_float(normalized, libraries.choose(self.options.engine), self.options)
+        proposal = propose(normalized, self.options, provider_for(self.options))
+        report.in_torch = [torch_entry(rejection.node, rejection.reason) for rejection in proposal.rejections]
+        ranges = bounded(captured.ranges, self.options)
+        for name, subgraph in fuse(normalized, proposal.subgraphs).items():
+            entry = planned_entry(name, subgraph)
+            entry.inputs = [f"{spec.name}: {spec}" for spec in input_specs(subgraph, ranges)]
+            entry.engine = "not built"
+            report.engines.append(entry)

@@ -1,0 +1,183 @@
+"""Capture by `torch.export`: programs that are built once, saved, and run elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export.passes import move_to_device_pass
+
+from torchtrt_bridge.cache import EngineCache
+from torchtrt_bridge.capture.arguments import arguments_from
+from torchtrt_bridge.capture.export import CapturedGraph, export_program, graph_from_program
+from torchtrt_bridge.engine.builder import load_engine
+from torchtrt_bridge.entry import archive
+from torchtrt_bridge.entry.program import Program
+from torchtrt_bridge.errors import BridgeError, CaptureError, EngineLoadError, OptionsError
+from torchtrt_bridge.options import Options
+from torchtrt_bridge.partition import fuse
+from torchtrt_bridge.pipeline import bounded, compile_graph, compile_torch_subgraphs, engine_module, input_specs
+from torchtrt_bridge.report.log import warn_once
+from torchtrt_bridge.report.model import CompileReport, EngineEntry
+from torchtrt_bridge.runtime import Execution
+from torchtrt_bridge.runtime.pytorch_form import flatten_linear_inputs
+from torchtrt_bridge.trt import library as libraries
+
+# What `load` may change of a saved program's options: how it runs, not how it was built.
+RUN_OPTIONS = (
+    "fallback", "trial", "cuda_graphs", "reuse_outputs", "release_weights", "inductor", "cache_dir", "cache_bytes"
+)  # fmt: skip
+
+
+def export(
+    model: nn.Module | Callable[..., Any],
+    example_inputs: Any,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    **options: Any,
+) -> Program:
+    """Build engines for `model` ahead of time; no GPU is needed with TensorRT-RTX.
+
+    example_inputs: a tuple of positional arguments, one tensor, or a mapping of keyword arguments, as a tokenizer gives
+        it; `kwargs`: further keyword arguments.
+    dynamic_shapes: as in `torch.export.export`; the ranges of its dimensions become the engines' ranges.
+    options: the fields of `Options`, of which `targets` names the GPUs to build for.
+    The program keeps copies of the weights: a later change of `model` does not reach it.
+    Raises CaptureError for a model that `torch.export` cannot turn into one graph.
+    """
+    checked = Options.from_mapping(options)
+    module = _as_module(model)
+    if module.training:
+        warn_once(f"{type(model).__name__} is exported in training mode; call model.eval() first to deploy it.")
+    original = export_program(module, *arguments_from(model, example_inputs, kwargs), dynamic_shapes)
+    captured = graph_from_program(original)
+    can_run = checked.engine == "reference" or (torch.cuda.is_available() and not checked.targets)
+    compiled = compile_graph(captured, checked, run=can_run, original=original)
+    assert compiled.flat is not None
+    exported = archive.program_from_graph(original, captured, compiled.flat)
+    manifest = _manifest(checked, compiled.proposal.subgraphs, compiled.plans, compiled.report)
+    return Program(exported, captured, compiled.run, manifest, compiled.plans)
+
+
+def save(program: Program, path: str | Path) -> None:
+    """Write a program as a `.pt2` file, which `torch.export.load` reads too.
+
+    An existing file stays as it was if writing fails. Raises OptionsError for what is no path of such a file in a
+    folder that is there, and for a program with arguments or results of a class that `torch.export` cannot write.
+    """
+    if not isinstance(program, Program):
+        raise OptionsError(f"save() takes what export() returns, not {type(program).__name__}.")
+    path = _path(path, "save")
+    if path.suffix != ".pt2":
+        raise OptionsError(f"save() writes .pt2 files, not {path.name!r}.")
+    if not path.parent.is_dir():
+        raise OptionsError(f"save() finds no folder {path.parent} to write {path.name} into; create it first.")
+    archive.write_archive(program.exported, program.plans, program.manifest, path)
+
+
+def load(path: str | Path, *, device: str | torch.device | None = None, **options: Any) -> Program:
+    """Read a program that `save` wrote, with its engines where this machine can run them.
+
+    device: where it runs; None means the GPU if there is one.
+    options: those of how it runs, which the file does not keep: `RUN_OPTIONS`.
+    Raises EngineLoadError for a missing, damaged or foreign file.
+    """
+    wrong = sorted(set(options) - set(RUN_OPTIONS))
+    if wrong:
+        raise OptionsError(f"load() takes {', '.join(RUN_OPTIONS)}; {', '.join(wrong)} was settled by export().")
+    exported, manifest, plans = archive.read_archive(_path(path, "load"))
+    checked = Options.from_mapping({**manifest.options, **options})
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    exported = move_to_device_pass(exported, str(place))
+    captured = graph_from_program(exported)
+    report = manifest.report(checked)
+    module = _with_engines(captured, manifest, plans, report)
+    run = Execution(module, captured.outputs, captured.mutations, checked, report)
+    return Program(exported, captured, run, manifest, plans)
+
+
+def _path(path: Any, verb: str) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise OptionsError(f"{verb}() takes the path of a .pt2 file, not a {type(path).__name__}.")
+    return Path(path)
+
+
+def _as_module(model: Any) -> nn.Module:
+    if isinstance(model, nn.Module):
+        return model
+    if not callable(model):
+        raise CaptureError(f"export() takes a module or a function, not {type(model).__name__}.")
+
+    wrapper: nn.Module = type("Function", (nn.Module,), {"forward": staticmethod(_named_forward(model))})()
+    return wrapper.eval()
+
+
+def _named_forward(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function under the name `forward`: `torch.export` keeps the source lines of no other."""
+    if not isinstance(function, types.FunctionType):
+        return function
+    code = function.__code__.replace(co_name="forward")
+    twin = types.FunctionType(code, function.__globals__, "forward", function.__defaults__, function.__closure__)
+    twin.__kwdefaults__ = function.__kwdefaults__
+    return twin
+
+
+def _manifest(
+    options: Options, subgraphs: Mapping[str, list[str]], plans: Mapping[str, bytes], report: CompileReport
+) -> archive.Manifest:
+    content = report.to_dict()
+    return archive.Manifest(
+        archive.FORMAT,
+        archive.versions() | {"tensorrt": str(libraries.choose(options.engine))},
+        {name: value for name, value in content["options"].items() if name not in RUN_OPTIONS},
+        {name: list(nodes) for name, nodes in subgraphs.items()},
+        {name: hashlib.sha256(plan).hexdigest() for name, plan in plans.items()},
+        content["engines"],
+        content["in_torch"],
+        content["in_float"],
+    )
+
+
+def _with_engines(
+    captured: CapturedGraph, manifest: archive.Manifest, plans: Mapping[str, bytes], report: CompileReport
+) -> fx.GraphModule:
+    """The loaded graph with its subgraphs cut out again, each with its engine where that loads."""
+    module = captured.module
+    try:
+        subgraphs = fuse(module, manifest.nodes)
+    except KeyError as error:
+        raise EngineLoadError(f"The program's graph has no node {error}, which its manifest names.") from error
+    ranges = bounded(captured.ranges, report.options)
+    for entry in report.engines:
+        entry.error, entry.milliseconds, entry.choice = None, {}, "engine"  # another machine's trial
+        subgraph = subgraphs[entry.name]
+        flatten_linear_inputs(subgraph)
+        runner = _runner(entry, plans, manifest, report.options)
+        specs = input_specs(subgraph, ranges)
+        module.set_submodule(entry.name, engine_module(subgraph, specs, runner, entry, report.options))
+    compile_torch_subgraphs(module, report)
+    return module
+
+
+def _runner(entry: EngineEntry, plans: Mapping[str, bytes], manifest: archive.Manifest, options: Options) -> Any:
+    if entry.name not in plans:
+        return None
+    try:
+        library = libraries.load(
+            "tensorrt" if manifest.versions["tensorrt"].startswith("TensorRT ") else "tensorrt_rtx"
+        )
+        cache = EngineCache.from_options(options)
+        return load_engine(plans[entry.name], manifest.sha256[entry.name], library, cache)
+    except BridgeError as error:
+        if options.fallback == "error":
+            raise
+        entry.state = str(error)
+        warn_once(f"{entry.name} runs in PyTorch: {error}")
+        return None

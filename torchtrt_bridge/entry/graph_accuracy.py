@@ -1,0 +1,82 @@
+"""The check of a whole graph: its first results, by engines, against those of the model as the user wrote it.
+
+Each engine is compared with its own subgraph in PyTorch, in the precision that it computes in. What only the whole can
+show is a value that this precision cannot hold, and a difference that arose on the way from the user's graph to the
+subgraphs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from torchtrt_bridge.graph.nodes import is_random
+from torchtrt_bridge.options import Options
+from torchtrt_bridge.passes.precision import DTYPES
+from torchtrt_bridge.runtime import Execution, QuantizedEngineModule
+from torchtrt_bridge.runtime.tolerance import INTEGER_SHARE, Comparison, difference, error_bound
+
+# Rounding adds up over subgraphs, and normalization rounds otherwise (a folded batch norm): the bound of one engine,
+# times this. What is wrong is 3e-1 and up.
+SEVERAL = 5
+
+
+class GraphAccuracyCheck:
+    """Compares calls of `run` with `original` until every engine has had its trial.
+
+    original: the graph as Dynamo gave it, which may write to its arguments.
+    inputs: which of its arguments `run` takes.
+    """
+
+    def __init__(self, original: Callable[..., Any], run: Execution, inputs: Sequence[int], options: Options) -> None:
+        self.original = original
+        self.run = run
+        self.inputs = inputs
+        self.options = options
+        self.is_due = options.trial != "off" and not any(map(is_random, _nodes(run.module)))
+        self._written = [inputs[position] for position in run.mutations]
+
+    def call(self, args: Sequence[Any]) -> tuple[Any, Comparison | None]:
+        """One call by engines, and how it differs from the model's own; None where there was no memory to compare.
+
+        Where they differ, the results and what was written are the model's own.
+        """
+        before = list(args)
+        for index in self._written:
+            before[index] = args[index].clone()
+        results = self.run([args[index] for index in self.inputs])
+        self.is_due = not self.run.is_settled
+        try:
+            expected = self.original(*before)
+        except torch.OutOfMemoryError:
+            self.is_due = False
+            return results, None
+        mine = [*results, *(args[index] for index in self._written)]
+        theirs = [*expected, *(before[index] for index in self._written)]
+        comparison = self._verdict(mine, theirs)
+        if comparison.problem is not None:
+            for index in self._written:
+                args[index].copy_(before[index])
+            results = expected
+        return results, comparison
+
+    def _verdict(self, mine: Sequence[Any], theirs: Sequence[Any]) -> Comparison:
+        pairs = [(a, b) for a, b in zip(mine, theirs, strict=True) if isinstance(b, torch.Tensor)]
+        dtypes = {DTYPES.get(self.options.precision, torch.float32), *(value.dtype for _, value in pairs)}
+        is_narrow = bool(dtypes & {torch.float16, torch.bfloat16})
+        on_gpu = any(value.is_cuda for _, value in pairs)  # where PyTorch may use TF32
+        bound = SEVERAL * error_bound(dtypes, tf32=on_gpu or self.options.tf32)
+        if any(isinstance(engine, QuantizedEngineModule) for engine in self.run.engines):
+            bound = math.inf  # two roundings to 8 bits lie as far apart as each from floats: engines are held to those
+        share = 1.0 if is_narrow or math.isinf(bound) else INTEGER_SHARE  # near ties, an argmax may be another
+        return difference([a for a, _ in pairs], [b for _, b in pairs], bound, share)
+
+
+def _nodes(module: fx.GraphModule) -> Iterator[fx.Node]:
+    for part in module.modules():
+        if isinstance(part, fx.GraphModule):
+            yield from part.graph.nodes

@@ -1,0 +1,85 @@
+"""Hugging Face pipelines and models on TensorRT, in place."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from torch import nn
+
+from torchtrt_bridge.capture.transformers_classes import is_for_pipelines, is_model, is_pipeline
+from torchtrt_bridge.entry.torch_compile import Backend, backend_of_calls, compile_calls, uncompile_calls
+from torchtrt_bridge.errors import OptionsError
+from torchtrt_bridge.options import Options
+
+T = TypeVar("T")
+
+
+def accelerate(target: T, *, dynamic: bool | None = None, fullgraph: bool = False, **options: Any) -> T:
+    """Let a Hugging Face pipeline or model compute on TensorRT, in place.
+
+    Whoever calls the model reaches the engines: `model(...)`, `model.generate(...)`, the pipeline. Its class, its
+    weights and its attributes stay. Models with an encoder of their own have it compiled too, as `generate` calls it
+    by itself.
+    dynamic, fullgraph: as in `torch.compile`; but without `dynamic` a model that reads token ids is compiled for any
+        batch size and length at once. PyTorch still sets a batch of one apart.
+    options: the fields of `Options`, checked at once.
+    Returns `target`. `restore` undoes it.
+    Raises OptionsError for anything else, and for a model that is compiled already.
+    """
+    backend = Backend(Options.from_mapping(options))
+    model = _model_of(target, "accelerate")
+    for part in _parts(model):
+        if part._compiled_call_impl is not None:
+            raise OptionsError(
+                f"This {type(part).__name__} is compiled already"
+                + (
+                    " by torchtrt_bridge; restore() undoes that."
+                    if backend_of_calls(part)
+                    else " by its own compile()."
+                )
+            )
+    if dynamic is None and getattr(model, "main_input_name", None) == "input_ids":
+        dynamic = True
+    for part in _parts(model):
+        compile_calls(part, backend, dynamic, fullgraph)
+    return target
+
+
+def restore(target: T) -> T:
+    """Undo `accelerate`: PyTorch runs the pipeline or model again. Returns `target`.
+
+    Raises OptionsError if it is not accelerated.
+    """
+    model = _model_of(target, "restore")
+    undone = [uncompile_calls(part) for part in _parts(model)]
+    if not any(undone):
+        raise OptionsError(f"This {type(model).__name__} is not accelerated.")
+    return target
+
+
+def _model_of(target: Any, verb: str) -> nn.Module:
+    """The model to work on; OptionsError says what to give instead."""
+    model = target.model if is_pipeline(target) else target
+    if is_for_pipelines(model):
+        found: nn.Module = model
+        return found
+    if isinstance(getattr(model, "_orig_mod", None), nn.Module):
+        raise OptionsError(f"{verb}() takes the model itself, and this is the result of torch.compile(model).")
+    raise OptionsError(f"{verb}() takes a Hugging Face pipeline or model, not {type(model).__name__}.{_instead(model)}")
+
+
+def _instead(target: Any) -> str:
+    if not isinstance(target, nn.Module):
+        return ""
+    inside = next((name for name, part in target.named_modules() if is_model(part)), None)
+    if inside is not None:
+        return f" It holds one: give it .get_submodule({inside!r})."
+    return " compile() takes any module."
+
+
+def _parts(model: Any) -> list[nn.Module]:
+    """The modules that others call: the model, and the encoder that `generate` calls before it."""
+    if not getattr(model.config, "is_encoder_decoder", False):
+        return [model]
+    encoder = model.get_encoder()
+    return [model] if encoder is model else [model, encoder]

@@ -1,0 +1,89 @@
+"""A program: what `export` returns and `load` reads, called as the model was called."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from torchtrt_bridge.capture.export import CapturedGraph
+from torchtrt_bridge.entry.archive import Manifest
+from torchtrt_bridge.entry.call_signature import Signature
+from torchtrt_bridge.report.log import warn_once
+from torchtrt_bridge.report.model import CompileReport
+from torchtrt_bridge.runtime import Execution
+from torchtrt_bridge.runtime.call_context import is_transformed
+
+
+class Program:
+    """A model as engines and what stays in PyTorch.
+
+    report: what runs where.
+    plans: the bytes of each engine, by subgraph.
+    """
+
+    def __init__(
+        self,
+        exported: ExportedProgram,
+        captured: CapturedGraph,
+        run: Execution,
+        manifest: Manifest,
+        plans: dict[str, bytes],
+    ) -> None:
+        self._exported = exported
+        self.report: CompileReport = run.report
+        self.manifest = manifest
+        self.plans = plans
+        self._run = run
+        self._out_spec = exported.call_spec.out_spec
+        self._state = [exported.state_dict[name] for name in captured.state]
+        run.track_releasable(exported.state_dict, needed=self._state)
+        self._signature = Signature(exported, run.module, captured)
+
+    @property
+    def exported(self) -> ExportedProgram:
+        """An ordinary `torch.export.ExportedProgram` of the same computation, normalized, in PyTorch.
+
+        With ``release_weights=True`` this brings its weights back from host memory.
+        """
+        self._run.restore_weights()
+        return self._exported
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError(
+            "A Program is neither pickled nor copied: engines are of one process. Write it with trtb.save(program, "
+            "'model.pt2'), and read it with trtb.load('model.pt2') in the process that needs it."
+        )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program, without gradients; under a transform of `torch.func` PyTorch runs it, with them.
+
+        Its dtypes are those that it was exported with, under autocast too.
+        Raises ShapeRangeError for arguments of another structure, dtype or size than it was exported for, and for
+        another number, word or None.
+        """
+        given = self._signature.flat(args, kwargs)
+        values = self._signature.laid_out(given)
+        inputs = [*values, *self._state]
+        if is_transformed():
+            results = self._run.in_pytorch(inputs)
+        else:
+            _tell_of_gradients(inputs)
+            with torch.no_grad():
+                results = self._run(inputs)
+        self._give_back(values, given)
+        return pytree.tree_unflatten(list(results), self._out_spec)
+
+    def _give_back(self, values: list[Any], given: list[Any]) -> None:
+        """Let the arguments that the model changes have what was written to their contiguous copies."""
+        for position in self._run.mutations:
+            if position < len(given) and values[position] is not given[position]:
+                with torch.no_grad():
+                    given[position].copy_(values[position])
+
+
+def _tell_of_gradients(inputs: list[Any]) -> None:
+    if torch.is_grad_enabled() and any(isinstance(value, torch.Tensor) and value.requires_grad for value in inputs):
+        warn_once("an exported program computes no gradients, and an input asks for them; torch.compile keeps them.")

@@ -1,0 +1,75 @@
+"""What a node of a graph says of itself: by its operator's schema, or by the constant that it reads."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>.+)\n\s*(?P<code>.*)')
+_LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+
+
+def operator_name(node: fx.Node) -> str:
+    """The operator's name without namespace and overload, as ``"softmax"``; empty for what has no schema."""
+    schema = getattr(node.target, "_schema", None)
+    return "" if schema is None else str(schema.name).split("::")[-1]
+
+
+def returns_view(node: fx.Node) -> bool:
+    """Whether a result shares memory with an argument."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(result.alias_info is not None for result in schema.returns)
+
+
+def constant_of(node: Any) -> torch.Tensor | None:
+    """The tensor that `node` reads, if it is a constant."""
+    if not isinstance(node, fx.Node) or node.op != "get_attr":
+        return None
+    module = node.graph.owning_module
+    value = getattr(module, str(node.target), None)
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def arguments_of(node: fx.Node) -> dict[str, Any]:
+    """The arguments of a call by their names in its operator's schema, defaults included."""
+    schema = node.target._schema  # type: ignore[union-attr]
+    found = {argument.name: argument.default_value for argument in schema.arguments if argument.has_default_value()}
+    found.update(zip((argument.name for argument in schema.arguments), node.args, strict=False))
+    return found | node.kwargs
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether its results change from call to call; an attention's only with dropout."""
+    if not isinstance(node.target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in node.target.tags:
+        return False
+    return arguments_of(node).get("dropout_p") != 0.0
+
+
+def source_of(node: fx.Node) -> str | None:
+    """`file:line: code` of the innermost frame outside PyTorch that made `node`; None if it is not known."""
+    frame = _frame_of(node.meta.get("stack_trace") or "")
+    return f"{frame['file']}:{frame['line']}: {frame['code'].strip()}" if frame else None
+
+
+def least_trace(node: fx.Node) -> str | None:
+    """Of the stack trace of `node` what `source_of` reads; None if it has none."""
+    frame = _frame_of(node.meta.get("stack_trace") or "")
+    return frame[0] if frame else None
+
+
+@functools.lru_cache(maxsize=4096)
+def _frame_of(trace: str) -> re.Match[str] | None:
+    frames = list(_FRAME.finditer(trace))
+    outside = [frame for frame in frames if not frame["file"].startswith(_LIBRARIES)]
+    return (outside or frames)[-1] if frames else None
+
+
+def describe(node: fx.Node) -> str:
+    """A node as it is named in messages: operator, node, source line."""
+    source = source_of(node)
+    return f"{node.target} (node {node.name}{', ' + source if source else ''})"

@@ -1,1 +1,0 @@
-"""Hugging Face models and pipelines, as they are."""

@@ -1,0 +1,41 @@
+"""Normalize: passes that bring a captured graph into the form that is lowered. Each keeps what it computes."""
+
+from torch import fx
+
+from torchtrt_bridge.options import Options
+from torchtrt_bridge.passes.attention_masks import simplify_masks
+from torchtrt_bridge.passes.batch_norm import fold_batch_norm
+from torchtrt_bridge.passes.cleanup import drop_metadata_checks
+from torchtrt_bridge.passes.constant_folding import fold_constants
+from torchtrt_bridge.passes.drop_quantization import (
+    drop_quantization,
+    quantizes,
+    without_quantization,
+    without_rounding,
+)
+from torchtrt_bridge.passes.precision import set_precision
+from torchtrt_bridge.passes.projections import merge_projections
+from torchtrt_bridge.passes.transposes import drop_transposes
+from torchtrt_bridge.passes.unify_quantizers import unify_quantizers
+
+PASSES = (
+    drop_metadata_checks,
+    unify_quantizers,  # first: a quantized weight must not be folded to floats
+    fold_constants,
+    fold_batch_norm,
+    drop_transposes,
+    simplify_masks,
+    set_precision,
+    fold_constants,
+    merge_projections,  # last, on weights in the precision that they keep: the copies are as small as they can be
+)
+
+
+def normalize(module: fx.GraphModule, options: Options) -> fx.GraphModule:
+    """Run all passes; `module` is changed and returned."""
+    for run_pass in PASSES:
+        module = run_pass(module, options)
+    return module
+
+
+__all__ = ["PASSES", "drop_quantization", "normalize", "quantizes", "without_quantization", "without_rounding"]

@@ -1,0 +1,180 @@
+"""Precision: casts around the operators of an fp32 graph, so that it computes in half precision where that is safe."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from torchtrt_bridge.graph.edit import constant_of, fake_mode_of, infer, insert_call
+from torchtrt_bridge.graph.nodes import arguments_of, operator_name
+from torchtrt_bridge.graph.ops import own
+from torchtrt_bridge.lower import why_not
+from torchtrt_bridge.options import Options
+
+aten = torch.ops.aten
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+# Products of many terms: what half precision is for, and what accumulates in fp32 inside.
+HALF = {
+    aten.convolution.default,
+    aten.linear.default,
+    aten.mm.default,
+    aten.bmm.default,
+    aten.addmm.default,
+    aten.baddbmm.default,
+    aten.matmul.default,
+    aten.scaled_dot_product_attention.default,
+}
+
+# What makes floats of narrow numbers, and the largest of these.
+DEQUANTIZE: dict[Any, float] = {own.dequantize.default: 448, own.dequantize_int4.default: 8}
+
+# Functions that lose their meaning in 10 mantissa bits, or leave fp16's range, by name without overload.
+DELICATE = {
+    "_log_softmax", "_softmax", "acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cosh", "cumprod",
+    "cumsum", "digamma", "erfinv", "exp", "exp2", "expm1", "fmod", "grid_sampler_2d", "group_norm",
+    "instance_norm", "layer_norm", "lgamma", "linalg_vector_norm", "log", "log10", "log1p", "log2", "log_softmax",
+    "logsumexp", "mean", "native_group_norm", "native_layer_norm", "norm", "pow", "prod", "reciprocal",
+    "remainder", "rms_norm", "rsqrt", "sinh", "softmax", "softplus", "sqrt", "std", "sum", "tan", "var",
+    "var_mean", "_native_batch_norm_legit_no_training",
+}  # fmt: skip
+
+
+def set_precision(module: fx.GraphModule, options: Options) -> fx.GraphModule:
+    """Let what was fp32 compute in `options.precision`; inputs and outputs of the graph keep their dtypes.
+
+    Tensors that the model itself holds in half precision, and operators that stay in PyTorch, are left alone.
+    """
+    if options.precision == "fp32":
+        return module
+    _Lowering(module, DTYPES[options.precision], options).run()
+    module.graph.lint()
+    module.recompile()
+    return module
+
+
+class _Lowering:
+    def __init__(self, module: fx.GraphModule, dtype: torch.dtype, options: Options) -> None:
+        self.graph = module.graph
+        self.dtype = dtype
+        self.torch_ops = options.torch_ops
+        self.mode: FakeTensorMode = fake_mode_of(module)
+        self.lowered: set[fx.Node] = set()  # fp32 in the user's graph, half from here on
+        self.wide: set[fx.Node] = set()  # fp32 values that come of numbers beyond the range of half precision
+        self.casts: dict[tuple[fx.Node, torch.dtype], fx.Node] = {}
+
+    def run(self) -> None:
+        for node in list(self.graph.nodes):
+            if node.op == "call_function":
+                self._call(node)
+            elif node.op == "output":
+                self._restore(node)
+
+    def _call(self, node: fx.Node) -> None:
+        if node.target is own.quantize.default:  # takes each precision, with a scale in fp32
+            return
+        if node.target in DEQUANTIZE:
+            self._dequantize(node)
+            return
+        was = _float_dtypes(node.meta.get("val"))
+        if self._is_wide(node):
+            self.wide.add(node)
+        if self._stays_fp32(node):
+            self._restore(node)
+            return
+        sources = [n for n in node.all_input_nodes if self._is_fp32(n) or n in self.lowered]
+        if node.target in HALF or any(n in self.lowered for n in sources):
+            self._cast_inputs(node, [n for n in sources if n not in self.lowered], self.dtype)
+        if sources:
+            infer(node, self.mode)
+        if torch.float32 in was and _float_dtypes(node.meta["val"]) != was:
+            self.lowered.add(node)
+
+    def _dequantize(self, node: fx.Node) -> None:
+        """Let narrow numbers become half precision, unless that overflows or nobody computes in it."""
+        arguments = arguments_of(node)
+        scale = constant_of(arguments["scale"])
+        if arguments["dtype"] != torch.float32 or scale is None:
+            return
+        if float(scale.max()) * DEQUANTIZE[node.target] > torch.finfo(self.dtype).max:
+            self.wide.add(node)
+        elif any(user.op != "output" and not self._stays_fp32(user) for user in node.users):
+            node.args, node.kwargs = tuple((arguments | {"dtype": self.dtype}).values()), {}
+            infer(node, self.mode)
+            self.lowered.add(node)
+
+    def _is_wide(self, node: fx.Node) -> bool:
+        if node.target in HALF or operator_name(node) in DELICATE:
+            return False
+        if any(not self._fits(arg) for arg in node.args):
+            return True
+        return any(n in self.wide or self._is_beyond(constant_of(n)) for n in node.all_input_nodes)
+
+    def _stays_fp32(self, node: fx.Node) -> bool:
+        if node.target is operator.getitem:  # an item of several results goes with them: no cast takes a list
+            return False
+        if operator_name(node) in DELICATE or any(not self._fits(arg) for arg in node.args):
+            return True
+        return str(node.target) in self.torch_ops or why_not(node) is not None
+
+    def _fits(self, arg: Any) -> bool:
+        """Whether a number is in the range of the half precision type."""
+        return not isinstance(arg, float) or abs(arg) in (0.0, float("inf")) or abs(arg) <= torch.finfo(self.dtype).max
+
+    def _is_beyond(self, constant: torch.Tensor | None) -> bool:
+        """Whether a constant holds finite numbers that half precision would turn into infinities."""
+        if constant is None or constant.dtype != torch.float32 or self.dtype != torch.float16 or not constant.numel():
+            return False
+        largest = torch.finfo(self.dtype).max
+        low, high = constant.aminmax()  # unlike what follows, these make no tensor of the weight's size
+        if -largest <= low and high <= largest:
+            return False
+        return bool((constant.isfinite() & (constant.abs() > largest)).any())
+
+    def _within_range(self, source: fx.Node, before: fx.Node) -> fx.Node:
+        """`source` limited to the range of half precision: a mask of -1e9 stays a large negative number."""
+        largest = torch.finfo(self.dtype).max
+        return insert_call(before, self.mode, aten.clamp.default, source, -largest, largest)
+
+    def _is_fp32(self, node: fx.Node) -> bool:
+        value = node.meta.get("val")
+        return isinstance(value, torch.Tensor) and value.dtype == torch.float32
+
+    def _restore(self, node: fx.Node) -> None:
+        lowered = [n for n in node.all_input_nodes if n in self.lowered]
+        self._cast_inputs(node, lowered, torch.float32)
+
+    def _cast_inputs(self, node: fx.Node, sources: list[fx.Node], dtype: torch.dtype) -> None:
+        for source in sources:
+            node.replace_input_with(source, self._cast(source, dtype, node))
+
+    def _cast(self, source: fx.Node, dtype: torch.dtype, user: fx.Node) -> fx.Node:
+        """`source` in `dtype`: one cast, shared by all its users."""
+        key = source, dtype
+        if key not in self.casts:
+            constant = constant_of(source)
+            before = user if constant is not None else _after(source)
+            if dtype == self.dtype and (source in self.wide or self._is_beyond(constant)):
+                source = self._within_range(source, before)
+            cast = insert_call(before, self.mode, aten._to_copy.default, source, dtype=dtype)
+            cast.meta.update({k: v for k, v in source.meta.items() if k in ("stack_trace", "nn_module_stack")})
+            self.casts[key] = cast
+            if dtype == self.dtype:
+                self.lowered.add(cast)
+        return self.casts[key]
+
+
+def _after(node: fx.Node) -> fx.Node:
+    following = node.next
+    while following.op == "placeholder":
+        following = following.next
+    return following
+
+
+def _float_dtypes(value: Any) -> list[Any]:
+    values = value if isinstance(value, (tuple, list)) else [value]
+    return [v.dtype if isinstance(v, torch.Tensor) else None for v in values]

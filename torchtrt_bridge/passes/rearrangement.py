@@ -1,0 +1,163 @@
+"""Rearrangements: what views, permutations and copies in a row make of one tensor."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from torchtrt_bridge.graph.edit import is_call
+from torchtrt_bridge.graph.shapes import expression_of
+
+aten = torch.ops.aten
+
+
+@dataclasses.dataclass(eq=False)
+class Atom:
+    """A dimension that no view in the row divides further; its size is an int or, if dynamic, a sympy expression."""
+
+    size: Any
+
+
+Dim = tuple[Atom, ...]  # the outermost first; none where the size is one
+
+
+@dataclasses.dataclass(frozen=True)
+class Rearrangement:
+    """A tensor that holds the elements of another in another order, or in another shape.
+
+    source: whose elements they are; start: its dimensions; dims: those of the result, of the same atoms.
+    is_moved: whether a permutation or a copy is part of it.
+    """
+
+    source: fx.Node
+    start: tuple[Dim, ...]
+    dims: tuple[Dim, ...]
+    is_moved: bool = False
+
+    @classmethod
+    def of(cls, source: fx.Node) -> Rearrangement:
+        """A tensor as it is."""
+        dims = tuple(() if size == 1 else (Atom(size),) for size in sizes_of(source))
+        return cls(source, dims, dims)
+
+    def after(self, movement: fx.Node) -> Rearrangement | None:
+        """What a node that `is_movement` makes of it; None where that divides a dimension unevenly."""
+        return _STEPS[movement.target](self, movement)
+
+    def moved(self, dims: Sequence[Dim]) -> Rearrangement:
+        return dataclasses.replace(self, dims=tuple(dims), is_moved=True)
+
+    def viewed(self, shape: Sequence[Any]) -> Rearrangement | None:
+        """The same elements in the same order, in dimensions of these sizes."""
+        waiting, dims = list(flat(self.dims)), []
+        start = self.start
+        for size in shape:
+            taken: list[Atom] = []
+            while (rest := _quotient(size, _product(taken))) != 1:
+                if rest is None or not waiting:
+                    return None
+                atom = waiting.pop(0)
+                if _quotient(rest, atom.size) is None:
+                    inner = _quotient(atom.size, rest)
+                    if inner is None:
+                        return None
+                    parts = (Atom(rest), Atom(inner))
+                    start = tuple(_with_parts(dim, atom, parts) for dim in start)
+                    waiting.insert(0, parts[1])
+                    atom = parts[0]
+                taken.append(atom)
+            dims.append(tuple(taken))
+        return None if waiting else dataclasses.replace(self, start=start, dims=tuple(dims))
+
+    def units(self, dims: Sequence[Dim]) -> list[Dim]:
+        """What of the source's dimensions stays together in `dims`, in the source's order."""
+        after = {a: b for dim in dims for a, b in itertools.pairwise(dim)}
+        units: list[Dim] = []
+        for dim in self.start:
+            for index, atom in enumerate(dim):
+                if index and after.get(dim[index - 1]) is atom:
+                    units[-1] = (*units[-1], atom)
+                else:
+                    units.append((atom,))
+        return units
+
+
+def is_movement(node: fx.Node) -> bool:
+    """Whether a node gives the elements of its first argument, all of them and nothing else."""
+    if is_call(node, aten.clone.default):
+        return node.kwargs.get("memory_format") in (None, torch.contiguous_format, torch.preserve_format)
+    return node.op == "call_function" and node.target in _STEPS
+
+
+def shape_of(dims: Sequence[Dim]) -> list[Any]:
+    return [_product(dim) for dim in dims]
+
+
+def sizes_of(node: fx.Node) -> list[Any]:
+    """The shape of a node's tensor, as ints and expressions."""
+    return plain(node.meta["val"].shape)
+
+
+def plain(sizes: Iterable[Any]) -> list[Any]:
+    """Sizes as ints and expressions: to compare these asks nothing of the symbols, and restricts none."""
+    return [expression_of(size) for size in sizes]
+
+
+def flat(dims: Sequence[Dim]) -> Dim:
+    return tuple(atom for dim in dims for atom in dim)
+
+
+def _product(dim: Sequence[Atom]) -> Any:
+    return math.prod(atom.size for atom in dim)
+
+
+def _quotient(size: Any, divisor: Any) -> Any:
+    """What is left of a size, if it is known to be a multiple of `divisor`."""
+    if isinstance(size, int) and isinstance(divisor, int):
+        return size // divisor if divisor and not size % divisor else None
+    quotient = size / divisor
+    if quotient.is_Integer:
+        return int(quotient)
+    return quotient if quotient.as_numer_denom()[1] == 1 else None
+
+
+def _with_parts(dim: Dim, whole: Atom, parts: Dim) -> Dim:
+    return tuple(part for atom in dim for part in (parts if atom is whole else (atom,)))
+
+
+# What operators make of one ---------------------------------------------------------------------------------------
+
+
+def _viewed(value: Rearrangement, node: fx.Node) -> Rearrangement | None:
+    return value.viewed(sizes_of(node))
+
+
+def _permuted(value: Rearrangement, node: fx.Node) -> Rearrangement:
+    dims: Any = node.args[1]
+    return value.moved([value.dims[d] for d in dims])
+
+
+def _copied(value: Rearrangement, node: fx.Node) -> Rearrangement:
+    return value.moved(value.dims)
+
+
+_VIEWS = (
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.reshape.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.unsqueeze.default,
+)
+
+_STEPS: dict[Any, Callable[[Rearrangement, fx.Node], Rearrangement | None]] = {
+    **dict.fromkeys(_VIEWS, _viewed),
+    aten.permute.default: _permuted,
+    aten.clone.default: _copied,
+}

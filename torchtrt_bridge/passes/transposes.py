@@ -1,0 +1,289 @@
+"""Transposes: a linear layer takes rows in any order, so they keep the one they have, and what restored it is gone."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+from torch.utils import _pytree as pytree
+
+from torchtrt_bridge.graph.edit import fake, fake_mode_of, finish, infer, insert_call, insert_constant, is_call
+from torchtrt_bridge.graph.nodes import arguments_of
+from torchtrt_bridge.graph.ops import own
+from torchtrt_bridge.options import Options
+from torchtrt_bridge.passes.patch_convolutions import Patches, patches_of
+from torchtrt_bridge.passes.rearrangement import Atom, Dim, Rearrangement, flat, is_movement, plain, shape_of, sizes_of
+
+aten = torch.ops.aten
+LINEAR = aten.linear.default
+ROUNDING = (own.quantize.default, own.dequantize.default)
+SELECT = aten.select.int
+VIEW = aten.view.default
+
+
+def drop_transposes(module: fx.GraphModule, options: Options) -> fx.GraphModule:
+    """Carry the order of rows through linear layers and selects, up to the operator that needs another order.
+
+    `nn.MultiheadAttention` transposes what it is given to (length, batch, features), and copies q, k and v: none of
+    that is left where the batch comes first. Rows that come from divided dimensions, as windows of an image do, stay.
+    A convolution over patches is computed as a linear layer, whose rows are moved no further than their reader asks.
+    """
+    if module.graph.find_nodes(op="call_function", target=aten.as_strided.default):
+        return module  # it reads memory, in whatever order
+    carrier = _Carrier(module, options)
+    for node in list(module.graph.nodes):
+        carrier.visit(node)
+    return finish(module, changed=carrier.has_carried)
+
+
+class _Carrier:
+    """Goes through a graph, and knows of each node what it is a rearrangement of.
+
+    New nodes are put beside the old ones, which lose their users.
+    """
+
+    def __init__(self, module: fx.GraphModule, options: Options) -> None:
+        self._mode = fake_mode_of(module)
+        self._options = options
+        self._returned = _moved_for_the_caller(module.graph)
+        self._promised = [_strides(value) for value in _results(module.graph)]
+        self._known: dict[fx.Node, Rearrangement] = {}
+        self._new: set[fx.Node] = set()
+        self._written: dict[tuple[fx.Node, tuple[Dim, ...]], fx.Node | None] = {}
+        self._rounded: dict[tuple[fx.Node, fx.Node], fx.Node] = {}
+        self._restrided: set[fx.Node] = set()
+        self._sizes: dict[Any, fx.Node] = {}
+
+    @property
+    def has_carried(self) -> bool:
+        return bool(self._new)
+
+    def visit(self, node: fx.Node) -> None:
+        if isinstance(node.meta.get("val"), torch.SymInt):
+            self._sizes.setdefault(node.meta["val"].node.expr, node)
+        known = self._rearranged(node)
+        if known is not None:
+            self._known[node] = known
+        else:
+            self._read_new_sources(node)
+        if node.op == "output":
+            self._keep_strides(node)
+        elif not self._restrided.isdisjoint(node.all_input_nodes):
+            self._infer_anew(node)
+
+    # What a node is a rearrangement of ---------------------------------------------------------------------------
+
+    def _rearranged(self, node: fx.Node) -> Rearrangement | None:
+        source = node.args[0] if node.op == "call_function" and node.args else None
+        if not isinstance(source, fx.Node) or node in self._returned:
+            return None
+        if is_call(node, LINEAR):
+            return self._through_linear(node, *_unrounded(source))
+        known = self._known.get(source)
+        patches = patches_of(node, self._options)
+        if patches is not None:
+            return self._through_patches(node, patches, known or Rearrangement.of(source))
+        if is_call(node, SELECT):
+            return None if known is None else self._through_select(node, known)
+        return (known or Rearrangement.of(source)).after(node) if is_movement(node) else None
+
+    def _through_linear(self, node: fx.Node, moved: fx.Node, rounding: Sequence[fx.Node]) -> Rearrangement | None:
+        """The layer on rows in the order of their source; None where they are in that, or are divided.
+
+        rounding: the calls between what is moved and the layer, the last one first.
+        """
+        known = self._known.get(moved)
+        if known is None or not known.is_moved or not known.dims or node.kwargs:
+            return None
+        *wanted, features = known.dims
+        if known.start[-1] == features:
+            rows = known.start[:-1]
+            is_in_place = rows == tuple(wanted)
+        else:
+            rows = tuple(dim for dim in known.start if dim and not set(dim) & set(features))
+            is_in_place = flat(rows) == flat(wanted)
+        is_whole = all(len(dim) <= 1 for dim in rows) and set(flat(rows)) == set(flat(wanted))
+        if is_in_place or not is_whole:
+            return None
+        source = self._as(known, (*rows, features), node)
+        if source is None:
+            return None
+        for call in reversed(rounding):
+            source = self._rounded_by(call, source, node)
+        layer = self._inserted(node, LINEAR, source, *node.args[1:])
+        last = Rearrangement.of(layer).dims[-1]
+        return Rearrangement(layer, (*rows, last), (*known.dims[:-1], last), is_moved=True)
+
+    def _through_select(self, node: fx.Node, known: Rearrangement) -> Rearrangement | None:
+        """A part of what is moved, taken where it lies."""
+        _, dim, index = node.args
+        assert isinstance(dim, int)
+        dim %= len(known.dims)
+        if not known.is_moved or len(known.dims[dim]) > 1:
+            return None
+        if not known.dims[dim]:  # an added dimension
+            return dataclasses.replace(known, dims=(*known.dims[:dim], *known.dims[dim + 1 :]))
+        (atom,) = known.dims[dim]
+        apart = _with_apart(known.start, atom)
+        source = self._as(known, apart, node)
+        if source is None:
+            return None
+        place = apart.index((atom,))
+        part = self._inserted(node, SELECT, source, place, index)
+        start = (*apart[:place], *apart[place + 1 :])
+        return Rearrangement(part, start, (*known.dims[:dim], *known.dims[dim + 1 :]), is_moved=True)
+
+    def _through_patches(self, node: fx.Node, patches: Patches, known: Rearrangement) -> Rearrangement | None:
+        """A linear layer on a row for each patch; its results, moved to where the convolution has them."""
+        apart = known.viewed(patches.shape)
+        if apart is None:
+            return None
+        batch, channels, *divided = apart.dims
+        rows = self._as(apart, (batch, flat(divided[::2]), flat([channels, *divided[1::2]])), node)
+        if rows is None:
+            return None
+        weight = insert_constant(node, patches.weight, "patches_weight", self._mode)
+        layer = self._inserted(node, LINEAR, rows, weight, patches.bias)
+        result = Rearrangement.of(layer).viewed([patches.batch, *patches.grid, patches.weight.shape[0]])
+        assert result is not None
+        batch, *grid, features = result.dims
+        return result.moved([batch, features, *grid])
+
+    def _rounded_by(self, call: fx.Node, source: fx.Node, before: fx.Node) -> fx.Node:
+        op: Any = call.target
+        if (call, source) not in self._rounded:
+            self._rounded[call, source] = insert_call(before, self._mode, op, source, *call.args[1:])
+        return self._rounded[call, source]
+
+    def _inserted(self, node: fx.Node, op: Any, *args: Any) -> fx.Node:
+        new = insert_call(node, self._mode, op, *args)
+        self._new.add(new)
+        return new
+
+    # Nodes for rearrangements ------------------------------------------------------------------------------------
+
+    def _read_new_sources(self, node: fx.Node) -> None:
+        """Let a node that does something else than rearrange read what was carried to it."""
+        for source in node.all_input_nodes:
+            known = self._known.get(source)
+            if known is None or known.source not in self._new:
+                continue
+            written = self._as(known, known.dims, node)
+            if written is not None:
+                node.replace_input_with(source, written)
+                if _strides(written) != _strides(source):
+                    self._restrided.add(written)
+
+    def _as(self, known: Rearrangement, dims: tuple[Dim, ...], before: fx.Node) -> fx.Node | None:
+        """The source of a rearrangement with its elements in `dims`; None if sizes depend on data, or have no node."""
+        key = (known.source, dims)
+        if key not in self._written:
+            self._written[key] = self._arranged(known, dims, before)
+        return self._written[key]
+
+    def _arranged(self, known: Rearrangement, dims: tuple[Dim, ...], before: fx.Node) -> fx.Node | None:
+        """By a view that divides dimensions, a permutation, and a view that merges some: each where it is needed."""
+        if flat(known.start) == flat(dims):
+            return self._viewed(known.source, shape_of(dims), before)
+        ones = [()] * dims.count(())  # in front, until the permutation
+        units = [*ones, *known.units(dims)]
+        divided = self._viewed(known.source, shape_of(units), before)
+        if divided is None:
+            return None
+        permuted = insert_call(before, self._mode, aten.permute.default, divided, _order(units, dims))
+        return self._viewed(permuted, shape_of(dims), before)
+
+    def _viewed(self, source: fx.Node, shape: Sequence[Any], before: fx.Node) -> fx.Node | None:
+        if sizes_of(source) == list(shape):
+            return source
+        sizes = [size if isinstance(size, int) else self._sizes.get(size) for size in shape]
+        if sizes.count(None) > 1 or free_unbacked_symbols(source.meta["val"]):
+            return None
+        sizes = [-1 if size is None else size for size in sizes]
+        return insert_call(before, self._mode, VIEW, self._viewable(source, sizes, before), sizes)
+
+    def _viewable(self, source: fx.Node, sizes: Any, before: fx.Node) -> fx.Node:
+        """`source`, or a contiguous copy where its strides do not allow these sizes."""
+        with self._mode:
+            try:
+                source.meta["val"].view(fake(sizes))
+            except (RuntimeError, ValueError):
+                return self._copied(source, before)
+        return source
+
+    # Strides, which the fake values of what comes behind are to tell ---------------------------------------------
+
+    def _infer_anew(self, node: fx.Node) -> None:
+        if not isinstance(node.target, torch._ops.OpOverload) or free_unbacked_symbols(node.meta["val"]):
+            return
+        if is_call(node, VIEW) or is_call(node, aten._unsafe_view.default):
+            node.args = (self._viewable(node.args[0], node.args[1], node), node.args[1])  # type: ignore[arg-type]
+        before = _strides(node)
+        infer(node, self._mode)
+        if _strides(node) != before:
+            self._restrided.add(node)
+
+    def _keep_strides(self, output: fx.Node) -> None:
+        """Give the caller contiguous results where they were."""
+        results = _results(output.graph)
+        for index, (node, promised) in enumerate(zip(results, self._promised, strict=True)):
+            if _strides(node) != promised == _contiguous_strides(node):
+                results[index] = self._copied(node, output)
+        output.args = (tuple(results),)
+
+    def _copied(self, node: fx.Node, before: fx.Node) -> fx.Node:
+        return insert_call(before, self._mode, aten.clone.default, node, memory_format=torch.contiguous_format)
+
+
+def _results(graph: fx.Graph) -> list[Any]:
+    (output,) = graph.find_nodes(op="output")
+    return list(output.args[0])
+
+
+def _strides(node: Any) -> list[Any]:
+    """The strides of all tensors that a node gives."""
+    values = pytree.tree_leaves(node.meta.get("val")) if isinstance(node, fx.Node) else []
+    return [plain(value.stride()) for value in values if isinstance(value, torch.Tensor)]
+
+
+def _contiguous_strides(node: fx.Node) -> list[Any]:
+    sizes = sizes_of(node)
+    return [[math.prod(sizes[dim + 1 :]) for dim in range(len(sizes))]]
+
+
+def _unrounded(node: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
+    """What is rounded as a whole to get `node`, and the calls that do it, the last one first."""
+    calls: list[fx.Node] = []
+    while any(is_call(node, op) for op in ROUNDING) and arguments_of(node)["axis"] is None:
+        calls.append(node)
+        node = node.args[0]  # type: ignore[assignment]
+    return node, calls
+
+
+def _moved_for_the_caller(graph: fx.Graph) -> set[fx.Node]:
+    """The calls that only rearrange what is returned, or take parts: whether that is a copy is the caller's to see."""
+    found: set[fx.Node] = set()
+    waiting = [node for output in graph.find_nodes(op="output") for node in output.all_input_nodes]
+    while waiting:
+        node = waiting.pop()
+        if (is_movement(node) or is_call(node, SELECT)) and node not in found:
+            found.add(node)
+            waiting += node.all_input_nodes
+    return found
+
+
+def _order(units: Sequence[Dim], dims: Sequence[Dim]) -> list[int]:
+    """The places of `units`, some of which `dims` merge, in the order of `dims`."""
+    places = {unit[0]: place for place, unit in enumerate(units) if unit}
+    ones = (place for place, unit in enumerate(units) if not unit)
+    return [place for dim in dims for place in ([places[a] for a in dim if a in places] if dim else [next(ones)])]
+
+
+def _with_apart(dims: Sequence[Dim], atom: Atom) -> tuple[Dim, ...]:
+    """`dims`, where that which `atom` is part of is divided into its parts."""
+    return tuple(part for dim in dims for part in ([(each,) for each in dim] if atom in dim else [dim]))

@@ -1,0 +1,180 @@
+"""The report of a compilation: where each node runs, what was built, and why the rest stayed in PyTorch."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import fx
+
+from torchtrt_bridge.graph.nodes import source_of
+from torchtrt_bridge.options import Options
+
+READY = "ready"
+
+
+@dataclasses.dataclass
+class EngineEntry:
+    """One subgraph in TensorRT.
+
+    nodes: how many ATen operators it computes, by operator.
+    engine: what built it, as "TensorRT-RTX 1.7.1.116"; "not built" in the report of `explain`.
+    state: ``"ready"``, ``"building"``, or why PyTorch runs this subgraph after all.
+    error: relative L2 distance to PyTorch on the first real inputs; None before that. Of a quantized subgraph, the
+        distance to PyTorch without rounding activations to 8 bits.
+    milliseconds: time per call of the engine, of PyTorch and of who else took part in the trial.
+    choice: who serves since the trial: ``"engine"``, ``"PyTorch"`` or ``"inductor"``.
+    by_torch_tensorrt: the nodes that converters of torch_tensorrt wrote, each with its operator.
+    products: of a quantized subgraph, in which dtypes the engine computes convolutions and matrix products, and how
+        many; empty where the engine does not tell.
+    unquantized: why the trial preferred this engine to one of the same subgraph in 8 bits; empty if there was none, or
+        it was as good.
+    """
+
+    name: str
+    nodes: dict[str, int]
+    inputs: list[str]
+    outputs: list[str]
+    dtypes: dict[str, int]
+    layers: int = 0
+    engine: str = ""
+    build_seconds: float = 0.0
+    bytes: int = 0
+    from_cache: bool = False
+    state: str = READY
+    error: float | None = None
+    milliseconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    choice: str = "engine"
+    by_torch_tensorrt: dict[str, str] = dataclasses.field(default_factory=dict)
+    products: dict[str, int] = dataclasses.field(default_factory=dict)
+    unquantized: str = ""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the engine is built and right."""
+        return self.state == READY
+
+    @property
+    def serves(self) -> bool:
+        """Whether the engine is what runs."""
+        return self.is_ready and self.choice == "engine"
+
+    def become(self, other: EngineEntry) -> None:
+        """Tell of another engine from now on, under the same name."""
+        for field in dataclasses.fields(self):
+            if field.name != "name":
+                setattr(self, field.name, getattr(other, field.name))
+
+    @property
+    def node_count(self) -> int:
+        return sum(self.nodes.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class TorchEntry:
+    """One node that stays in PyTorch, or does not run as it could, and why."""
+
+    op: str
+    node: str
+    reason: str
+    source: str | None
+
+
+@dataclasses.dataclass
+class CompileReport:
+    """What became of a model: `print` it, take it as data with `to_dict`, or `save` it as HTML.
+
+    graphs: how many graphs PyTorch captured; more than one means graph breaks or several input shapes.
+    notes: what happened to whole graphs, as "gradients are needed: PyTorch runs it".
+    in_float: the layers that TensorRT runs in floating point although the model has them quantized.
+    error: relative L2 distance of the first results to those of the model itself; None where it was not measured.
+    """
+
+    options: Options
+    engines: list[EngineEntry] = dataclasses.field(default_factory=list)
+    in_torch: list[TorchEntry] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+    graphs: int = 0
+    in_float: list[TorchEntry] = dataclasses.field(default_factory=list)
+    error: float | None = None
+
+    @property
+    def trt_nodes(self) -> int:
+        return sum(entry.node_count for entry in self.engines if entry.serves)
+
+    @property
+    def torch_nodes(self) -> int:
+        return len(self.in_torch) + sum(e.node_count for e in self.engines if not e.serves)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether TensorRT runs every node."""
+        return bool(self.engines) and self.torch_nodes == 0 and not self.notes
+
+    def note(self, message: str) -> None:
+        if message not in self.notes:
+            self.notes.append(message)
+
+    def to_dict(self) -> dict[str, Any]:
+        options = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self.options).items()}
+        return {
+            "options": options,
+            "graphs": self.graphs,
+            "engines": [dataclasses.asdict(entry) for entry in self.engines],
+            "in_torch": [dataclasses.asdict(entry) for entry in self.in_torch],
+            "in_float": [dataclasses.asdict(entry) for entry in self.in_float],
+            "notes": list(self.notes),
+            "error": self.error,
+        }
+
+    def __str__(self) -> str:
+        from torchtrt_bridge.report.render import text_from_report
+
+        return text_from_report(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write the report as one HTML page."""
+        from torchtrt_bridge.report.render import html_from_report
+
+        Path(path).write_text(html_from_report(self), encoding="utf-8")
+
+
+def merged(reports: Iterable[CompileReport]) -> CompileReport:
+    """One report of several graphs."""
+    reports = list(reports)
+    options = reports[0].options if reports else Options()
+    errors = [report.error for report in reports if report.error is not None]
+    whole = CompileReport(options, graphs=sum(r.graphs for r in reports), error=max(errors, default=None))
+    for report in reports:
+        whole.engines += report.engines
+        whole.in_torch += report.in_torch
+        whole.in_float += report.in_float
+        for note in report.notes:
+            whole.note(note)
+    return whole
+
+
+def engine_entry(name: str, module: fx.GraphModule) -> EngineEntry:
+    """The entry of a subgraph that is to be built."""
+    calls = [n for n in module.graph.nodes if n.op == "call_function" and n.target.__name__ != "getitem"]
+    nodes = collections.Counter(op_name(node) for node in calls)
+    dtypes = collections.Counter(
+        str(v.dtype).removeprefix("torch.") for n in calls for v in _tensors(n.meta.get("val"))
+    )
+    return EngineEntry(name, dict(nodes.most_common()), [], [], dict(dtypes.most_common()))
+
+
+def torch_entry(node: fx.Node, reason: str) -> TorchEntry:
+    return TorchEntry(op_name(node), node.name, reason, source_of(node))
+
+
+def op_name(node: fx.Node) -> str:
+    return str(node.target) if hasattr(node.target, "_schema") else getattr(node.target, "__name__", str(node.target))
+
+
+def _tensors(value: Any) -> Iterator[Any]:
+    values = value if isinstance(value, (tuple, list)) else [value]
+    return (v for v in values if hasattr(v, "dtype"))

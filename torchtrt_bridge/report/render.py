@@ -1,0 +1,307 @@
+"""A report as text for the terminal, and as one HTML page."""
+
+from __future__ import annotations
+
+import html
+import io
+import string
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from torchtrt_bridge.report.model import CompileReport, EngineEntry, TorchEntry
+
+WIDTH = 100
+NOT_BUILT = "not built"  # what `explain` writes in place of the engine's name
+ENGINE_COLUMNS = ("name", "nodes", "dtypes", "engine", "build s", "MB", "error", "ms", "PyTorch ms", "runs in")
+PLANNED_COLUMNS = ("name", "nodes", "dtypes", "inputs")
+TORCH_COLUMNS = ("operator", "count", "reason", "first source line")
+_NUMBERS = {"nodes", "build s", "MB", "error", "ms", "PyTorch ms", "count"}
+
+Rows = list[tuple[str, ...]]
+
+
+def text_from_report(report: CompileReport) -> str:
+    """The report as plain text, 100 columns wide."""
+    console = text_console(WIDTH)
+    console.print(headline(report))
+    console.print(settings(report))
+    if report.engines:
+        console.print()
+        console.print(_table("Engines", *engine_table(report)))
+    if failures(report) or borrowed(report) or realised(report) or quantized(report):
+        console.print()
+    for name, dtypes in realised(report):
+        console.print(f"{name} computes its products in {dtypes}")
+    for name, found in quantized(report):
+        console.print(f"{name} is {found}")
+    for name, reason in failures(report):
+        console.print(f"{name} runs in {reason}")
+    for name, nodes in borrowed(report):
+        console.print(f"{name} has nodes that converters of torch_tensorrt wrote: {nodes}")
+    if report.in_torch:
+        console.print()
+        console.print(_table("In PyTorch", TORCH_COLUMNS, [_shortened(row) for row in torch_rows(report.in_torch)]))
+    if report.in_float:
+        console.print()
+        console.print(_table("Not quantized", TORCH_COLUMNS, [_shortened(r) for r in torch_rows(report.in_float)]))
+    if report.notes:
+        console.print()
+    for note in report.notes:
+        console.print(f"note: {note}")
+    return text_from_console(console)
+
+
+def text_console(width: int) -> Console:
+    """What keeps the plain text that is printed to it."""
+    from rich.console import Console
+
+    # Without force_jupyter=False, rich would display in a notebook instead of writing to its file.
+    options: dict[str, Any] = {"color_system": None, "highlight": False, "markup": False, "emoji": False}
+    return Console(file=io.StringIO(), width=width, force_jupyter=False, **options)
+
+
+def text_from_console(console: Console) -> str:
+    """The text, without spaces at the ends of its lines."""
+    assert isinstance(console.file, io.StringIO)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+
+
+NOTHING_YET = (
+    "Nothing was compiled yet: torch.compile compiles on the first call. If there was one, Dynamo captured nothing of "
+    "it, and trtb.explain(model, inputs) says why."
+)
+
+
+def headline(report: CompileReport) -> str:
+    """How much of the model TensorRT runs, in one line."""
+    if not report.engines and not report.in_torch:
+        return NOTHING_YET if not report.notes else "No engine."
+    total = report.trt_nodes + report.torch_nodes
+    ready = [entry for entry in report.engines if entry.serves]
+    where = "would run in TensorRT" if is_plan(report) else "in TensorRT"
+    engines = _counted(len(ready), "engine")
+    graphs = f", {report.graphs} graphs" if report.graphs > 1 else ""
+    return f"{report.trt_nodes} of {total} nodes {where}, {engines}{graphs}"
+
+
+def settings(report: CompileReport) -> str:
+    """The options that matter to a reader."""
+    options = report.options
+    targets = f"targets {', '.join(options.targets)}" if options.targets else ""
+    computed = "computed by the reference interpreter, on CPU" if options.engine == "reference" else ""
+    error = "" if report.error is None else f"error to the model itself {report.error:.1e}"
+    return ", ".join(part for part in (f"precision {options.precision}", targets, computed, error) if part)
+
+
+def is_plan(report: CompileReport) -> bool:
+    """Whether the report is that of `explain`, which builds nothing."""
+    return bool(report.engines) and all(entry.engine == NOT_BUILT for entry in report.engines)
+
+
+def engine_table(report: CompileReport) -> tuple[tuple[str, ...], Rows]:
+    """The columns and rows of the table of engines."""
+    if is_plan(report):
+        return PLANNED_COLUMNS, [_planned_row(entry) for entry in report.engines]
+    return ENGINE_COLUMNS, [_engine_row(entry) for entry in report.engines]
+
+
+def torch_rows(entries: Iterable[TorchEntry]) -> Rows:
+    """What stayed in PyTorch, or in floating point, by operator and reason, the most frequent first."""
+    groups: dict[tuple[str, str], list[str | None]] = {}
+    for entry in entries:
+        groups.setdefault((entry.op, entry.reason), []).append(entry.source)
+    ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
+    return [
+        (op, str(len(sources)), reason, next((source for source in sources if source), "unknown"))
+        for (op, reason), sources in ordered
+    ]
+
+
+def failures(report: CompileReport) -> list[tuple[str, str]]:
+    """The engines that PyTorch or inductor replaces, each with its reason."""
+    return [(entry.name, _instead(entry)) for entry in report.engines if not entry.serves]
+
+
+def borrowed(report: CompileReport) -> list[tuple[str, str]]:
+    """The engines with nodes that torch_tensorrt's converters wrote, and these nodes."""
+    listed = [(e.name, [f"{op} ({node})" for node, op in e.by_torch_tensorrt.items()]) for e in report.engines]
+    return [(name, ", ".join(nodes)) for name, nodes in listed if nodes]
+
+
+def realised(report: CompileReport) -> list[tuple[str, str]]:
+    """The engines of quantized subgraphs, and in what they compute convolutions and matrix products."""
+    listed = [(e.name, ", ".join(f"{dtype} ({count})" for dtype, count in e.products.items())) for e in report.engines]
+    return [(name, dtypes) for name, dtypes in listed if dtypes]
+
+
+def quantized(report: CompileReport) -> list[tuple[str, str]]:
+    """The engines that were tried with and without their quantization, and what came of it."""
+    found = []
+    for entry in report.engines:
+        times = entry.milliseconds
+        if entry.unquantized:
+            found.append((entry.name, f"computed without quantization: {entry.unquantized}"))
+        elif "unquantized" in times:
+            both = f"it takes {times['engine']:.3g} ms, without quantization {times['unquantized']:.3g} ms"
+            found.append((entry.name, f"quantized: {both}"))
+    return found
+
+
+def _instead(entry: EngineEntry) -> str:
+    if not entry.is_ready:
+        return f"PyTorch: {entry.state}"
+    times = entry.milliseconds
+    return f"{entry.choice}: it takes {times[entry.choice]:.3g} ms, the engine {times['engine']:.3g} ms"
+
+
+def _engine_row(entry: EngineEntry) -> tuple[str, ...]:
+    return (
+        entry.name,
+        str(entry.node_count),
+        _short_dtypes(entry),
+        entry.engine.replace("TensorRT-RTX", "RTX") or "-",
+        "cached" if entry.from_cache else f"{entry.build_seconds:.2f}" if entry.build_seconds else "-",
+        f"{entry.bytes / 1e6:.1f}" if entry.bytes else "-",
+        "-" if entry.error is None else f"{entry.error:.1e}" if entry.error else "0",
+        _milliseconds(entry, "engine"),
+        _milliseconds(entry, "PyTorch"),
+        entry.choice if entry.is_ready else "PyTorch",
+    )
+
+
+def _milliseconds(entry: EngineEntry, contender: str) -> str:
+    return f"{entry.milliseconds[contender]:.3g}" if contender in entry.milliseconds else "-"
+
+
+def _planned_row(entry: EngineEntry) -> tuple[str, ...]:
+    return entry.name, str(entry.node_count), _short_dtypes(entry), "; ".join(entry.inputs)
+
+
+def _short_dtypes(entry: EngineEntry) -> str:
+    """The realised dtypes with the number of values of each, as "fp16 170, fp32 2"."""
+    short = {"float16": "fp16", "float32": "fp32", "bfloat16": "bf16", "float64": "fp64"}
+    return ", ".join(f"{short.get(name, name)} {count}" for name, count in entry.dtypes.items())
+
+
+def _shortened(row: tuple[str, ...]) -> tuple[str, ...]:
+    """A row whose source file has two parts of its path left, as the terminal is narrow."""
+    *cells, source = row
+    file, separator, rest = source.partition(":")
+    return *cells, "/".join(file.split("/")[-2:]) + separator + rest
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _table(title: str, columns: Sequence[str], rows: Rows) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+    )
+    for column in columns:
+        is_number = column in _NUMBERS
+        table.add_column(column, justify="right" if is_number else "left", no_wrap=is_number or column == "name")
+    for row in rows:
+        table.add_row(*(Text(cell, overflow="fold") for cell in row))
+    return table
+
+
+_PAGE = string.Template("""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>torchtrt_bridge: $headline</title>
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff;
+  max-width: 72rem; margin: 2rem auto; padding: 0 1rem }
+h1 { font-size: 1.4rem; margin-bottom: .2rem }
+h2 { font-size: 1.05rem; margin-top: 2rem }
+p.settings { color: #666; margin-top: 0 }
+.bar { background: #e7e7ea; border-radius: 4px; height: 10px }
+.bar div { background: #4b8f29; border-radius: 4px; height: 10px }
+.scroll { overflow-x: auto }
+table { border-collapse: collapse; width: 100% }
+th, td { text-align: left; vertical-align: top; padding: .35rem .7rem .35rem 0;
+  border-bottom: 1px solid #e7e7ea }
+th { color: #666; font-weight: 500 }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
+details { margin: .4rem 0 }
+code { font-size: .9em }
+</style>
+</head>
+<body>
+<h1>$headline</h1>
+<p class="settings">$settings</p>
+<div class="bar"><div style="width: $percent%"></div></div>
+$sections
+</body>
+</html>
+""")
+
+
+def html_from_report(report: CompileReport) -> str:
+    """The report as one self-contained HTML page."""
+    total = report.trt_nodes + report.torch_nodes
+    sections = []
+    if report.engines:
+        sections += ["<h2>Engines</h2>", _html_table(*engine_table(report)), *map(_details, report.engines)]
+    if failures(report):
+        sections += [
+            "<h2>Engines that PyTorch replaces</h2>",
+            _html_table(("name", "reason"), list(failures(report))),
+        ]
+    if realised(report):
+        sections += ["<h2>Products</h2>", _html_table(("name", "computed in"), realised(report))]
+    if quantized(report):
+        sections += ["<h2>Quantization</h2>", _html_table(("name", "it is"), quantized(report))]
+    if borrowed(report):
+        sections += ["<h2>Nodes by torch_tensorrt</h2>", _html_table(("name", "nodes"), borrowed(report))]
+    if report.in_torch:
+        sections += ["<h2>In PyTorch</h2>", _html_table(TORCH_COLUMNS, torch_rows(report.in_torch))]
+    if report.in_float:
+        sections += ["<h2>Not quantized</h2>", _html_table(TORCH_COLUMNS, torch_rows(report.in_float))]
+    if report.notes:
+        items = "".join(f"<li>{html.escape(note)}</li>" for note in report.notes)
+        sections += ["<h2>Notes</h2>", f"<ul>{items}</ul>"]
+    return _PAGE.substitute(
+        headline=html.escape(headline(report)),
+        settings=html.escape(settings(report)),
+        percent=f"{100 * report.trt_nodes / total:.0f}" if total else "0",
+        sections="\n".join(sections),
+    )
+
+
+def _html_table(columns: Sequence[str], rows: Sequence[tuple[str, ...]]) -> str:
+    kinds = [' class="number"' if column in _NUMBERS else "" for column in columns]
+    head = "".join(f"<th{kind}>{html.escape(column)}</th>" for kind, column in zip(kinds, columns, strict=True))
+    body = "".join(
+        "<tr>" + "".join(f"<td{kind}>{html.escape(cell)}</td>" for kind, cell in zip(kinds, row, strict=True)) + "</tr>"
+        for row in rows
+    )
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _details(entry: EngineEntry) -> str:
+    """What an engine computes and takes, folded away."""
+    rows: Rows = [(op, str(count)) for op, count in entry.nodes.items()]
+    ends = "".join(
+        f"<p>{title}: <code>{html.escape('; '.join(values))}</code></p>"
+        for title, values in (("Inputs", entry.inputs), ("Outputs", entry.outputs))
+        if values
+    )
+    title = f"{html.escape(entry.name)}: {_counted(entry.node_count, 'operator')}"
+    return f"<details><summary>{title}</summary>{ends}{_html_table(('operator', 'count'), rows)}</details>"

@@ -1,0 +1,1 @@
+"""The installed TensorRT: its library, dtypes, probes and inspector."""

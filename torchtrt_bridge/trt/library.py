@@ -1,0 +1,239 @@
+"""The TensorRT in use. All that differs between `tensorrt` and `tensorrt_rtx`, and between versions, is here."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from torchtrt_bridge.errors import BuildError, EngineLoadError
+from torchtrt_bridge.options import TARGET_PREFIX, EngineKind
+
+LIBRARIES = ("tensorrt_rtx", "tensorrt")
+
+# Stands in keys for a target: Ampere and newer.
+PORTABLE = "portable"
+
+# What TensorRT logs on a machine without a GPU beside the error that matters.
+_NOISE = ("catchCudaError", "CUDA initialization failure", "cudaGetDeviceCount", "cudaErrorNoDevice")
+
+
+class TensorRTLibrary:
+    """One installed TensorRT: its Python module, and the few calls in which libraries and versions differ."""
+
+    def __init__(self, name: str, module: ModuleType) -> None:
+        self.name = name
+        self.trt: Any = module
+        self.version: str = module.__version__
+
+    @property
+    def is_rtx(self) -> bool:
+        return self.name == "tensorrt_rtx"
+
+    def __str__(self) -> str:
+        title = "TensorRT-RTX" if self.is_rtx else "TensorRT"
+        return f"{title} {self.version}"
+
+    def new_log(self) -> Any:
+        """A TensorRT logger that keeps error messages in its list ``errors``."""
+        return _log_class(self.trt)()
+
+    def new_network(self, builder: Any) -> Any:
+        """An empty, strongly typed network."""
+        flag = self.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
+        return builder.create_network(1 << int(flag))
+
+    def set_targets(self, config: Any, targets: Sequence[str]) -> None:
+        """Make `config` build for compute capabilities such as ``("sm_86", "sm_120")``.
+
+        No target means the GPU of this machine, or the portable engine (Ampere and newer) where there is none.
+        ``sm_90`` has no target of its own in TensorRT-RTX: the portable engine serves it.
+        """
+        if not self.is_rtx:
+            self._check_current_gpu(targets)
+            return
+        known = self.trt.ComputeCapability.__members__
+        names = [target.upper().replace("_", "") for target in targets]
+        if not names or "SM90" in names:
+            return
+        unknown = [target for target, name in zip(targets, names, strict=True) if name not in known]
+        if unknown:
+            choices = ", ".join(name.lower().replace("sm", TARGET_PREFIX) for name in known if name[2:].isdigit())
+            raise BuildError(f"{self} cannot build for {', '.join(unknown)}. It builds for: {choices}, sm_90.")
+        config.num_compute_capabilities = len(names)
+        for index, name in enumerate(names):
+            config.set_compute_capability(known[name], index)
+
+    def _check_current_gpu(self, targets: Sequence[str]) -> None:
+        current = current_target()
+        if current is None:
+            raise BuildError(f"{self} builds only on a machine with a GPU. Use engine='tensorrt_rtx' here.")
+        if targets and set(targets) != {current}:
+            raise BuildError(
+                f"{self} builds only for the GPU it runs on ({current}), not for {', '.join(targets)}. "
+                "Use engine='tensorrt_rtx' to build for other GPUs."
+            )
+
+    def context_config(self, engine: Any, kernels: bytes | None) -> tuple[Any, Any]:
+        """A runtime configuration, and in it TensorRT-RTX's cache of compiled kernels, filled with `kernels`.
+
+        Where TensorRT lets it, contexts take their scratch memory from the caller: by itself it reserves, for as long
+        as a context lives, what the largest sizes of the profile need.
+        """
+        config = engine.create_runtime_config()
+        if hasattr(config, "set_execution_context_allocation_strategy"):
+            config.set_execution_context_allocation_strategy(self.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if not self.is_rtx:
+            return config, None
+        cache = config.create_runtime_cache()
+        if kernels:
+            cache.deserialize(kernels)  # a refusal leaves the cache empty, and the kernels are compiled again
+        config.set_runtime_cache(cache)
+        return config, cache
+
+    def wants_scratch(self, config: Any) -> bool:
+        """Whether contexts of this configuration take their scratch memory from the caller."""
+        if not hasattr(config, "get_execution_context_allocation_strategy"):
+            return False
+        strategy = config.get_execution_context_allocation_strategy()
+        return bool(strategy == self.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+
+    def progress_monitor(self, on_progress: Callable[[float], bool]) -> Any:
+        """A TensorRT progress monitor that reports the fraction of the build's outermost phase that is done."""
+        return _monitor_class(self.trt)(on_progress)
+
+    def stream_writer(self, write: Callable[[bytes], Any]) -> Any:
+        """What TensorRT writes an engine to, in parts; its ``has_failed`` says whether `write` raised OSError."""
+        return _writer_class(self.trt)(write)
+
+    @functools.cached_property
+    def refusal(self) -> str | None:
+        """Why this TensorRT cannot run engines on this machine's GPU; None if it can. Found by trying."""
+        if not torch.cuda.is_available():
+            return "no CUDA GPU is visible to PyTorch"
+        log = self.new_log()
+        try:
+            builder = self.trt.Builder(log)
+            network = self.new_network(builder)
+            tensor = network.add_input("x", self.trt.float32, (1,))
+            network.mark_output(network.add_unary(tensor, self.trt.UnaryOperation.NEG).get_output(0))
+            plan = builder.build_serialized_network(network, builder.create_builder_config())
+            engine = plan and self.trt.Runtime(log).deserialize_cuda_engine(plan)
+        except Exception as error:
+            return f"{self}: {error}"
+        return None if engine else f"{self}: {'; '.join(log.errors) or 'it gave no reason'}"
+
+
+@functools.cache
+def _log_class(trt: Any) -> type:
+    class Log(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.Severity.ERROR and not any(noise in message for noise in _NOISE):
+                self.errors.append(message)
+
+    return Log
+
+
+@functools.cache
+def _monitor_class(trt: Any) -> type:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self, on_progress: Callable[[float], bool]) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.on_progress = on_progress
+            self.outermost: tuple[str, int] | None = None
+
+        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+            if parent is None or self.outermost is None:
+                self.outermost = name, max(steps, 1)
+
+        def phase_finish(self, name: str) -> None:
+            if self.outermost is not None and self.outermost[0] == name:
+                self.outermost = None
+
+        def step_complete(self, name: str, step: int) -> bool:
+            if self.outermost is None or self.outermost[0] != name:
+                return True
+            return bool(self.on_progress((step + 1) / self.outermost[1]))
+
+    return Monitor
+
+
+@functools.cache
+def _writer_class(trt: Any) -> type:
+    class Writer(trt.IStreamWriter):  # type: ignore[misc]
+        def __init__(self, write: Callable[[bytes], Any]) -> None:
+            trt.IStreamWriter.__init__(self)
+            self._write = write
+            self.has_failed = False
+
+        def write(self, data: bytes) -> int:
+            try:
+                self._write(data)
+            except OSError:  # TensorRT's own code stands between this one and the caller
+                self.has_failed = True
+                return 0
+            return len(data)
+
+    return Writer
+
+
+def current_target() -> str | None:
+    """The compute capability of the current GPU as ``"sm_90"``; None without a GPU."""
+    if not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    return f"{TARGET_PREFIX}{major}{minor}"
+
+
+def installed(name: str) -> bool:
+    """Whether a package of this name is installed: torch_tensorrt, once imported, gives TensorRT-RTX a second name."""
+    loaded = sys.modules.get(name)
+    if loaded is not None and loaded.__package__ != name:
+        return False
+    return importlib.util.find_spec(name) is not None
+
+
+@functools.cache
+def load(name: str) -> TensorRTLibrary:
+    """The library called `name`; EngineLoadError says how to install it when it is missing or broken."""
+    package = name.replace("_", "-")
+    if not installed(name):
+        raise EngineLoadError(f"{package} is not installed. Run: pip install {package}")
+    try:
+        module = importlib.import_module(name)
+        _ = module.Builder
+    except (ImportError, OSError, AttributeError, RuntimeError) as error:
+        raise EngineLoadError(
+            f"{package} is installed but does not import: {error}. Run: pip install --force-reinstall {package}"
+        ) from error
+    return TensorRTLibrary(name, module)
+
+
+@functools.cache
+def choose(engine: EngineKind) -> TensorRTLibrary:
+    """The library that serves `engine`.
+
+    ``"auto"`` takes TensorRT-RTX, unless it refuses this machine's GPU and an installed `tensorrt` does not.
+    ``"reference"`` needs a library too, whose network definitions the reference interpreter reads.
+    """
+    if engine in LIBRARIES:
+        return load(engine)
+    present = [name for name in LIBRARIES if installed(name)]
+    if not present:
+        raise EngineLoadError("No TensorRT is installed. Run: pip install tensorrt-rtx")
+    if engine == "auto" and len(present) > 1 and torch.cuda.is_available():
+        for name in present:
+            if load(name).refusal is None:
+                return load(name)
+    return load(present[0])

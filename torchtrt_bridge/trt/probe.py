@@ -1,0 +1,237 @@
+"""Probe, don't tabulate: what the installed TensorRT can build is learned by building a network of a few layers.
+
+A capability is one function that writes such a network. Its answer is kept per TensorRT version and targets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from torchtrt_bridge.cache import EngineCache, source_digest
+from torchtrt_bridge.errors import BridgeError
+from torchtrt_bridge.graph.fork_safety import in_each_child
+from torchtrt_bridge.options import Options
+from torchtrt_bridge.report.log import warn_once
+from torchtrt_bridge.trt.dtypes import trt_dtype_from_torch
+from torchtrt_bridge.trt.library import PORTABLE, TensorRTLibrary, current_target
+
+# The kind under which the cache keeps answers, as JSON, beside the engines.
+KIND = "probe"
+
+
+@dataclasses.dataclass(frozen=True)
+class Support:
+    """Whether TensorRT builds a capability; `reason` holds its own words where it does not."""
+
+    yes: bool
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """How to ask for one capability.
+
+    layer: the method of `INetworkDefinition` that it cannot do without.
+    write: writes the network that is to be built, from the TensorRT module and an empty network.
+    """
+
+    layer: str
+    write: Callable[[Any, Any], None]
+
+
+PROBES: dict[str, Probe] = {}
+
+_answers: dict[str, Support] = {}
+_lock = threading.RLock()
+
+
+def _renew() -> None:
+    """In a forked process: another thread may have held the lock."""
+    global _lock
+    _lock = threading.RLock()
+
+
+in_each_child(_renew)
+
+
+def probe(layer: str) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, Any], None]]:
+    """Register a function as the probe of the capability that bears its name."""
+
+    def register(write: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+        if write.__name__ in PROBES:
+            raise ValueError(f"{write.__name__} has a probe already.")
+        PROBES[write.__name__] = Probe(layer, write)
+        return write
+
+    return register
+
+
+@probe(layer="add_attention")
+def attention(trt: Any, network: Any) -> None:
+    """Attention layers as the converter writes them, in fp16 and in fp32, under one mask of bools."""
+    mask = network.add_input("mask", trt_dtype_from_torch(trt, torch.bool), (1, 1, 16, 16))
+    for dtype in (torch.float16, torch.float32):
+        kind = trt_dtype_from_torch(trt, dtype)
+        q, k, v = (network.add_input(f"{name}_{kind.name}", kind, (1, 2, 16, 64)) for name in "qkv")
+        layer = network.add_attention(q, k, v, trt.AttentionNormalizationOp.SOFTMAX, False)
+        layer.decomposable = True
+        layer.mask = mask
+        network.mark_output(layer.get_output(0))
+
+
+# Quantization ------------------------------------------------------------------------------------------------------
+
+# Stand for weights of any dtype and for their scales: TensorRT reads their memory until the network is built.
+_BYTES = torch.ones(64 * 64 * 9, dtype=torch.uint8)
+_SCALES, _SCALES_OF_BLOCKS = torch.ones(64), torch.ones(64 * 4, dtype=torch.float16)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Quantized:
+    """The network of one fp16 layer, whose inputs are dequantized from `narrow`, a `DataType` by name."""
+
+    narrow: str
+    layer: Callable[[_Quantized, Any, Any], Any]
+
+    def __call__(self, trt: Any, network: Any) -> None:
+        network.mark_output(self.layer(self, trt, network).get_output(0))
+
+    def values(self, trt: Any, network: Any, *shape: int) -> Any:
+        """An input, quantized and dequantized; a layer of 4-bit weights takes it as it is."""
+        values = network.add_input(f"input{network.num_inputs}", trt.DataType.HALF, shape)
+        if self.narrow == "INT4":
+            return values
+        scale = _constant(trt, network, "FLOAT", _SCALES, 1)
+        quantized = network.add_quantize(values, scale, getattr(trt.DataType, self.narrow)).get_output(0)
+        return network.add_dequantize(quantized, scale, trt.DataType.HALF).get_output(0)
+
+    def weight(self, trt: Any, network: Any, axis: int, *shape: int) -> Any:
+        """A constant, dequantized by channel along `axis`; of 4 bits by blocks of 16 along the last one."""
+        narrow = _constant(trt, network, self.narrow, _BYTES, *shape)
+        if self.narrow == "INT4":
+            axis, scale = 1, _constant(trt, network, "HALF", _SCALES_OF_BLOCKS, 64, 4)
+        else:
+            scale = _constant(trt, network, "FLOAT", _SCALES, shape[axis])
+        layer = network.add_dequantize(narrow, scale, trt.DataType.HALF)
+        layer.axis = axis
+        return layer.get_output(0)
+
+
+def _constant(trt: Any, network: Any, dtype: str, memory: torch.Tensor, *shape: int) -> Any:
+    weights = trt.Weights(getattr(trt.DataType, dtype), memory.data_ptr(), math.prod(shape))
+    return network.add_constant(shape, weights).get_output(0)
+
+
+def _convolution(of: _Quantized, trt: Any, network: Any) -> Any:
+    values, weight = of.values(trt, network, 1, 64, 8, 8), of.weight(trt, network, 0, 64, 64, 3, 3)
+    layer = network.add_convolution_nd(values, 64, (3, 3), trt.Weights(), trt.Weights())
+    layer.set_input(1, weight)
+    return layer
+
+
+def _transposed_convolution(of: _Quantized, trt: Any, network: Any) -> Any:
+    values, weight = of.values(trt, network, 1, 64, 8, 8), of.weight(trt, network, 1, 64, 64, 3, 3)
+    layer = network.add_deconvolution_nd(values, 64, (3, 3), trt.Weights(), trt.Weights())
+    layer.set_input(1, weight)
+    return layer
+
+
+def _linear(of: _Quantized, trt: Any, network: Any) -> Any:
+    values, weight = of.values(trt, network, 16, 64), of.weight(trt, network, 0, 64, 64)
+    return network.add_matrix_multiply(values, trt.MatrixOperation.NONE, weight, trt.MatrixOperation.TRANSPOSE)
+
+
+def _attention(of: _Quantized, trt: Any, network: Any) -> Any:
+    query, key, value = (of.values(trt, network, 1, 2, 16, 64) for _ in range(3))
+    layer = network.add_attention(query, key, value, trt.AttentionNormalizationOp.SOFTMAX, False)
+    layer.decomposable = True
+    return layer
+
+
+def _values(of: _Quantized, trt: Any, network: Any) -> Any:
+    left, right = (of.values(trt, network, 1, 64, 8, 8) for _ in range(2))
+    return network.add_elementwise(left, right, trt.ElementWiseOperation.SUM)
+
+
+for _narrow in ("INT8", "FP8"):
+    for _layer in (_convolution, _transposed_convolution, _linear, _attention, _values):
+        PROBES[f"{_narrow.lower()}{_layer.__name__}"] = Probe("add_quantize", _Quantized(_narrow, _layer))
+PROBES["int4_linear"] = Probe("add_dequantize", _Quantized("INT4", _linear))
+
+
+# Answers -----------------------------------------------------------------------------------------------------------
+
+
+def supports(capability: str, library: TensorRTLibrary, options: Options) -> Support:
+    """Whether `library` builds `capability` for ``options.targets``: asked once, then known.
+
+    With ``engine="reference"`` nothing is ever built, so the layer need only be in TensorRT's API.
+    Raises KeyError for a capability that has no probe.
+    """
+    asked = PROBES[capability]
+    if not hasattr(library.trt.INetworkDefinition, asked.layer):
+        return Support(False, f"{library} has no {asked.layer}")
+    if options.engine == "reference":
+        return Support(True)
+    key = _key(capability, library, options)
+    with _lock:
+        if key not in _answers:
+            _answers[key] = _kept_or_asked(key, asked, library, options)
+            if not _answers[key].yes:
+                warn_once(f"{library} does not build {capability}, so it is done without: {_answers[key].reason}")
+        return _answers[key]
+
+
+def _key(capability: str, library: TensorRTLibrary, options: Options) -> str:
+    """A name for the question, by all that its answer depends on."""
+    targets = sorted(options.targets) or [current_target() or PORTABLE]
+    source = source_digest()
+    digest = hashlib.sha256(json.dumps([library.name, library.version, targets, source]).encode())
+    return f"{capability}-{digest.hexdigest()[:32]}"
+
+
+def _kept_or_asked(key: str, asked: Probe, library: TensorRTLibrary, options: Options) -> Support:
+    cache = EngineCache.from_options(options)
+    if cache is None:
+        return _asked(asked, library, options)[0]
+    with cache.building(key):
+        content = cache.get(key, KIND)  # checked by its digest, and written by this very file: see `_key`
+        if content is not None:
+            return Support(**json.loads(content))
+        answer, is_lasting = _asked(asked, library, options)
+        if is_lasting:
+            cache.put(key, json.dumps(dataclasses.asdict(answer)).encode(), KIND)
+    return answer
+
+
+def _asked(asked: Probe, library: TensorRTLibrary, options: Options) -> tuple[Support, bool]:
+    """TensorRT's answer, and whether it will be the same another time."""
+    log = library.new_log()
+    try:
+        plan = _built(asked, library, options, log)
+    except Exception as error:  # its bindings raise several kinds, and none may stop a compilation
+        words = str(error) if isinstance(error, BridgeError) else f"{type(error).__name__}: {error}"
+        return Support(False, words), False
+    if plan is not None:
+        return Support(True), True
+    reason = "; ".join(log.errors) or "it gave no reason"
+    return Support(False, reason), "memory" not in reason.lower()
+
+
+def _built(asked: Probe, library: TensorRTLibrary, options: Options, log: Any) -> Any:
+    builder = library.trt.Builder(log)
+    network = library.new_network(builder)
+    config = builder.create_builder_config()
+    library.set_targets(config, options.targets)
+    asked.write(library.trt, network)
+    if log.errors:  # it would go on to build without what it refused, as a mask beside a causal one
+        return None
+    return builder.build_serialized_network(network, config)

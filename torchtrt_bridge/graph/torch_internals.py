@@ -5,3 +5,105 @@ function, so that a new version which moves or renames one of these names is not
 """
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch.autograd import forward_ad
+
+
+# The context of a call ---------------------------------------------------------------------------------------------
+
+
+def is_transformed() -> bool:
+    """Return whether `torch.func` or forward-mode differentiation looks at each operator; an engine shows them none."""
+    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+# Asked in each call of a compiled model, so it is PyTorch's own function: whether autocast is on for any device.
+is_any_autocast_enabled: Callable[[], bool] = torch._C._is_any_autocast_enabled
+
+
+def autocast_disabled() -> contextlib.AbstractContextManager[None]:
+    """Return a context in which no operator is cast by autocast, on any device."""
+    context: contextlib.AbstractContextManager[None] = torch._C._DisableAutocast()
+    return context
+
+
+def tracing_disabled() -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which passes and compilers do not meet the fake mode of Dynamo's own trace."""
+    from torch._guards import tracing
+
+    return tracing(None)
+
+
+# CUDA --------------------------------------------------------------------------------------------------------------
+
+
+def current_raw_stream(device_index: int | None) -> int:
+    """Return the handle of the current CUDA stream; as an object it takes 7 us."""
+    return int(torch._C._cuda_getCurrentRawStream(device_index))
+
+
+def clear_cublas_workspaces() -> None:
+    """Drop the workspaces that cuBLAS uses, one for each stream; its next call takes new memory."""
+    torch._C._cuda_clearCublasWorkspaces()
+
+
+def copy_all(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
+    """Copy `sources` into `targets`, in one launch where the dtypes allow it."""
+    torch._foreach_copy_(targets, sources)
+
+
+def storages_of(values: Iterable[torch.Tensor]) -> list[torch.UntypedStorage]:
+    """Return the storages of tensors, each once."""
+    return list({value.untyped_storage()._cdata: value.untyped_storage() for value in values}.values())
+
+
+def use_count(storage: torch.UntypedStorage) -> int:
+    """Return how many tensors and Python objects hold `storage`."""
+    return int(torch._C._storage_Use_Count(storage._cdata))
+
+
+# Inductor ----------------------------------------------------------------------------------------------------------
+
+
+def compile_with_inductor(module: fx.GraphModule, inputs: Sequence[torch.Tensor], tuned: bool) -> Callable[..., Any]:
+    """Return `module` compiled by inductor for inputs of these sizes, without CUDA graphs.
+
+    tuned: by the mode "max-autotune", which tries many kernels for each product.
+    `torch.compile` would do nothing within a compiled graph: what Dynamo calls runs with Dynamo switched off.
+    """
+    from torch import _inductor
+
+    options = _inductor.list_mode_options("max-autotune-no-cudagraphs") if tuned else None
+    with tracing_disabled(), torch.no_grad():
+        compiled: Callable[..., Any] = _inductor.compile(module, list(inputs), options=options)
+    return compiled
+
+
+def pytree_codegen(names: list[str], in_spec: Any, out_spec: Any) -> Any:
+    """Return the code generator of a graph that is called with nested arguments of these names."""
+    from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
+
+    return _PyTreeCodeGen(_PyTreeInfo(names, in_spec, out_spec))
+
+
+def pytree_info(graph: fx.Graph) -> Any:
+    """Return the names and the structure of a graph's arguments and results, as `codegen_from_info` takes them."""
+    return graph._codegen.pytree_info  # type: ignore[union-attr]
+
+
+def codegen_from_info(info: Any) -> Any:
+    """Return the code generator of a graph whose arguments and results have the structure of `pytree_info`."""
+    from torch.fx.graph import _PyTreeCodeGen
+
+    return _PyTreeCodeGen(info)
+
+
+def set_tracer(module: fx.GraphModule, tracer: type[fx.Tracer]) -> None:
+    """Let `module` be traced by `tracer` when it is unpickled."""
+    module._tracer_cls = tracer

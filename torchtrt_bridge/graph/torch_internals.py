@@ -14,7 +14,6 @@ import torch
 from torch import fx
 from torch.autograd import forward_ad
 
-
 # The context of a call ---------------------------------------------------------------------------------------------
 
 

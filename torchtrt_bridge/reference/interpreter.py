@@ -10,7 +10,8 @@ import torch
 
 from torchtrt_bridge.errors import BridgeError, LoweringError, ShapeRangeError
 from torchtrt_bridge.reference.layer import Layer, tensor_dims
-from torchtrt_bridge.reference.registry import READERS, Compute
+from torchtrt_bridge.reference.layers import READERS
+from torchtrt_bridge.reference.registry import Compute
 from torchtrt_bridge.trt.dtypes import torch_dtype_from_trt
 
 # Marks where an attention begins; its end computes it all.

@@ -1,9 +1,11 @@
-"""Which function reads which kind of TensorRT layer."""
+"""The registry of layer readers, and the precision in which they compute."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 if TYPE_CHECKING:
     from torchtrt_bridge.reference.layer import Layer
@@ -37,5 +39,25 @@ def reads(kind: str) -> Callable[[Reader], Reader]:
 
 
 def class_name(kind: str) -> str:
-    """The name of the Python class of a layer kind: ``MATRIX_MULTIPLY`` is an ``IMatrixMultiplyLayer``."""
+    """Return the name of the Python class of a layer kind: ``MATRIX_MULTIPLY`` is an ``IMatrixMultiplyLayer``."""
     return _CLASS_NAMES.get(kind) or f"I{kind.title().replace('_', '')}Layer"
+
+
+# Sums are computed in float32, and rounded once to the tensor's own dtype.
+_NARROW = (torch.float16, torch.bfloat16)
+
+
+def widen(tensor: torch.Tensor) -> torch.Tensor:
+    """Return half-precision tensors as float32, others as they are."""
+    return tensor.float() if tensor.dtype in _NARROW else tensor
+
+
+def in_float32(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Let `function` compute on widened tensors, and round its result once to the first tensor's dtype."""
+
+    def compute(first: torch.Tensor, *others: torch.Tensor | None) -> torch.Tensor:
+        wide = [None if other is None else widen(other) for other in others]
+        result = function(widen(first), *wide)
+        return result.to(first.dtype) if first.dtype in _NARROW else result
+
+    return compute

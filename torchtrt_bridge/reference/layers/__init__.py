@@ -1,4 +1,4 @@
-"""The semantics of TensorRT's layers, by family. Importing this registers all readers."""
+"""Readers of TensorRT's layers, by family. READERS has all of them once this package is imported."""
 
 from torchtrt_bridge.reference.layers import (
     attention,
@@ -14,8 +14,10 @@ from torchtrt_bridge.reference.layers import (
     shape,
     slicing,
 )
+from torchtrt_bridge.reference.registry import READERS
 
 __all__ = [
+    "READERS",
     "attention",
     "convolution",
     "gather",

@@ -8,8 +8,7 @@ from torch import Tensor
 from torchtrt_bridge.errors import LoweringError
 from torchtrt_bridge.reference.layer import Layer
 from torchtrt_bridge.reference.layers.windows import Window, pad_widths
-from torchtrt_bridge.reference.precision import in_float32, widen
-from torchtrt_bridge.reference.registry import Compute, reads
+from torchtrt_bridge.reference.registry import Compute, in_float32, reads, widen
 
 _CONVOLUTIONS = {2: F.conv2d, 3: F.conv3d}
 _DECONVOLUTIONS = {2: F.conv_transpose2d, 3: F.conv_transpose3d}

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from torchtrt_bridge.errors import LoweringError
 from torchtrt_bridge.reference.layer import Layer
-from torchtrt_bridge.reference.precision import in_float32
-from torchtrt_bridge.reference.registry import Compute, reads
+from torchtrt_bridge.reference.registry import Compute, in_float32, reads
 from torchtrt_bridge.trt.dtypes import torch_dtype_from_trt
 
 

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from torchtrt_bridge.reference.layer import Layer
 from torchtrt_bridge.reference.layers.windows import Window, pad_widths
-from torchtrt_bridge.reference.precision import in_float32
-from torchtrt_bridge.reference.registry import Compute, reads
+from torchtrt_bridge.reference.registry import Compute, in_float32, reads
 
 _MAXIMA = {2: F.max_pool2d, 3: F.max_pool3d}
 _AVERAGES = {2: F.avg_pool2d, 3: F.avg_pool3d}

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torchtrt_bridge.reference.layer import Layer
-from torchtrt_bridge.reference.precision import in_float32
-from torchtrt_bridge.reference.registry import Compute, reads
+from torchtrt_bridge.reference.registry import Compute, in_float32, reads
 
 _ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {
     "HALF_UP": lambda x: torch.floor(x + 0.5),

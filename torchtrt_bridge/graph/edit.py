@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
-from torch._dispatch.python import enable_python_dispatcher
-from torch._guards import detect_fake_mode
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torchtrt_bridge.graph.nodes import constant_of as constant_of
+from torchtrt_bridge.graph.torch_internals import fake_mode_of_values, symbolic_dispatch
+
+if TYPE_CHECKING:
+    from torchtrt_bridge.graph.torch_internals import FakeTensorMode
 
 
 def fake_mode_of(module: fx.GraphModule) -> FakeTensorMode:
     """The mode in which the fake values of `module`'s nodes live."""
     values = [node.meta["val"] for node in module.graph.nodes if isinstance(node.meta.get("val"), torch.Tensor)]
-    return detect_fake_mode(values) or FakeTensorMode(allow_non_fake_inputs=True)
+    return fake_mode_of_values(values)
 
 
 def fake(argument: Any) -> Any:
@@ -29,7 +30,7 @@ def fake(argument: Any) -> Any:
 def infer(node: fx.Node, mode: FakeTensorMode) -> Any:
     """Compute and keep the fake value of a call from those of its inputs."""
     assert callable(node.target)
-    with mode, enable_python_dispatcher(), torch.no_grad():  # torch 2.11's own aten.linear takes no symbolic sizes
+    with symbolic_dispatch(mode), torch.no_grad():
         node.meta["val"] = node.target(*fake(node.args), **fake(node.kwargs))
     return node.meta["val"]
 

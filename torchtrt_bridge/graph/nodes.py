@@ -10,19 +10,21 @@ from typing import Any
 import torch
 from torch import fx
 
+from torchtrt_bridge.graph.torch_internals import is_operator, schema_of
+
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>.+)\n\s*(?P<code>.*)')
 _LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
 
 
-def operator_name(node: fx.Node) -> str:
-    """The operator's name without namespace and overload, as ``"softmax"``; empty for what has no schema."""
-    schema = getattr(node.target, "_schema", None)
+def operator_name(op: Any) -> str:
+    """Return an operator's name without namespace and overload, as ``"softmax"``; "" for what has no schema."""
+    schema = schema_of(op)
     return "" if schema is None else str(schema.name).split("::")[-1]
 
 
 def returns_view(node: fx.Node) -> bool:
     """Whether a result shares memory with an argument."""
-    schema = getattr(node.target, "_schema", None)
+    schema = schema_of(node.target)
     return schema is not None and any(result.alias_info is not None for result in schema.returns)
 
 
@@ -37,7 +39,7 @@ def constant_of(node: Any) -> torch.Tensor | None:
 
 def arguments_of(node: fx.Node) -> dict[str, Any]:
     """The arguments of a call by their names in its operator's schema, defaults included."""
-    schema = node.target._schema  # type: ignore[union-attr]
+    schema = schema_of(node.target)
     found = {argument.name: argument.default_value for argument in schema.arguments if argument.has_default_value()}
     found.update(zip((argument.name for argument in schema.arguments), node.args, strict=False))
     return found | node.kwargs
@@ -45,7 +47,7 @@ def arguments_of(node: fx.Node) -> dict[str, Any]:
 
 def is_random(node: fx.Node) -> bool:
     """Whether its results change from call to call; an attention's only with dropout."""
-    if not isinstance(node.target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded not in node.target.tags:
+    if not is_operator(node.target) or torch.Tag.nondeterministic_seeded not in node.target.tags:
         return False
     return arguments_of(node).get("dropout_p") != 0.0
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import sympy
 import torch
-from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
+
+from torchtrt_bridge.graph.torch_internals import expression_bounds
 
 # (smallest, largest) value of a size; equal for a static one.
 Range = tuple[int, int]
@@ -126,8 +127,8 @@ def _range(size: Any, ranges: Mapping[Any, Range]) -> Range:
     """Bounds of an expression from those of its symbols, as PyTorch's value ranges give them."""
     if isinstance(size, int):
         return size, size
-    bounds = bound_sympy(size, {symbol: ValueRanges(*ranges[symbol]) for symbol in size.free_symbols})
-    return max(_finite(bounds.lower, 0), 0), min(_finite(bounds.upper, UNBOUNDED), UNBOUNDED)
+    lowest, highest = expression_bounds(size, ranges)
+    return max(_finite(lowest, 0), 0), min(_finite(highest, UNBOUNDED), UNBOUNDED)
 
 
 def _finite(value: Any, otherwise: int) -> int:

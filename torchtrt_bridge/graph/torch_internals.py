@@ -7,12 +7,15 @@ function, so that a new version which moves or renames one of these names is not
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import fx
 from torch.autograd import forward_ad
+
+if TYPE_CHECKING:
+    from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 
 # The context of a call ---------------------------------------------------------------------------------------------
 
@@ -93,7 +96,7 @@ def pytree_codegen(names: list[str], in_spec: Any, out_spec: Any) -> Any:
 
 def pytree_info(graph: fx.Graph) -> Any:
     """Return the names and the structure of a graph's arguments and results, as `codegen_from_info` takes them."""
-    return graph._codegen.pytree_info  # type: ignore[union-attr]
+    return graph._codegen.pytree_info  # type: ignore[attr-defined]
 
 
 def codegen_from_info(info: Any) -> Any:
@@ -106,3 +109,66 @@ def codegen_from_info(info: Any) -> Any:
 def set_tracer(module: fx.GraphModule, tracer: type[fx.Tracer]) -> None:
     """Let `module` be traced by `tracer` when it is unpickled."""
     module._tracer_cls = tracer
+
+
+# Operators, fake values and symbolic sizes -------------------------------------------------------------------------
+
+
+def is_operator(target: Any) -> TypeGuard[Any]:
+    """Return whether what a node calls is an overload of a PyTorch operator."""
+    return isinstance(target, torch._ops.OpOverload)
+
+
+def schema_of(target: Any) -> Any:
+    """Return the schema of an operator; None for what has none, as Python's own functions."""
+    return getattr(target, "_schema", None)
+
+
+def fake_mode_of_values(values: Sequence[torch.Tensor]) -> FakeTensorMode:
+    """Return the mode in which fake tensors live; a new one if none of `values` is fake."""
+    from torch._guards import detect_fake_mode
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return detect_fake_mode(values) or FakeTensorMode(allow_non_fake_inputs=True)
+
+
+@contextlib.contextmanager
+def symbolic_dispatch(mode: FakeTensorMode) -> Iterator[None]:
+    """Let operators compute fake tensors in PyTorch's Python kernels; torch 2.11's own `aten.linear` takes no
+    symbolic sizes."""
+    from torch._dispatch.python import enable_python_dispatcher
+
+    with mode, enable_python_dispatcher():
+        yield
+
+
+def statically_known_true(condition: Any) -> bool:
+    """Return whether a condition on symbolic sizes holds whatever these are, without a guard on them."""
+    from torch.fx.experimental import symbolic_shapes
+
+    return symbolic_shapes.statically_known_true(condition)
+
+
+def has_unbacked_symbols(value: Any) -> bool:
+    """Return whether the size of a fake value depends on data."""
+    from torch.fx.experimental import symbolic_shapes
+
+    return bool(symbolic_shapes.free_unbacked_symbols(value))
+
+
+def is_contiguous_or_false(value: torch.Tensor) -> bool:
+    """Return whether a fake tensor is contiguous; False if that depends on its symbolic sizes."""
+    from torch import _prims_common
+
+    return bool(_prims_common.is_contiguous_or_false(value))
+
+
+def expression_bounds(expression: Any, ranges: Mapping[Any, tuple[int, int]]) -> tuple[Any, Any]:
+    """Return the least and the largest value, as sympy numbers, of a sympy expression.
+
+    ranges: smallest and largest value of each of its symbols.
+    """
+    from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
+
+    bounds = bound_sympy(expression, {symbol: ValueRanges(*ranges[symbol]) for symbol in expression.free_symbols})
+    return bounds.lower, bounds.upper

@@ -1,8 +1,24 @@
 """Lower: from a subgraph of ATen nodes to a TensorRT network, one converter per operator."""
 
 from torchtrt_bridge.lower import converters as _converters
-from torchtrt_bridge.lower.registry import CONVERTERS, Converter, ConverterProvider, is_foreign, why_not
+from torchtrt_bridge.lower.registry import (
+    CONVERTERS,
+    Converter,
+    ConverterProvider,
+    is_foreign,
+    only_moves_data,
+    precision_of,
+    why_not,
+)
 
-__all__ = ["CONVERTERS", "Converter", "ConverterProvider", "is_foreign", "why_not"]
+__all__ = [
+    "CONVERTERS",
+    "Converter",
+    "ConverterProvider",
+    "is_foreign",
+    "only_moves_data",
+    "precision_of",
+    "why_not",
+]
 
 assert _converters

@@ -13,6 +13,8 @@ from torch import fx
 
 from torchtrt_bridge.graph.nodes import operator_name
 from torchtrt_bridge.graph.shapes import UNBOUNDED
+from torchtrt_bridge.graph.torch_internals import schema_of
+from torchtrt_bridge.lower.registry import movement_of
 
 # Smallest and largest element. False counts as 0 and True as 1; NaN lies within any bounds.
 Bounds = tuple[float, float]
@@ -23,12 +25,6 @@ ALL_ZERO: Bounds = (0.0, 0.0)
 
 # Up to here every whole number is a float64, as bounds are.
 LARGEST_EXACT = 2.0**53
-
-# Operators whose elements are all elements of their first tensor.
-_MOVES = {
-    "_unsafe_view", "alias", "clone", "detach", "embedding", "expand", "flip", "gather", "index", "index_select",
-    "permute", "repeat", "select", "slice", "squeeze", "t", "transpose", "unsqueeze", "view",
-}  # fmt: skip
 
 
 def bounds_of(node: Any, known: dict[fx.Node, Bounds] | None = None) -> Bounds:
@@ -47,11 +43,11 @@ def bounds_of(node: Any, known: dict[fx.Node, Bounds] | None = None) -> Bounds:
 def _bounds(node: fx.Node, known: dict[fx.Node, Bounds]) -> Bounds:
     if node.op == "get_attr":
         return _of_constant(getattr(node.graph.owning_module, str(node.target), None))
-    schema = getattr(node.target, "_schema", None)
+    schema = schema_of(node.target)
     if node.op != "call_function" or schema is None or schema.overload_name == "dtype":  # another type's bits
         return ANY
-    name = operator_name(node)
-    if name in _MOVES:
+    name = operator_name(node.target)
+    if movement_of(node) is not None:
         return bounds_of(node.args[0], known)
     if name == "arange":
         return _of_arange(node)
@@ -158,7 +154,6 @@ _LOGIC: dict[str, Callable[..., Bounds]] = {
 _RULES: dict[str, Callable[..., Bounds]] = {
     **_COMPARISONS,
     **_LOGIC,
-    "_to_copy": lambda a: a,
     "abs": lambda a: (max(0.0, a[0], -a[1]), max(-a[0], a[1])),
     "add": lambda a, b: (a[0] + b[0], a[1] + b[1]),
     "clamp": lambda a, low, high: (min(max(a[0], low[0]), high[0]), min(max(a[1], low[1]), high[1])),

@@ -16,6 +16,7 @@ from torch import fx
 
 from torchtrt_bridge.graph.nodes import arguments_of, constant_of
 from torchtrt_bridge.graph.ops import LARGEST, NAMESPACE
+from torchtrt_bridge.graph.torch_internals import schema_of
 
 # What PT2E's int8 ranges may be: TensorRT clamps to the second.
 _INT8_RANGES = ((-127, 127), (-128, 127))
@@ -43,7 +44,7 @@ class _UnfitError(Exception):
 
 def is_quantizer(node: fx.Node) -> bool:
     """Whether a node quantizes or dequantizes, as TensorRT can or not."""
-    schema = getattr(node.target, "_schema", None)
+    schema = schema_of(node.target)
     return schema is not None and schema.name in _READERS
 
 
@@ -67,7 +68,7 @@ def why_not_quantizer(node: fx.Node) -> str | None:
 def _read(node: fx.Node) -> Quantizer | None:
     if not is_quantizer(node):
         return None
-    return _READERS[node.target._schema.name](node, **arguments_of(node))  # type: ignore[union-attr]
+    return _READERS[schema_of(node.target).name](node, **arguments_of(node))
 
 
 def _own(node: fx.Node, **arguments: Any) -> Quantizer:

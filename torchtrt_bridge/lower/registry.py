@@ -1,4 +1,4 @@
-"""The table of converters: one per ATen operator, with the reasons for which it declines a node."""
+"""The table of converters: one for each ATen operator, with the reasons for which TensorRT does not take a node."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import dataclasses
 import inspect
 import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch.fx import Node
 
+from torchtrt_bridge.graph.nodes import operator_name
+from torchtrt_bridge.graph.torch_internals import schema_of
 from torchtrt_bridge.lower.quantizers import why_not_quantizer
 from torchtrt_bridge.trt.dtypes import COMPUTE_DTYPES
 
@@ -18,45 +20,68 @@ if TYPE_CHECKING:
     from torchtrt_bridge.lower.context import Context
 
 MAX_RANK = 8
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 NO_CONVERTER = "no converter for this operator"
 
 WhyNot = Callable[..., "str | None"]
 
+# An operator whose result holds elements of its first argument and no others:
+# "reshape": all of them in their order, under other sizes;
+# "view": all or some of them, in another order, memory or dtype, which costs PyTorch nothing or a copy;
+# "gather": those that an index picks, or all of them reversed or repeated, which can be worth an engine.
+Movement = Literal["reshape", "view", "gather"]
+
+# The precision in which an operator of an fp32 graph computes if the user asks for half precision:
+# "half": a sum of many products, which half precision is for, and which accumulates in fp32 inside;
+# "fp32": a function that loses its meaning in 10 mantissa bits, or leaves fp16's range.
+Precision = Literal["half", "fp32"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Converter:
-    """How one operator is written into a network: `lower(ctx, *args, **kwargs)`, arguments as in its schema."""
+    """The way to write one operator into a network: `lower(ctx, *args, **kwargs)`, arguments as in its schema."""
 
     op: Any
     lower: Callable[..., Any]
     why_not: WhyNot | None
     dtypes: tuple[torch.dtype, ...]
+    movement: Movement | None = None
+    precision: Precision | None = None
 
 
 CONVERTERS: dict[Any, Converter] = {}
 
+# The first converter of each operator by the operator's name, which all its overloads share.
+_BY_NAME: dict[str, Converter] = {}
+
 
 class ConverterProvider(Protocol):
-    """Another library's converters, which are asked for the operators that have none here."""
+    """Converters of another library, for the operators that have none here."""
 
     def why_not(self, node: Node) -> str | None:
-        """Why it cannot write `node`; None if it can."""
+        """Return the reason for which it cannot write `node`; None if it can."""
 
     def lower(self, ctx: Context, *args: Any, **kwargs: Any) -> Any:
         """Write ``ctx.node``."""
 
     def identity(self, node: Node) -> str:
-        """What tells its way of writing `node` from those of its other versions."""
+        """Return a text that differs between versions that write `node` differently."""
 
 
 def converter(
-    *ops: Any, why_not: WhyNot | None = None, dtypes: tuple[torch.dtype, ...] = COMPUTE_DTYPES
+    *ops: Any,
+    why_not: WhyNot | None = None,
+    dtypes: tuple[torch.dtype, ...] = COMPUTE_DTYPES,
+    movement: Movement | None = None,
+    precision: Precision | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a function as the converter of `ops`.
 
     why_not: takes the operator's arguments, fake tensors in place of tensors, and returns the reason for which
         TensorRT cannot run this call, or None.
     dtypes: the dtypes that its tensors may have.
+    movement: set if the operator only moves data. Partition, bounds and the passes go by it.
+    precision: the one that the operator asks for in a graph of half precision; None for that of its inputs.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -65,15 +90,43 @@ def converter(
                 raise ValueError(f"{op} has a converter already: {CONVERTERS[op].lower.__module__}.")
             for checked in filter(None, (function, why_not)):
                 _check_signature(op, checked, skip=1 if checked is function else 0)
-            CONVERTERS[op] = Converter(op, function, why_not, dtypes)
+            CONVERTERS[op] = Converter(op, function, why_not, dtypes, movement, precision)
+            _register_name(CONVERTERS[op])
         return function
 
     return register
 
 
+def _register_name(new: Converter) -> None:
+    """Check that the overloads of an operator agree on `movement` and `precision`, which hold for its name."""
+    schema = schema_of(new.op)
+    if schema is None:
+        return
+    first = _BY_NAME.setdefault(operator_name(new.op), new)
+    if (first.movement, first.precision) != (new.movement, new.precision):
+        raise ValueError(f"{new.op} and {first.op} differ in movement or precision, which their name decides.")
+
+
+def movement_of(node: Node) -> Movement | None:
+    """Return how a call moves data; None if it computes. Overloads without a converter count by their name."""
+    found = _BY_NAME.get(operator_name(node.target))
+    return None if found is None else found.movement
+
+
+def only_moves_data(node: Node) -> bool:
+    """Return whether a call only renames, reorders, cuts or copies data: an engine of such calls never pays."""
+    return movement_of(node) in ("reshape", "view")
+
+
+def precision_of(node: Node) -> Precision | None:
+    """Return the precision that a call asks for. Overloads without a converter count by their name."""
+    found = _BY_NAME.get(operator_name(node.target))
+    return None if found is None else found.precision
+
+
 def _check_signature(op: Any, function: Callable[..., Any], skip: int) -> None:
-    """Parameter names and defaults must equal the ATen schema's."""
-    schema = getattr(op, "_schema", None)
+    """Check that parameter names and defaults equal those of the ATen schema."""
+    schema = schema_of(op)
     if schema is None:
         return
     parameters = list(inspect.signature(function).parameters.values())[skip:]
@@ -96,9 +149,9 @@ def _plain(default: Any) -> Any:
 
 
 def why_not(node: Node, provider: ConverterProvider | None = None) -> str | None:
-    """Why TensorRT cannot run `node`, in words for the user; None if it can.
+    """Return the reason, for the user to read, for which TensorRT cannot run `node`; None if it can.
 
-    provider: asked about an operator that has no converter here.
+    provider: decides about an operator that has no converter here.
     """
     found = CONVERTERS.get(node.target)
     reason = why_not_quantizer(node)  # apart from converters: the libraries of some may not be installed
@@ -110,19 +163,20 @@ def why_not(node: Node, provider: ConverterProvider | None = None) -> str | None
     if reason is not None or found.why_not is None:
         return reason
     args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: n.meta.get("val"))
-    if not hasattr(found.op, "_schema"):
+    schema = schema_of(found.op)
+    if schema is None:
         return found.why_not(*args, **kwargs)
-    names = [argument.name for argument in found.op._schema.arguments]
+    names = [argument.name for argument in schema.arguments]
     return found.why_not(**dict(zip(names, args, strict=False)), **kwargs)
 
 
 def is_foreign(node: Node) -> bool:
-    """Whether `node` calls an operator that has no converter here: what is lowered of these, a provider writes."""
+    """Return whether `node` calls an operator that has no converter here; a provider may write it."""
     return node.op == "call_function" and node.target is not operator.getitem and node.target not in CONVERTERS
 
 
 def tensor_reason(node: Node, dtypes: tuple[torch.dtype, ...] = COMPUTE_DTYPES) -> str | None:
-    """What is wrong with a tensor that `node` takes or gives; None if TensorRT has such tensors."""
+    """Return the reason for which TensorRT has no such tensor as one that `node` takes or gives; None if it has."""
     return next((reason for value in _values(node) if (reason := _reason_of(value, dtypes))), None)
 
 

@@ -7,10 +7,9 @@ from collections.abc import Callable, Collection, Iterator
 
 import torch
 from torch import fx
-from torch._prims_common import is_contiguous_or_false
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from torchtrt_bridge.graph.nodes import operator_name, returns_view
+from torchtrt_bridge.graph.torch_internals import is_contiguous_or_false, statically_known_true
 
 # By offsets into the memory of their first argument, not by its elements.
 _READERS = ("as_strided", "as_strided_", "as_strided_copy", "as_strided_scatter")
@@ -23,7 +22,7 @@ def read_as_they_lie(module: fx.GraphModule, in_pytorch: Collection[fx.Node]) ->
     """
     reasons: dict[fx.Node, str] = {}
     for node in module.graph.nodes:
-        if node.op == "call_function" and operator_name(node) in _READERS:
+        if node.op == "call_function" and operator_name(node.target) in _READERS:
             source = node.all_input_nodes[0]
             if not all(_is_plain(value) for value in _leading_to(source, lambda n: n in in_pytorch or _is_part(n))):
                 reason = f"{node.name} reads memory that an engine would lay out otherwise"

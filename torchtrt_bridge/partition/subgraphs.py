@@ -16,19 +16,13 @@ from torch.fx.passes.operator_support import OperatorSupportBase
 from torch.fx.passes.utils.fuser_utils import fuse_by_partitions
 
 from torchtrt_bridge.graph.nodes import operator_name, returns_view
-from torchtrt_bridge.lower import ConverterProvider, why_not
+from torchtrt_bridge.lower import ConverterProvider, only_moves_data, why_not
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.partition.memory_layout import read_as_they_lie
 from torchtrt_bridge.partition.number_arguments import read_arguments_that_are_numbers
 
 aten = torch.ops.aten
 SUBGRAPH_PREFIX = "trt_"
-
-# Operators that move or rename data: an engine of nothing else is never worth its launch.
-_MOVES = {
-    "_to_copy", "_unsafe_view", "alias", "clone", "detach", "expand", "permute", "reshape", "select", "slice",
-    "split", "split_with_sizes", "squeeze", "sym_size", "t", "transpose", "unbind", "unsqueeze", "view",
-}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,8 +134,8 @@ class _Support(OperatorSupportBase):
 
 
 def _is_move(node: fx.Node) -> bool:
-    name = operator_name(node)
-    return not name or name in _MOVES
+    """Return whether a call computes no elements: an engine of nothing else is never worth its launch."""
+    return not operator_name(node.target) or _is_size(node) or only_moves_data(node)
 
 
 def _without_shared_views(nodes: list[fx.Node]) -> list[fx.Node]:

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 from torch.fx.passes.operator_support import OperatorSupportBase
 
+from torchtrt_bridge.graph.torch_internals import is_operator, schema_of
 from torchtrt_bridge.partition.subgraphs import groups_of
 
 TORCH_SUBGRAPH_PREFIX = "torch_"
@@ -35,9 +36,9 @@ class _Compilable(OperatorSupportBase):
 
 def _is_functional(node: fx.Node) -> bool:
     op = node.target
-    if not isinstance(op, torch._ops.OpOverload):
+    if not is_operator(op):
         return False
-    return torch.Tag.nondeterministic_seeded not in op.tags and not op._schema.is_mutable
+    return torch.Tag.nondeterministic_seeded not in op.tags and not schema_of(op).is_mutable
 
 
 def _is_static(node: fx.Node) -> bool:

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from torchtrt_bridge.graph.edit import constant_of, finish, is_call
+from torchtrt_bridge.graph.torch_internals import schema_of, statically_known_true
 from torchtrt_bridge.lower.bounds import ALL_TRUE, ALL_ZERO, Bounds, bounds_of
 from torchtrt_bridge.options import Options
 
@@ -41,7 +41,7 @@ def simplify_masks(module: fx.GraphModule, options: Options) -> fx.GraphModule:
 
 def _arguments(node: fx.Node) -> list[Any]:
     """The positional arguments of an attention, with those that are missing or given by name."""
-    names = [argument.name for argument in ATTENTION._schema.arguments if not argument.kwarg_only]
+    names = [argument.name for argument in schema_of(ATTENTION).arguments if not argument.kwarg_only]
     defaults = {"attn_mask": None, "dropout_p": 0.0, "is_causal": False, **node.kwargs}
     return [*node.args, *[defaults[name] for name in names[len(node.args) :]]]
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import operator
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torchtrt_bridge.graph.edit import constant_of, fake_mode_of, finish, insert_call, insert_constant, is_call
 from torchtrt_bridge.graph.nodes import arguments_of
 from torchtrt_bridge.graph.ops import own
 from torchtrt_bridge.options import Options
+
+if TYPE_CHECKING:
+    from torchtrt_bridge.graph.torch_internals import FakeTensorMode
 
 aten = torch.ops.aten
 BATCH_NORM = aten._native_batch_norm_legit_no_training.default

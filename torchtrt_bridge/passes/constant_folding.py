@@ -10,6 +10,7 @@ from torch import fx
 
 from torchtrt_bridge.graph.edit import constant_of, fake_mode_of, finish, insert_constant
 from torchtrt_bridge.graph.ops import own
+from torchtrt_bridge.graph.torch_internals import is_operator, schema_of
 from torchtrt_bridge.options import Options
 
 # Weights stay integers: the engine is what makes use of them.
@@ -57,9 +58,9 @@ def _constant_calls(graph: fx.Graph, kept: Callable[[fx.Node], bool]) -> set[fx.
 
 
 def _is_pure(node: fx.Node) -> bool:
-    if isinstance(node.target, torch._ops.OpOverload):
+    if is_operator(node.target):
         tags = node.target.tags
-        if torch.Tag.nondeterministic_seeded in tags or node.target._schema.is_mutable:
+        if torch.Tag.nondeterministic_seeded in tags or schema_of(node.target).is_mutable:
             return False
     return isinstance(node.meta.get("val"), (torch.Tensor, tuple, list))
 

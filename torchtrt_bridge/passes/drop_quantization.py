@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torchtrt_bridge.graph.edit import (
     constant_of,
@@ -20,9 +19,13 @@ from torchtrt_bridge.graph.edit import (
 )
 from torchtrt_bridge.graph.nodes import arguments_of, operator_name, returns_view
 from torchtrt_bridge.graph.ops import own
+from torchtrt_bridge.lower import only_moves_data, precision_of
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.passes.constant_folding import KEPT, fold_constants
 from torchtrt_bridge.passes.projections import merge_projections
+
+if TYPE_CHECKING:
+    from torchtrt_bridge.graph.torch_internals import FakeTensorMode
 
 aten = torch.ops.aten
 
@@ -30,8 +33,6 @@ aten = torch.ops.aten
 WhyNot = Callable[[str], "str | None"]
 
 _NARROW = {torch.int8: "int8", torch.float8_e4m3fn: "fp8", torch.uint8: "int4"}
-_LINEAR = ("addmm", "baddbmm", "bmm", "linear", "matmul", "mm")
-_COPIES = ("_to_copy", "_unsafe_view", "clone", "reshape")
 
 
 def drop_quantization(module: fx.GraphModule, why_not: WhyNot) -> dict[fx.Node, str]:
@@ -80,7 +81,7 @@ def quantizes(module: fx.GraphModule) -> bool:
 
 def _refused(user: fx.Node, narrow: str, why_not: WhyNot) -> dict[fx.Node, str]:
     """The layers that cannot be built with what `user` takes, which is one of them or hands it on."""
-    if returns_view(user) or operator_name(user) in _COPIES:
+    if returns_view(user) or only_moves_data(user):
         found = [_refused(reader, narrow, why_not) for reader in user.users]
         return {node: reason for refused in found for node, reason in refused.items()}
     reason = why_not(_capability(user, narrow))
@@ -88,12 +89,14 @@ def _refused(user: fx.Node, narrow: str, why_not: WhyNot) -> dict[fx.Node, str]:
 
 
 def _capability(node: fx.Node, narrow: str) -> str:
-    name = operator_name(node)
-    if narrow == "int4" or name in _LINEAR:
-        return f"{narrow}_linear"
+    name = operator_name(node.target)
+    if narrow == "int4":
+        return "int4_linear"
     if name == "convolution":
         return f"{narrow}_transposed_convolution" if arguments_of(node)["transposed"] else f"{narrow}_convolution"
-    return f"{narrow}_attention" if name == "scaled_dot_product_attention" else f"{narrow}_values"
+    if name == "scaled_dot_product_attention":
+        return f"{narrow}_attention"
+    return f"{narrow}_linear" if precision_of(node) == "half" else f"{narrow}_values"
 
 
 def _floats(node: fx.Node, mode: FakeTensorMode) -> fx.Node | None:

@@ -3,45 +3,29 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torchtrt_bridge.graph.edit import constant_of, fake_mode_of, infer, insert_call
 from torchtrt_bridge.graph.nodes import arguments_of, operator_name
 from torchtrt_bridge.graph.ops import own
-from torchtrt_bridge.lower import why_not
+from torchtrt_bridge.lower import precision_of, why_not
 from torchtrt_bridge.options import Options
+
+if TYPE_CHECKING:
+    from torchtrt_bridge.graph.torch_internals import FakeTensorMode
 
 aten = torch.ops.aten
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
-# Products of many terms: what half precision is for, and what accumulates in fp32 inside.
-HALF = {
-    aten.convolution.default,
-    aten.linear.default,
-    aten.mm.default,
-    aten.bmm.default,
-    aten.addmm.default,
-    aten.baddbmm.default,
-    aten.matmul.default,
-    aten.scaled_dot_product_attention.default,
-}
-
 # What makes floats of narrow numbers, and the largest of these.
 DEQUANTIZE: dict[Any, float] = {own.dequantize.default: 448, own.dequantize_int4.default: 8}
 
-# Functions that lose their meaning in 10 mantissa bits, or leave fp16's range, by name without overload.
-DELICATE = {
-    "_log_softmax", "_softmax", "acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cosh", "cumprod",
-    "cumsum", "digamma", "erfinv", "exp", "exp2", "expm1", "fmod", "grid_sampler_2d", "group_norm",
-    "instance_norm", "layer_norm", "lgamma", "linalg_vector_norm", "log", "log10", "log1p", "log2", "log_softmax",
-    "logsumexp", "mean", "native_group_norm", "native_layer_norm", "norm", "pow", "prod", "reciprocal",
-    "remainder", "rms_norm", "rsqrt", "sinh", "softmax", "softplus", "sqrt", "std", "sum", "tan", "var",
-    "var_mean", "_native_batch_norm_legit_no_training",
-}  # fmt: skip
+# Operators without a converter whose results are taken to be in half precision's range, as those of operators that
+# ask for fp32 are, whatever they are computed from.
+FP32_IN_PYTORCH = ("digamma", "erfinv", "lgamma", "native_group_norm", "native_layer_norm")
 
 
 def set_precision(module: fx.GraphModule, options: Options) -> fx.GraphModule:
@@ -87,7 +71,7 @@ class _Lowering:
             self._restore(node)
             return
         sources = [n for n in node.all_input_nodes if self._is_fp32(n) or n in self.lowered]
-        if node.target in HALF or any(n in self.lowered for n in sources):
+        if precision_of(node) == "half" or any(n in self.lowered for n in sources):
             self._cast_inputs(node, [n for n in sources if n not in self.lowered], self.dtype)
         if sources:
             infer(node, self.mode)
@@ -108,7 +92,7 @@ class _Lowering:
             self.lowered.add(node)
 
     def _is_wide(self, node: fx.Node) -> bool:
-        if node.target in HALF or operator_name(node) in DELICATE:
+        if precision_of(node) is not None or operator_name(node.target) in FP32_IN_PYTORCH:
             return False
         if any(not self._fits(arg) for arg in node.args):
             return True
@@ -117,7 +101,7 @@ class _Lowering:
     def _stays_fp32(self, node: fx.Node) -> bool:
         if node.target is operator.getitem:  # an item of several results goes with them: no cast takes a list
             return False
-        if operator_name(node) in DELICATE or any(not self._fits(arg) for arg in node.args):
+        if precision_of(node) == "fp32" or any(not self._fits(arg) for arg in node.args):
             return True
         return str(node.target) in self.torch_ops or why_not(node) is not None
 

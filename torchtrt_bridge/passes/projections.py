@@ -6,18 +6,20 @@ import itertools
 import operator
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
-from torch._dispatch.python import enable_python_dispatcher
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torchtrt_bridge.graph.edit import constant_of, fake_mode_of, finish, insert_call, insert_constant, is_call
 from torchtrt_bridge.graph.nodes import returns_view
 from torchtrt_bridge.graph.ops import own
+from torchtrt_bridge.graph.torch_internals import symbolic_dispatch
 from torchtrt_bridge.lower import why_not
 from torchtrt_bridge.options import Options
+
+if TYPE_CHECKING:
+    from torchtrt_bridge.graph.torch_internals import FakeTensorMode
 
 aten = torch.ops.aten
 LINEAR = aten.linear.default
@@ -147,7 +149,7 @@ def _views(layer: fx.Node, part: torch.Tensor, mode: FakeTensorMode) -> Views | 
             return None
         args, kwargs = fx.map_arg((view.args, view.kwargs), lambda n: values.get(n, n.meta["val"]))
         try:
-            with mode, enable_python_dispatcher():
+            with symbolic_dispatch(mode):
                 values[view] = view.target(*args, **kwargs)  # type: ignore[operator]
         except (RuntimeError, ValueError):
             return None

@@ -13,6 +13,7 @@ from torch import fx
 
 from torchtrt_bridge.graph.edit import is_call
 from torchtrt_bridge.graph.shapes import expression_of
+from torchtrt_bridge.lower import CONVERTERS
 
 aten = torch.ops.aten
 
@@ -147,17 +148,10 @@ def _copied(value: Rearrangement, node: fx.Node) -> Rearrangement:
     return value.moved(value.dims)
 
 
-_VIEWS = (
-    aten.view.default,
-    aten._unsafe_view.default,
-    aten.reshape.default,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-    aten.unsqueeze.default,
-)
+_RESHAPES = [op for op, converter in CONVERTERS.items() if converter.movement == "reshape"]
 
 _STEPS: dict[Any, Callable[[Rearrangement, fx.Node], Rearrangement | None]] = {
-    **dict.fromkeys(_VIEWS, _viewed),
+    **dict.fromkeys(_RESHAPES, _viewed),
     aten.permute.default: _permuted,
     aten.clone.default: _copied,
 }

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
 from torchtrt_bridge.graph.edit import fake, fake_mode_of, finish, infer, insert_call, insert_constant, is_call
 from torchtrt_bridge.graph.nodes import arguments_of
 from torchtrt_bridge.graph.ops import own
+from torchtrt_bridge.graph.torch_internals import has_unbacked_symbols, is_operator
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.passes.patch_convolutions import Patches, patches_of
 from torchtrt_bridge.passes.rearrangement import Atom, Dim, Rearrangement, flat, is_movement, plain, shape_of, sizes_of
@@ -202,7 +202,7 @@ class _Carrier:
         if sizes_of(source) == list(shape):
             return source
         sizes = [size if isinstance(size, int) else self._sizes.get(size) for size in shape]
-        if sizes.count(None) > 1 or free_unbacked_symbols(source.meta["val"]):
+        if sizes.count(None) > 1 or has_unbacked_symbols(source.meta["val"]):
             return None
         sizes = [-1 if size is None else size for size in sizes]
         return insert_call(before, self._mode, VIEW, self._viewable(source, sizes, before), sizes)
@@ -219,7 +219,7 @@ class _Carrier:
     # Strides, which the fake values of what comes behind are to tell ---------------------------------------------
 
     def _infer_anew(self, node: fx.Node) -> None:
-        if not isinstance(node.target, torch._ops.OpOverload) or free_unbacked_symbols(node.meta["val"]):
+        if not is_operator(node.target) or has_unbacked_symbols(node.meta["val"]):
             return
         if is_call(node, VIEW) or is_call(node, aten._unsafe_view.default):
             node.args = (self._viewable(node.args[0], node.args[1], node), node.args[1])  # type: ignore[arg-type]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from torchtrt_bridge.graph.edit import fake_mode_of, finish, insert_call, insert_constant
 from torchtrt_bridge.graph.ops import NAMESPACE, own
 from torchtrt_bridge.lower.quantizers import Quantizer, is_quantizer, quantizer_of
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.passes.constant_folding import fold
+
+if TYPE_CHECKING:
+    from torchtrt_bridge.graph.torch_internals import FakeTensorMode
 
 
 def unify_quantizers(module: fx.GraphModule, options: Options) -> fx.GraphModule:

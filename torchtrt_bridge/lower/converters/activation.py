@@ -109,7 +109,7 @@ def celu(ctx, self, alpha=1.0):
     return elu(ctx, self, alpha, 1, 1 / alpha)
 
 
-@converter(aten.softplus.default)
+@converter(aten.softplus.default, precision="fp32")
 def softplus(ctx, self, beta=1, threshold=20):
     """softplus(Tensor self, Scalar beta=1, Scalar threshold=20) -> Tensor"""
     tensor = ctx.tensor(self)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from torchtrt_bridge.graph.shapes import is_symbolic
+from torchtrt_bridge.graph.torch_internals import statically_known_true
 from torchtrt_bridge.lower.converters.linear import multiply_along
-from torchtrt_bridge.lower.registry import converter
+from torchtrt_bridge.lower.registry import FLOATS, converter
 
 aten = torch.ops.aten
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def windows_known_only_at_run_time(self, output_size):

@@ -113,7 +113,7 @@ def floor_divide(ctx, self, other):
     return calculate(ctx, "FLOOR_DIV", self, other, widened(result_dtype(ctx)))
 
 
-@converter(aten.remainder.Tensor, aten.remainder.Scalar, aten.remainder.Scalar_Tensor)
+@converter(aten.remainder.Tensor, aten.remainder.Scalar, aten.remainder.Scalar_Tensor, precision="fp32")
 def remainder(ctx, self, other):
     """remainder.Tensor(Tensor self, Tensor other) -> Tensor"""
     dtype = widened(result_dtype(ctx))
@@ -135,7 +135,7 @@ def infinite(ctx, divisor, dtype):
     return ctx.unary("ISINF", ctx.tensor(divisor, dtype))
 
 
-@converter(aten.fmod.Tensor, aten.fmod.Scalar)
+@converter(aten.fmod.Tensor, aten.fmod.Scalar, precision="fp32")
 def fmod(ctx, self, other):
     """fmod.Tensor(Tensor self, Tensor other) -> Tensor"""
     dtype = widened(result_dtype(ctx))
@@ -147,7 +147,7 @@ def fmod(ctx, self, other):
     return calculate(ctx, "SUB", self, multiple, dtype)
 
 
-@converter(aten.pow.Tensor_Scalar)
+@converter(aten.pow.Tensor_Scalar, precision="fp32")
 def pow_scalar(ctx, self, exponent):
     """pow.Tensor_Scalar(Tensor self, Scalar exponent) -> Tensor"""
     dtype = result_dtype(ctx)
@@ -168,7 +168,7 @@ def power(ctx, base, exponent):
     return ctx.elementwise("PROD", square, base if exponent == 3 else square)
 
 
-@converter(aten.pow.Tensor_Tensor, aten.pow.Scalar)
+@converter(aten.pow.Tensor_Tensor, aten.pow.Scalar, precision="fp32")
 def pow_(ctx, self, exponent):
     """pow.Tensor_Tensor(Tensor self, Tensor exponent) -> Tensor"""
     return calculate(ctx, "POW", self, exponent)
@@ -198,7 +198,7 @@ def hypot(ctx, self, other):
     return ctx.cast(ctx.elementwise("PROD", unit, ctx.unary("SQRT", ctx.elementwise("SUM", *squares))), dtype)
 
 
-@converter(aten.atan2.default)
+@converter(aten.atan2.default, precision="fp32")
 def atan2(ctx, self, other):
     """atan2(Tensor self, Tensor other) -> Tensor"""
     dtype = result_dtype(ctx)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 
 import torch
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from torchtrt_bridge.graph.shapes import is_symbolic
+from torchtrt_bridge.graph.torch_internals import statically_known_true
 from torchtrt_bridge.lower.bounds import bounds_of
 from torchtrt_bridge.lower.converters.attention_layer import attention_layer, fits_the_layer
 from torchtrt_bridge.lower.converters.attention_parts import attention_in_parts
 from torchtrt_bridge.lower.converters.sizes import fake
-from torchtrt_bridge.lower.registry import converter
+from torchtrt_bridge.lower.registry import FLOATS, converter
 
 aten = torch.ops.aten
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def not_one_attention(
@@ -46,7 +45,9 @@ def _is_larger(mask, query, key):
     return grows or len(mask) > len(scores)
 
 
-@converter(aten.scaled_dot_product_attention.default, why_not=not_one_attention, dtypes=(*FLOATS, torch.bool))
+@converter(
+    aten.scaled_dot_product_attention.default, why_not=not_one_attention, dtypes=(*FLOATS, torch.bool), precision="half"
+)
 def attention(ctx, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False):
     """scaled_dot_product_attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask=None,
     float dropout_p=0.0, bool is_causal=False, *, float? scale=None, bool enable_gqa=False) -> Tensor"""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from torch.fx.experimental.symbolic_shapes import statically_known_true
-
 from torchtrt_bridge.graph.shapes import is_symbolic
+from torchtrt_bridge.graph.torch_internals import statically_known_true
 from torchtrt_bridge.lower.converters.sizes import product
 
 

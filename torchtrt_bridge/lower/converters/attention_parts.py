@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from torchtrt_bridge.graph.torch_internals import statically_known_true
 from torchtrt_bridge.lower.converters.slicing import line
 
 

@@ -20,7 +20,7 @@ def uint8_or_device_move(self, dtype=None, layout=None, device=None, **rest):
     return None if same else f"a move from {self.device} to {wanted}"
 
 
-@converter(aten._to_copy.default, why_not=uint8_or_device_move, dtypes=(*COMPUTE_DTYPES, torch.uint8))
+@converter(aten._to_copy.default, why_not=uint8_or_device_move, dtypes=(*COMPUTE_DTYPES, torch.uint8), movement="view")
 def to_copy(
     ctx,
     self,
@@ -39,13 +39,13 @@ def to_copy(
     return ctx.tensor(self, dtype)
 
 
-@converter(aten.clone.default)
+@converter(aten.clone.default, movement="view")
 def clone(ctx, self, *, memory_format=None):
     """clone(Tensor self, *, MemoryFormat? memory_format=None) -> Tensor"""
     return self
 
 
-@converter(aten.alias.default, aten.detach.default)
+@converter(aten.alias.default, aten.detach.default, movement="view")
 def alias(ctx, self):
     """alias(Tensor(a) self) -> Tensor(a)"""
     return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from torchtrt_bridge.graph.torch_internals import schema_of
 from torchtrt_bridge.lower.converters.arithmetic import result_dtype
 from torchtrt_bridge.lower.converters.sizes import scalar
 from torchtrt_bridge.lower.registry import converter
@@ -85,7 +86,7 @@ def _logical(op, layer):
     def lower(ctx, self, other):
         return ctx.elementwise(layer, truth(ctx, self), truth(ctx, other), torch.bool)
 
-    lower.__doc__ = str(op._schema)
+    lower.__doc__ = str(schema_of(op))
 
 
 _logical(aten.logical_and.default, "AND")
@@ -115,7 +116,7 @@ def _bitwise(layer, *ops):
         left = ctx.tensor(self)
         return ctx.elementwise(layer, left, _as_tensor(ctx, left, other), torch.bool)
 
-    lower.__doc__ = str(ops[0]._schema)
+    lower.__doc__ = str(schema_of(ops[0]))
 
 
 def _as_tensor(ctx, like, value):

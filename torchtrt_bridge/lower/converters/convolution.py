@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from torchtrt_bridge.graph.shapes import is_symbolic
-from torchtrt_bridge.lower.registry import converter
+from torchtrt_bridge.lower.registry import FLOATS, converter
 
 aten = torch.ops.aten
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def window_of_unknown_size(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
@@ -19,7 +18,7 @@ def window_of_unknown_size(input, weight, bias, stride, padding, dilation, trans
     return None
 
 
-@converter(aten.convolution.default, why_not=window_of_unknown_size, dtypes=FLOATS)
+@converter(aten.convolution.default, why_not=window_of_unknown_size, dtypes=FLOATS, precision="half")
 def convolution(ctx, input, weight, bias, stride, padding, dilation, transposed, output_padding, groups):
     """convolution(Tensor input, Tensor weight, Tensor? bias, SymInt[] stride, SymInt[] padding,
     SymInt[] dilation, bool transposed, SymInt[] output_padding, SymInt groups) -> Tensor"""

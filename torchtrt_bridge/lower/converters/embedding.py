@@ -9,7 +9,7 @@ from torchtrt_bridge.lower.registry import converter
 aten = torch.ops.aten
 
 
-@converter(aten.embedding.default)
+@converter(aten.embedding.default, movement="gather")
 def embedding(ctx, weight, indices, padding_idx=-1, scale_grad_by_freq=False, sparse=False):
     """embedding(Tensor weight, Tensor indices, SymInt padding_idx=-1, bool scale_grad_by_freq=False,
     bool sparse=False) -> Tensor

@@ -8,7 +8,7 @@ import torch
 
 from torchtrt_bridge.graph.shapes import is_symbolic
 from torchtrt_bridge.lower.converters.convolution import convolution
-from torchtrt_bridge.lower.registry import converter
+from torchtrt_bridge.lower.registry import FLOATS, converter
 
 aten = torch.ops.aten
 
@@ -20,7 +20,7 @@ def of_unknown_size(self, output_size, kernel_size, dilation, padding, stride):
     return None
 
 
-@converter(aten.col2im.default, why_not=of_unknown_size, dtypes=(torch.float32, torch.float16, torch.bfloat16))
+@converter(aten.col2im.default, why_not=of_unknown_size, dtypes=FLOATS)
 def col2im(ctx, self, output_size, kernel_size, dilation, padding, stride):
     """col2im(Tensor self, SymInt[2] output_size, int[2] kernel_size, int[2] dilation, int[2] padding,
     int[2] stride) -> Tensor

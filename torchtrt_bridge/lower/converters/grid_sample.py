@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from torchtrt_bridge.lower.registry import converter
+from torchtrt_bridge.lower.registry import FLOATS, converter
 
 aten = torch.ops.aten
 
@@ -12,7 +12,7 @@ INTERPOLATIONS = ("LINEAR", "NEAREST", "CUBIC")
 BORDERS = ("FILL", "CLAMP", "REFLECT")
 
 
-@converter(aten.grid_sampler_2d.default, dtypes=(torch.float32, torch.float16, torch.bfloat16))
+@converter(aten.grid_sampler_2d.default, dtypes=FLOATS, precision="fp32")
 def grid_sampler_2d(ctx, input, grid, interpolation_mode, padding_mode, align_corners):
     """grid_sampler_2d(Tensor input, Tensor grid, int interpolation_mode, int padding_mode,
     bool align_corners) -> Tensor"""

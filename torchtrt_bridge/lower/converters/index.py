@@ -13,7 +13,7 @@ from torchtrt_bridge.lower.registry import converter
 aten = torch.ops.aten
 
 
-@converter(aten.gather.default)
+@converter(aten.gather.default, movement="gather")
 def gather(ctx, self, dim, index, *, sparse_grad=False):
     """gather(Tensor self, int dim, Tensor index, *, bool sparse_grad=False) -> Tensor"""
     self, index = ctx.tensor(self), ctx.tensor(index)
@@ -31,7 +31,7 @@ def gather(ctx, self, dim, index, *, sparse_grad=False):
     return layer.get_output(0)
 
 
-@converter(aten.index_select.default)
+@converter(aten.index_select.default, movement="gather")
 def index_select(ctx, self, dim, index):
     """index_select(Tensor self, int dim, Tensor index) -> Tensor"""
     self, index = ctx.tensor(self), ctx.tensor(index, rank=1)
@@ -44,7 +44,7 @@ def has_masks(self, indices):
     return "a boolean mask: the result's size depends on the data" if masks else None
 
 
-@converter(aten.index.Tensor, why_not=has_masks)
+@converter(aten.index.Tensor, why_not=has_masks, movement="gather")
 def index_tensor(ctx, self, indices):
     """index.Tensor(Tensor self, Tensor?[] indices) -> Tensor"""
     self, dims = ctx.tensor(self), indexed(indices)

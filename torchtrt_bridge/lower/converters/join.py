@@ -24,7 +24,7 @@ def cat(ctx, tensors, dim=0):
     return layer.get_output(0)
 
 
-@converter(aten.split_with_sizes.default)
+@converter(aten.split_with_sizes.default, movement="view")
 def split_with_sizes(ctx, self, split_sizes, dim=0):
     """split_with_sizes(Tensor(a -> *) self, SymInt[] split_sizes, int dim=0) -> Tensor(a)[]"""
     self, parts = ctx.tensor(self), ctx.node.meta["val"]

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from torchtrt_bridge.lower.registry import converter
+from torchtrt_bridge.lower.registry import FLOATS, converter
 
 aten = torch.ops.aten
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 HALF_FLOATS = (torch.float16, torch.bfloat16)
 MANY_OUTPUTS = 1024
 
 
-@converter(aten.linear.default, dtypes=FLOATS)
+@converter(aten.linear.default, dtypes=FLOATS, precision="half")
 def linear(ctx, input, weight, bias=None):
     """linear(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor"""
     outputs = weight.shape[0]
@@ -43,19 +42,19 @@ def _with_zeros(value, rows):
     return torch.cat([value, value.new_zeros(rows, *value.shape[1:])]) if rows and value is not None else value
 
 
-@converter(aten.matmul.default, dtypes=FLOATS)
+@converter(aten.matmul.default, dtypes=FLOATS, precision="half")
 def matmul(ctx, self, other):
     """matmul(Tensor self, Tensor other) -> Tensor"""
     return _product(ctx, self, other, "VECTOR" if len(other.shape) == 1 else "NONE")
 
 
-@converter(aten.mm.default, dtypes=FLOATS)
+@converter(aten.mm.default, dtypes=FLOATS, precision="half")
 def mm(ctx, self, mat2):
     """mm(Tensor self, Tensor mat2) -> Tensor"""
     return _product(ctx, self, mat2)
 
 
-@converter(aten.bmm.default, dtypes=FLOATS)
+@converter(aten.bmm.default, dtypes=FLOATS, precision="half")
 def bmm(ctx, self, mat2):
     """bmm(Tensor self, Tensor mat2) -> Tensor"""
     return _product(ctx, self, mat2)
@@ -73,13 +72,13 @@ def dot(ctx, self, tensor):
     return _product(ctx, self, tensor, "VECTOR")
 
 
-@converter(aten.addmm.default, dtypes=FLOATS)
+@converter(aten.addmm.default, dtypes=FLOATS, precision="half")
 def addmm(ctx, self, mat1, mat2, beta=1, alpha=1):
     """addmm(Tensor self, Tensor mat1, Tensor mat2, *, Scalar beta=1, Scalar alpha=1) -> Tensor"""
     return _weighted_sum(ctx, self, _product(ctx, mat1, mat2), beta, alpha)
 
 
-@converter(aten.baddbmm.default, dtypes=FLOATS)
+@converter(aten.baddbmm.default, dtypes=FLOATS, precision="half")
 def baddbmm(ctx, self, batch1, batch2, beta=1, alpha=1):
     """baddbmm(Tensor self, Tensor batch1, Tensor batch2, *, Scalar beta=1, Scalar alpha=1) -> Tensor"""
     return _weighted_sum(ctx, self, _product(ctx, batch1, batch2), beta, alpha)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 
 from torchtrt_bridge.graph.shapes import is_symbolic
-from torchtrt_bridge.lower.registry import converter
+from torchtrt_bridge.lower.registry import FLOATS, converter
 
 aten = torch.ops.aten
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def _unknown_shape(normalized_shape):
@@ -22,7 +21,7 @@ def of_unknown_shape(input, normalized_shape, weight=None, bias=None, eps=1e-05,
     return _unknown_shape(normalized_shape)
 
 
-@converter(aten.layer_norm.default, why_not=of_unknown_shape, dtypes=FLOATS)
+@converter(aten.layer_norm.default, why_not=of_unknown_shape, dtypes=FLOATS, precision="fp32")
 def layer_norm(ctx, input, normalized_shape, weight=None, bias=None, eps=1e-05, cudnn_enable=True):
     """layer_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight=None, Tensor? bias=None,
     float eps=1e-05, bool cudnn_enable=True) -> Tensor"""
@@ -37,7 +36,7 @@ def unknown_channels(input, num_groups, weight=None, bias=None, eps=1e-05, cudnn
     return "a number of channels known only at run time" if is_symbolic(input.shape[1]) else None
 
 
-@converter(aten.group_norm.default, why_not=unknown_channels, dtypes=FLOATS)
+@converter(aten.group_norm.default, why_not=unknown_channels, dtypes=FLOATS, precision="fp32")
 def group_norm(ctx, input, num_groups, weight=None, bias=None, eps=1e-05, cudnn_enabled=True):
     """group_norm(Tensor input, int num_groups, Tensor? weight=None, Tensor? bias=None, float eps=1e-05,
     bool cudnn_enabled=True) -> Tensor"""
@@ -60,7 +59,7 @@ def running_statistics_change(
     return unknown_channels(input, 1)
 
 
-@converter(aten.instance_norm.default, why_not=running_statistics_change, dtypes=FLOATS)
+@converter(aten.instance_norm.default, why_not=running_statistics_change, dtypes=FLOATS, precision="fp32")
 def instance_norm(ctx, input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled):
     """instance_norm(Tensor input, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var,
     bool use_input_stats, float momentum, float eps, bool cudnn_enabled) -> Tensor"""
@@ -71,7 +70,7 @@ def instance_norm(ctx, input, weight, bias, running_mean, running_var, use_input
     return _normalize(ctx, x, range(2, len(x.shape)), weight, bias, shape, eps)
 
 
-@converter(aten._native_batch_norm_legit_no_training.default, dtypes=FLOATS)
+@converter(aten._native_batch_norm_legit_no_training.default, dtypes=FLOATS, precision="fp32")
 def batch_norm(ctx, input, weight, bias, running_mean, running_var, momentum, eps):
     """_native_batch_norm_legit_no_training(Tensor input, Tensor? weight, Tensor? bias, Tensor running_mean,
     Tensor running_var, float momentum, float eps) -> (Tensor, Tensor, Tensor)
@@ -84,7 +83,7 @@ def without_a_known_shape(input, normalized_shape, weight=None, eps=None):
     return _unknown_shape(normalized_shape)
 
 
-@converter(aten.rms_norm.default, why_not=without_a_known_shape, dtypes=FLOATS)
+@converter(aten.rms_norm.default, why_not=without_a_known_shape, dtypes=FLOATS, precision="fp32")
 def rms_norm(ctx, input, normalized_shape, weight=None, eps=None):
     """rms_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight=None, float? eps=None) -> Tensor"""
     x = ctx.tensor(input)

@@ -6,42 +6,40 @@ import math
 
 import torch
 
+from torchtrt_bridge.graph.torch_internals import schema_of
 from torchtrt_bridge.lower.converters.arithmetic import power, result_dtype, truncated, widened
 from torchtrt_bridge.lower.registry import converter
 
 aten = torch.ops.aten
 
 
-def _function(op, layer):
-    """Register a layer of its own; PyTorch gives these functions of integers in float."""
+def _function(op, layer, precision=None):
+    """Register a function that is one layer; PyTorch computes it of integers in float."""
 
-    @converter(op)
+    @converter(op, precision=precision)
     def lower(ctx, self):
         return ctx.unary(layer, ctx.tensor(self, result_dtype(ctx)))
 
-    lower.__doc__ = str(op._schema)
+    lower.__doc__ = str(schema_of(op))
 
 
-for _op, _layer in (
-    (aten.acos.default, "ACOS"),
-    (aten.acosh.default, "ACOSH"),
-    (aten.asin.default, "ASIN"),
-    (aten.asinh.default, "ASINH"),
-    (aten.atan.default, "ATAN"),
-    (aten.atanh.default, "ATANH"),
-    (aten.cos.default, "COS"),
-    (aten.cosh.default, "COSH"),
-    (aten.erf.default, "ERF"),
-    (aten.exp.default, "EXP"),
-    (aten.log.default, "LOG"),
-    (aten.neg.default, "NEG"),
-    (aten.reciprocal.default, "RECIP"),
-    (aten.sin.default, "SIN"),
-    (aten.sinh.default, "SINH"),
-    (aten.sqrt.default, "SQRT"),
-    (aten.tan.default, "TAN"),
-):
-    _function(_op, _layer)
+_function(aten.acos.default, "ACOS", precision="fp32")
+_function(aten.acosh.default, "ACOSH", precision="fp32")
+_function(aten.asin.default, "ASIN", precision="fp32")
+_function(aten.asinh.default, "ASINH", precision="fp32")
+_function(aten.atan.default, "ATAN", precision="fp32")
+_function(aten.atanh.default, "ATANH", precision="fp32")
+_function(aten.cos.default, "COS")
+_function(aten.cosh.default, "COSH", precision="fp32")
+_function(aten.erf.default, "ERF")
+_function(aten.exp.default, "EXP", precision="fp32")
+_function(aten.log.default, "LOG", precision="fp32")
+_function(aten.neg.default, "NEG")
+_function(aten.reciprocal.default, "RECIP", precision="fp32")
+_function(aten.sin.default, "SIN")
+_function(aten.sinh.default, "SINH", precision="fp32")
+_function(aten.sqrt.default, "SQRT", precision="fp32")
+_function(aten.tan.default, "TAN", precision="fp32")
 
 
 def _whole(op, layer, integers=None):
@@ -54,7 +52,7 @@ def _whole(op, layer, integers=None):
         kind = None if dtype == torch.bool else layer if dtype.is_floating_point else integers
         return tensor if kind is None else ctx.unary(kind, tensor)
 
-    lower.__doc__ = str(op._schema)
+    lower.__doc__ = str(schema_of(op))
 
 
 _whole(aten.abs.default, "ABS", "ABS")
@@ -89,7 +87,7 @@ def frac(ctx, self):
     return ctx.elementwise("SUB", tensor, truncated(ctx, tensor))
 
 
-@converter(aten.rsqrt.default)
+@converter(aten.rsqrt.default, precision="fp32")
 def rsqrt(ctx, self):
     """rsqrt(Tensor self) -> Tensor"""
     return ctx.unary("RECIP", ctx.unary("SQRT", ctx.tensor(self, result_dtype(ctx))))
@@ -101,21 +99,25 @@ def square(ctx, self):
     return power(ctx, ctx.tensor(self, result_dtype(ctx)), 2)
 
 
-def _in_float32(op, function):
+def _in_float32(op, function, precision="fp32"):
     """Register a composite that rounds to half precision only once, as PyTorch does."""
 
-    @converter(op)
+    @converter(op, precision=precision)
     def lower(ctx, self):
         dtype = result_dtype(ctx)
         return ctx.cast(function(ctx, ctx.tensor(self, widened(dtype))), dtype)
 
-    lower.__doc__ = str(op._schema)
+    lower.__doc__ = str(schema_of(op))
 
 
 # TensorRT has no layers for expm1 and log1p: near zero they are exact to 1e-7 absolutely, not relatively.
 _in_float32(aten.expm1.default, lambda ctx, x: ctx.elementwise("SUB", ctx.unary("EXP", x), 1.0))
 _in_float32(aten.log1p.default, lambda ctx, x: ctx.unary("LOG", ctx.elementwise("SUM", x, 1.0)))
 _in_float32(aten.exp2.default, lambda ctx, x: ctx.elementwise("POW", 2.0, x))
-_in_float32(aten.log2.default, lambda ctx, x: ctx.elementwise("PROD", ctx.unary("LOG", x), 1 / math.log(2)))
-_in_float32(aten.log10.default, lambda ctx, x: ctx.elementwise("PROD", ctx.unary("LOG", x), 1 / math.log(10)))
-_in_float32(aten.erfc.default, lambda ctx, x: ctx.elementwise("SUB", 1.0, ctx.unary("ERF", x)))
+_in_float32(
+    aten.log2.default, lambda ctx, x: ctx.elementwise("PROD", ctx.unary("LOG", x), 1 / math.log(2)), precision="fp32"
+)
+_in_float32(
+    aten.log10.default, lambda ctx, x: ctx.elementwise("PROD", ctx.unary("LOG", x), 1 / math.log(10)), precision="fp32"
+)
+_in_float32(aten.erfc.default, lambda ctx, x: ctx.elementwise("SUB", 1.0, ctx.unary("ERF", x)), precision=None)

@@ -9,10 +9,9 @@ import torch
 
 from torchtrt_bridge.graph.shapes import is_symbolic
 from torchtrt_bridge.lower.converters.sizes import computed
-from torchtrt_bridge.lower.registry import converter
+from torchtrt_bridge.lower.registry import FLOATS, converter
 
 aten = torch.ops.aten
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def _max_pool(rank, op, op_with_indices=None):

@@ -8,20 +8,13 @@ import torch
 from torch.fx import Node
 
 from torchtrt_bridge.graph.nodes import constant_of
-from torchtrt_bridge.graph.ops import FLOATS, LARGEST, own
-from torchtrt_bridge.lower.registry import converter
+from torchtrt_bridge.graph.ops import LARGEST, own
+from torchtrt_bridge.lower.registry import FLOATS, converter, only_moves_data
 from torchtrt_bridge.trt.dtypes import trt_dtype_from_torch
 
 aten = torch.ops.aten
 
 DTYPES = (*FLOATS, *LARGEST)
-
-# What leaves the values as they are.
-MOVES = {
-    aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.permute.default, aten.clone.default,
-    aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.expand.default, aten.slice.Tensor,
-    aten.select.int, aten.split.Tensor, aten.split_with_sizes.default, operator.getitem, aten._to_copy.default,
-}  # fmt: skip
 FACTORS = {aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar}
 
 
@@ -75,14 +68,19 @@ def _in_range(ctx, tensor, scale):
 
 def _is_negated(node):
     """Whether what a node gives had its sign changed, and was only moved or cast since."""
-    while node.op == "call_function" and node.target in MOVES:
+    while _leaves_signs(node):
         node = node.args[0]
     return _changes_sign(node)
 
 
 def _is_negated_later(node):
     """Whether the sign of what a node gives is changed, by one that reads it or moves it first."""
-    return any(_changes_sign(user) or (user.target in MOVES and _is_negated_later(user)) for user in node.users)
+    return any(_changes_sign(user) or (_leaves_signs(user) and _is_negated_later(user)) for user in node.users)
+
+
+def _leaves_signs(node):
+    """Return whether a node only moves or casts values."""
+    return node.op == "call_function" and (node.target is operator.getitem or only_moves_data(node))
 
 
 def _changes_sign(node):

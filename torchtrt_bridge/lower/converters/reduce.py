@@ -20,37 +20,37 @@ def reduced(ctx, op, tensor, dims=None, keep_dims=False):
     return ctx.reduce(op, tensor, dims or range(rank), keep_dims)
 
 
-@converter(aten.sum.dim_IntList)
+@converter(aten.sum.dim_IntList, precision="fp32")
 def sum_dims(ctx, self, dim, keepdim=False, dtype=None):
     """sum.dim_IntList(Tensor self, int[1]? dim, bool keepdim=False, *, ScalarType? dtype=None) -> Tensor"""
     return reduced(ctx, "SUM", ctx.tensor(self, result_dtype(ctx)), dim, keepdim)
 
 
-@converter(aten.sum.default)
+@converter(aten.sum.default, precision="fp32")
 def sum_(ctx, self, dtype=None):
     """sum(Tensor self, *, ScalarType? dtype=None) -> Tensor"""
     return reduced(ctx, "SUM", ctx.tensor(self, result_dtype(ctx)))
 
 
-@converter(aten.mean.dim)
+@converter(aten.mean.dim, precision="fp32")
 def mean_dims(ctx, self, dim, keepdim=False, dtype=None):
     """mean.dim(Tensor self, int[1]? dim, bool keepdim=False, *, ScalarType? dtype=None) -> Tensor"""
     return reduced(ctx, "AVG", ctx.tensor(self, result_dtype(ctx)), dim, keepdim)
 
 
-@converter(aten.mean.default)
+@converter(aten.mean.default, precision="fp32")
 def mean(ctx, self, dtype=None):
     """mean(Tensor self, *, ScalarType? dtype=None) -> Tensor"""
     return reduced(ctx, "AVG", ctx.tensor(self, result_dtype(ctx)))
 
 
-@converter(aten.prod.dim_int)
+@converter(aten.prod.dim_int, precision="fp32")
 def prod_dim(ctx, self, dim, keepdim=False, dtype=None):
     """prod.dim_int(Tensor self, int dim, bool keepdim=False, *, ScalarType? dtype=None) -> Tensor"""
     return reduced(ctx, "PROD", ctx.tensor(self, result_dtype(ctx)), dim, keepdim)
 
 
-@converter(aten.prod.default)
+@converter(aten.prod.default, precision="fp32")
 def prod(ctx, self, dtype=None):
     """prod(Tensor self, *, ScalarType? dtype=None) -> Tensor"""
     return reduced(ctx, "PROD", ctx.tensor(self, result_dtype(ctx)))
@@ -124,7 +124,7 @@ def all_dims(ctx, self, dim=None, keepdim=False):
     return extreme(ctx, "MIN", truth(ctx, self), dim, keepdim)
 
 
-@converter(aten.logsumexp.default)
+@converter(aten.logsumexp.default, precision="fp32")
 def logsumexp(ctx, self, dim, keepdim=False):
     """logsumexp(Tensor self, int[1] dim, bool keepdim=False) -> Tensor"""
     dtype = result_dtype(ctx)

@@ -12,10 +12,9 @@ import torch
 from torchtrt_bridge.graph.shapes import is_symbolic
 from torchtrt_bridge.lower.converters.linear import multiply_along
 from torchtrt_bridge.lower.converters.sizes import computed
-from torchtrt_bridge.lower.registry import converter
+from torchtrt_bridge.lower.registry import FLOATS, converter
 
 aten = torch.ops.aten
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclasses.dataclass(frozen=True)

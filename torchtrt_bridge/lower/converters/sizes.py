@@ -6,9 +6,9 @@ import math
 import operator
 
 import torch
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from torchtrt_bridge.graph.shapes import is_symbolic
+from torchtrt_bridge.graph.torch_internals import statically_known_true
 from torchtrt_bridge.lower.registry import converter
 
 aten = torch.ops.aten

@@ -5,8 +5,8 @@ from __future__ import annotations
 import operator
 
 import torch
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from torchtrt_bridge.graph.torch_internals import statically_known_true
 from torchtrt_bridge.lower.converters.sizes import arithmetic, computed, equal, fake, known, product, scalar
 from torchtrt_bridge.lower.converters.view import expand_to
 from torchtrt_bridge.lower.registry import converter
@@ -44,7 +44,7 @@ def count(ctx, start, end, step):
     return computed(ctx, torch.sym_max, computed(ctx, operator.floordiv, last, step), 0)
 
 
-@converter(aten.slice.Tensor)
+@converter(aten.slice.Tensor, movement="view")
 def slice_tensor(ctx, self, dim=0, start=None, end=None, step=1):
     """slice.Tensor(Tensor(a) self, int dim=0, SymInt? start=None, SymInt? end=None, SymInt step=1)
     -> Tensor(a)"""
@@ -62,7 +62,7 @@ def slice_tensor(ctx, self, dim=0, start=None, end=None, step=1):
     return ctx.slice(self, starts, shape, steps)
 
 
-@converter(aten.select.int)
+@converter(aten.select.int, movement="view")
 def select(ctx, self, dim, index):
     """select.int(Tensor(a) self, int dim, SymInt index) -> Tensor(a)"""
     self = ctx.tensor(self)
@@ -76,7 +76,7 @@ def select(ctx, self, dim, index):
     return ctx.squeeze(ctx.slice(self, start, shape), [dim])
 
 
-@converter(aten.flip.default)
+@converter(aten.flip.default, movement="gather")
 def flip(ctx, self, dims):
     """flip(Tensor self, int[] dims) -> Tensor"""
     self = ctx.tensor(self)

@@ -10,7 +10,7 @@ from torchtrt_bridge.lower.registry import converter
 aten = torch.ops.aten
 
 
-@converter(aten._softmax.default)
+@converter(aten._softmax.default, precision="fp32")
 def softmax(ctx, self, dim, half_to_float):
     """_softmax(Tensor self, int dim, bool half_to_float) -> Tensor"""
     tensor = ctx.tensor(self, result_dtype(ctx))
@@ -22,7 +22,7 @@ def softmax(ctx, self, dim, half_to_float):
     return ctx.squeeze(output, missing) if missing else output
 
 
-@converter(aten._log_softmax.default)
+@converter(aten._log_softmax.default, precision="fp32")
 def log_softmax(ctx, self, dim, half_to_float):
     """_log_softmax(Tensor self, int dim, bool half_to_float) -> Tensor"""
     dtype = result_dtype(ctx)

@@ -8,12 +8,12 @@ import operator
 import torch
 
 from torchtrt_bridge.graph.shapes import is_symbolic
+from torchtrt_bridge.graph.torch_internals import schema_of
 from torchtrt_bridge.lower.converters.arithmetic import result_dtype, widened
 from torchtrt_bridge.lower.converters.reduce import extreme, log_of_sum
-from torchtrt_bridge.lower.registry import MAX_RANK, converter
+from torchtrt_bridge.lower.registry import FLOATS, MAX_RANK, converter
 
 aten = torch.ops.aten
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 MAX_K = 3840
 
 
@@ -80,7 +80,7 @@ def _extreme_along(op, kind):
         dims = [dim % len(self.shape)]
         return ctx.squeeze(values, dims), ctx.squeeze(positions, dims)
 
-    lower.__doc__ = str(op._schema)
+    lower.__doc__ = str(schema_of(op))
 
 
 _extreme_along(aten.max.dim, "MAX")
@@ -100,14 +100,14 @@ def _position(op, kind):
             return ctx.reshape(positions, [1] * rank if keepdim else [])
         return positions if keepdim or not rank else ctx.squeeze(positions, [(dim or 0) % rank])
 
-    lower.__doc__ = str(op._schema)
+    lower.__doc__ = str(schema_of(op))
 
 
 _position(aten.argmax.default, "MAX")
 _position(aten.argmin.default, "MIN")
 
 
-@converter(aten.cumsum.default)
+@converter(aten.cumsum.default, precision="fp32")
 def cumsum(ctx, self, dim, dtype=None):
     """cumsum(Tensor self, int dim, *, ScalarType? dtype=None) -> Tensor"""
     tensor = ctx.tensor(self, result_dtype(ctx))
@@ -138,7 +138,7 @@ def product_too_long(self, dim, dtype=None):
     return long_run(self, dim)
 
 
-@converter(aten.cumprod.default, why_not=product_too_long)
+@converter(aten.cumprod.default, why_not=product_too_long, precision="fp32")
 def cumprod(ctx, self, dim, dtype=None):
     """cumprod(Tensor self, int dim, *, ScalarType? dtype=None) -> Tensor"""
     dtype = result_dtype(ctx)

@@ -43,14 +43,14 @@ def _correction(ctx, sizes, correction):
     return ctx.squeeze(ctx.elementwise("DIV", count, left), [0])
 
 
-@converter(aten.var.correction)
+@converter(aten.var.correction, precision="fp32")
 def var(ctx, self, dim=None, correction=None, keepdim=False):
     """var.correction(Tensor self, int[1]? dim=None, *, Scalar? correction=None, bool keepdim=False)
     -> Tensor"""
     return ctx.cast(moments(ctx, self, dim, correction, keepdim)[0], result_dtype(ctx))
 
 
-@converter(aten.std.correction)
+@converter(aten.std.correction, precision="fp32")
 def std(ctx, self, dim=None, correction=None, keepdim=False):
     """std.correction(Tensor self, int[1]? dim=None, *, Scalar? correction=None, bool keepdim=False)
     -> Tensor"""
@@ -58,7 +58,7 @@ def std(ctx, self, dim=None, correction=None, keepdim=False):
     return ctx.cast(ctx.unary("SQRT", variance), result_dtype(ctx))
 
 
-@converter(aten.var_mean.correction)
+@converter(aten.var_mean.correction, precision="fp32")
 def var_mean(ctx, self, dim=None, correction=None, keepdim=False):
     """var_mean.correction(Tensor self, int[1]? dim=None, *, Scalar? correction=None, bool keepdim=False)
     -> (Tensor, Tensor)"""
@@ -74,7 +74,7 @@ def std_mean(ctx, self, dim=None, correction=None, keepdim=False):
     return ctx.cast(ctx.unary("SQRT", variance), ctx.dtype(self)), ctx.cast(mean, ctx.dtype(self))
 
 
-@converter(aten.linalg_vector_norm.default)
+@converter(aten.linalg_vector_norm.default, precision="fp32")
 def vector_norm(ctx, self, ord=2, dim=None, keepdim=False, dtype=None):
     """linalg_vector_norm(Tensor self, Scalar ord=2, int[1]? dim=None, bool keepdim=False, *,
     ScalarType? dtype=None) -> Tensor"""

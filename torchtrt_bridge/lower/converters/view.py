@@ -12,7 +12,7 @@ from torchtrt_bridge.lower.registry import converter
 aten = torch.ops.aten
 
 
-@converter(aten.view.default)
+@converter(aten.view.default, movement="reshape")
 def view(ctx, self, size):
     """view(Tensor(a) self, SymInt[] size) -> Tensor(a)"""
     expected = ctx.node.meta["val"].shape
@@ -21,13 +21,13 @@ def view(ctx, self, size):
     return ctx.reshape(ctx.tensor(self), known(expected, size))
 
 
-@converter(aten._unsafe_view.default)
+@converter(aten._unsafe_view.default, movement="reshape")
 def unsafe_view(ctx, self, size):
     """_unsafe_view(Tensor self, SymInt[] size) -> Tensor"""
     return view(ctx, self, size)
 
 
-@converter(aten.permute.default)
+@converter(aten.permute.default, movement="view")
 def permute(ctx, self, dims):
     """permute(Tensor(a) self, int[] dims) -> Tensor(a)"""
     dims = [dim % len(dims) for dim in dims]
@@ -35,7 +35,7 @@ def permute(ctx, self, dims):
     return self if dims == sorted(dims) else ctx.permute(self, dims)
 
 
-@converter(aten.squeeze.dims)
+@converter(aten.squeeze.dims, movement="reshape")
 def squeeze(ctx, self, dim):
     """squeeze.dims(Tensor(a) self, int[] dim) -> Tensor(a)"""
     sizes, self = fake(ctx, 0).shape, ctx.tensor(self)
@@ -43,14 +43,14 @@ def squeeze(ctx, self, dim):
     return ctx.squeeze(self, ones) if ones else self
 
 
-@converter(aten.unsqueeze.default)
+@converter(aten.unsqueeze.default, movement="reshape")
 def unsqueeze(ctx, self, dim):
     """unsqueeze(Tensor(a) self, int dim) -> Tensor(a)"""
     self = ctx.tensor(self)
     return ctx.unsqueeze(self, [dim % (len(self.shape) + 1)])
 
 
-@converter(aten.expand.default)
+@converter(aten.expand.default, movement="view")
 def expand(ctx, self, size, *, implicit=False):
     """expand(Tensor(a) self, SymInt[] size, *, bool implicit=False) -> Tensor(a)"""
     return expand_to(ctx, self, fake(ctx, 0).shape, known(ctx.node.meta["val"].shape, size))
@@ -77,7 +77,7 @@ def copy(ctx, self, src, non_blocking=False):
     return expand_to(ctx, ctx.tensor(src, expected.dtype), fake(ctx, 1).shape, sizes)
 
 
-@converter(aten.repeat.default)
+@converter(aten.repeat.default, movement="gather")
 def repeat(ctx, self, repeats):
     """repeat(Tensor self, SymInt[] repeats) -> Tensor"""
     own = fake(ctx, 0).shape

@@ -26,7 +26,7 @@ import torchtrt_bridge as trtb  # noqa: E402
 from benchmarks.suite.clock import back_to_back, waiter  # noqa: E402
 from benchmarks.suite.environment import environment  # noqa: E402
 from torchtrt_bridge.cache import written_aside  # noqa: E402
-from torchtrt_bridge.quantize.settings import OBSERVERS  # noqa: E402
+from torchtrt_bridge.quantize.ranges import RANGE_METHODS  # noqa: E402
 from torchtrt_bridge.runtime.tolerance import relative_distance  # noqa: E402
 
 TARGETS = ("sm_86", "sm_89", "sm_120")
@@ -76,15 +76,14 @@ def digits() -> Iterator[Row]:
     torch.manual_seed(0)
     model = trained(ResidualNet())
     yield {"what": "fp32", "accuracy": accuracy(model)}
-    for method in (*OBSERVERS, "auto"):
+    for method in (*RANGE_METHODS, "auto"):
         found = quantized(model, calibration_loader(), method=method, max_error=None)
         yield {"what": f"int8, {method}", "accuracy": accuracy(found), **layers(found)}
 
 
 def depthwise() -> Iterator[Row]:
     """Depthwise convolutions with channels of uneven range, with equalization and without."""
-    from tests.quantize.digits import DepthwiseNet, accuracy, calibration_loader, trained
-    from tests.quantize.test_digits import uneven
+    from tests.quantize.digits import DepthwiseNet, accuracy, calibration_loader, trained, uneven
 
     torch.manual_seed(0)
     model = uneven(trained(DepthwiseNet()))
@@ -163,10 +162,10 @@ def size(model: nn.Module, x: torch.Tensor, target: str) -> float:
 
 def cost() -> Iterator[Row]:
     """ResNet-18, 32 images: the calibration pass beside the forward passes."""
-    from tests.quantize import test_cost as costs
-    from torchtrt_bridge.quantize.calibrate import Calibration
+    from tests.quantize import cost as costs
+    from torchtrt_bridge.quantize.calibration import Calibration
 
-    model, images = costs.resnet18(), list(costs.batches(4))
+    model, images = costs.network(), list(costs.batches(4))
     calibration = Calibration(model, costs.plain("entropy"))
     with torch.no_grad():
         calibration.begin(((images[0],), {}))

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from torchtrt_bridge.options import Options
     from torchtrt_bridge.quantize.api import quantize
+    from torchtrt_bridge.quantize.config import QuantizeConfig
     from torchtrt_bridge.quantize.model import QuantizedModel
     from torchtrt_bridge.report.model import CompileReport
 
@@ -38,6 +39,7 @@ _HOMES = {
     "CompileReport": "report.model",
     "Options": "options",
     "Program": "entry.program",
+    "QuantizeConfig": "quantize.config",
     "QuantizedModel": "quantize.model",
     "accelerate": "entry.huggingface",
     "compile": "entry.torch_compile",
@@ -72,6 +74,7 @@ __all__ = [
     "Options",
     "OptionsError",
     "Program",
+    "QuantizeConfig",
     "QuantizedModel",
     "ShapeRangeError",
     "UnsupportedOpError",

@@ -1,17 +1,24 @@
-"""Small networks, and what their quantized graphs are asked for."""
+"""Small networks, their calibration, and questions about their quantized graphs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn import functional as F
 
 import torchtrt_bridge as trtb
-from torchtrt_bridge.quantize.place import DEQUANTIZE, QUANTIZE
+from torchtrt_bridge.quantize.calibration import Calibration, CalibrationResult
+from torchtrt_bridge.quantize.config import settings_from
+from torchtrt_bridge.quantize.graph_rewrite import GraphRewrite
+from torchtrt_bridge.quantize.qdq import DEQUANTIZE, QUANTIZE
+from torchtrt_bridge.report.progress import LoopProgress
 
 aten = torch.ops.aten
+
+SPREAD = torch.logspace(-1.5, 1.5, 8)
 
 # Nothing is searched, and no table printed.
 PLAIN: dict[str, Any] = {
@@ -76,3 +83,46 @@ def quantize_of(dequantized: fx.Node) -> fx.Node:
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     with torch.no_grad():
         return float((found - expected).norm() / expected.norm())
+
+
+# Rewrites of calibrated graphs ----------------------------------------------------------------------------------------
+
+
+def calibrated(model: nn.Module, data: list[torch.Tensor], **settings: Any) -> CalibrationResult:
+    model.eval()
+    with torch.no_grad():
+        return Calibration(model, settings_from(**settings)).read(data, LoopProgress(False))
+
+
+def rewrite_of(found: CalibrationResult, float_layers: Collection[str] = ()) -> GraphRewrite:
+    return GraphRewrite(found.graph.module, found.layers, float_layers, found.observed)
+
+
+def uneven(conv: nn.Module) -> nn.Module:
+    """A layer whose output channels have ranges that differ a thousandfold."""
+    with torch.no_grad():
+        conv.weight.mul_(SPREAD.view(-1, *[1] * (conv.weight.dim() - 1)))
+        conv.bias.mul_(SPREAD)
+    return conv
+
+
+def outlying(shape: tuple[int, ...] = (8, 6, 16)) -> list[torch.Tensor]:
+    """Inputs with two channels that are fifty times as large as the others."""
+    return [x * torch.tensor([50.0, 50.0, *[1.0] * (shape[-1] - 2)]) for x in loader(*shape)]
+
+
+def apart(between: Callable[[torch.Tensor], torch.Tensor], two: nn.Module) -> nn.Module:
+    """A layer with uneven channels, and another one that reads them."""
+    return Apply(lambda m, x: m.two(between(m.one(x))), one=uneven(nn.Conv2d(3, 8, 3)), two=two)
+
+
+CHAINS: dict[str, Callable[[], nn.Module]] = {
+    "pointwise": lambda: apart(F.relu, nn.Conv2d(8, 4, 1)),
+    "depthwise": lambda: apart(F.relu, nn.Conv2d(8, 8, 3, groups=8)),
+    "grouped": lambda: apart(F.leaky_relu, nn.Conv2d(8, 4, 1, groups=2)),
+    "relu6": lambda: apart(F.relu6, nn.Conv2d(8, 4, 1)),
+    "pooled": lambda: apart(lambda x: F.max_pool2d(F.relu(x), 2), nn.Conv2d(8, 4, 1)),
+    "linear": lambda: Apply(
+        lambda m, x: m.two(F.relu(m.one(x.flatten(1)))), one=uneven(nn.Linear(192, 8)), two=nn.Linear(8, 4)
+    ),
+}

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import torchtrt_bridge as trtb
 from tests.quantize.nets import PLAIN, Apply, loader, quantized
 from torchtrt_bridge.errors import CalibrationError, OptionsError
-from torchtrt_bridge.quantize.place import QUANTIZE
+from torchtrt_bridge.quantize.qdq import QUANTIZE
 
 X = loader(4, 8)
 

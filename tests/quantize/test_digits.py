@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import torchtrt_bridge as trtb
-from tests.quantize.digits import DepthwiseNet, ResidualNet, accuracy, calibration_loader, trained
-from torchtrt_bridge.quantize.settings import OBSERVERS
+from tests.quantize.digits import DepthwiseNet, ResidualNet, accuracy, calibration_loader, trained, uneven
+from torchtrt_bridge.quantize.ranges import RANGE_METHODS
 
 pytest.importorskip("sklearn")
 
@@ -35,27 +35,13 @@ def depthwise(even: nn.Module) -> nn.Module:
     return uneven(copy.deepcopy(even))
 
 
-def uneven(model: nn.Module) -> nn.Module:
-    """The same function, with ranges of channels that differ up to a hundredfold, as those of trained MobileNets do."""
-    generator = torch.Generator().manual_seed(0)
-    convs = [part for part in model.modules() if isinstance(part, nn.Conv2d)]
-    norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
-    with torch.no_grad():
-        for norm, conv in zip(norms[:-1], convs[1:], strict=True):
-            factors = 10 ** (2 * torch.rand(norm.num_features, generator=generator) - 1)
-            norm.weight.mul_(factors)
-            norm.bias.mul_(factors)
-            conv.weight.div_(factors.view(-1, 1, 1, 1) if conv.groups > 1 else factors.view(1, -1, 1, 1))
-    return model
-
-
 def test_the_training_is_short_and_the_network_good(residual: tuple[nn.Module, float]) -> None:
     model, seconds = residual
     assert seconds < 30
     assert accuracy(model) > 98
 
 
-@pytest.mark.parametrize("method", [*OBSERVERS, "auto"])
+@pytest.mark.parametrize("method", [*RANGE_METHODS, "auto"])
 def test_each_method_keeps_the_accuracy(method: str, residual: tuple[nn.Module, float]) -> None:
     model, _ = residual
     found = trtb.quantize(model, calibration_loader(), method=method, max_error=None, table=False)

@@ -16,7 +16,7 @@ from torch import nn
 import torchtrt_bridge as trtb
 from tests.models import ConvNet, image, trained
 from tests.quantize.nets import PLAIN, calls, loader, quantized, relative_error
-from torchtrt_bridge.quantize.place import DEQUANTIZE, QUANTIZE
+from torchtrt_bridge.quantize.qdq import DEQUANTIZE, QUANTIZE
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Layers: what can be quantized in a float graph, where their activations are read, and why others stay float."""
+"""Layers of a float graph: those that can be quantized, and those that stay in floating point, with reasons."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import fx
 
 from torchtrt_bridge.errors import OptionsError
 from torchtrt_bridge.graph.edit import constant_of
-from torchtrt_bridge.quantize.attention import ATTENTION, why_whole
-from torchtrt_bridge.quantize.settings import Settings
+from torchtrt_bridge.quantize.config import Settings
+from torchtrt_bridge.quantize.float_graph import ATTENTION, why_whole
 
 aten = torch.ops.aten
 ADD = aten.add.Tensor
@@ -20,16 +20,17 @@ PRODUCT_OF_TWO = "a product of two activations: attention=True quantizes these"
 
 
 @dataclasses.dataclass(frozen=True)
-class Layer:
+class QuantizableLayer:
     """A convolution or a product of matrices.
 
     name: the path of its module in the user's model, made unique.
     node: its name in the graph.
-    reads: where it takes activations: nodes and the numbers of their arguments. The first is its own input; a
-        convolution also has the other input of the sum that it is added to, which TensorRT computes with it.
-    weight, axis: the number of its weight's argument, and the dimension of the output channels in it; None for a
+    reads: the arguments that are activations, each as the name of a node and the index of its argument. The first is
+        the layer's own input; a convolution also has the other input of the sum that it is added to, which TensorRT
+        computes with it.
+    weight, axis: the index of its weight's argument, and the dimension of the output channels in it; None for a
         product of two activations.
-    bias: the number of its bias's argument, if it has one.
+    bias: the index of its bias's argument, if it has one.
     channels: the dimension of the input channels in its input.
     """
 
@@ -45,15 +46,15 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class FloatLayer:
-    """A layer that stays in floating point, and why."""
+    """A layer that stays in floating point, with the reason."""
 
     name: str
     op: str
     reason: str
 
 
-def find_layers(module: fx.GraphModule, settings: Settings) -> tuple[list[Layer], list[FloatLayer]]:
-    """The layers to quantize, in the order of the graph, and those that cannot be; OptionsError for a wrong `skip`."""
+def find_layers(module: fx.GraphModule, settings: Settings) -> tuple[list[QuantizableLayer], list[FloatLayer]]:
+    """Find the layers to quantize, in the order of the graph, and the others; OptionsError for a wrong `skip`."""
     names = _names(module.graph)
     found, floats = [], []
     used: set[str] = set()
@@ -71,18 +72,12 @@ def find_layers(module: fx.GraphModule, settings: Settings) -> tuple[list[Layer]
     return _with_residuals(module.graph, found, settings), floats
 
 
-def source(module: fx.GraphModule, read: tuple[str, int]) -> fx.Node:
-    """The activation that is read there."""
-    node, index = read
-    return cast(fx.Node, nodes_by_name(module)[node].args[index])
-
-
 def nodes_by_name(module: fx.GraphModule) -> dict[str, fx.Node]:
     return {node.name: node for node in module.graph.nodes}
 
 
 def _names(graph: fx.Graph) -> dict[fx.Node, str]:
-    """The layers' nodes with the paths of their modules; several in one module are numbered."""
+    """Return the layers' nodes with the paths of their modules; several in one module are numbered."""
     paths = {node: _path(node) or node.name for node in graph.nodes if _op(node)}
     seen: dict[str, int] = {}
     names = {}
@@ -98,7 +93,7 @@ def _path(node: fx.Node) -> str:
 
 
 def _is_inside(name: str, pattern: str) -> bool:
-    """Whether a layer belongs to the module that `pattern` names."""
+    """Check if a layer belongs to the module that `pattern` names."""
     return name.startswith(f"{pattern}.") or name.split(":")[0] == pattern
 
 
@@ -110,17 +105,17 @@ def _op(node: fx.Node) -> str:
     return _OPS.get(node.target, "")
 
 
-def _layer(node: fx.Node, name: str) -> Layer:
+def _layer(node: fx.Node, name: str) -> QuantizableLayer:
     op = _op(node)
     if op.endswith("convolution"):
-        return Layer(name, op, node.name, ((node.name, 0),), 1, 1 if node.args[6] else 0, 2, 1)
+        return QuantizableLayer(name, op, node.name, ((node.name, 0),), 1, 1 if node.args[6] else 0, 2, 1)
     if node.target is aten.addmm.default:
-        return Layer(name, op, node.name, ((node.name, 1),), 2, 1, 0, -1)
+        return QuantizableLayer(name, op, node.name, ((node.name, 1),), 2, 1, 0, -1)
     if op == "linear":
-        return Layer(name, op, node.name, ((node.name, 0),), 1, 0, 2, -1)
+        return QuantizableLayer(name, op, node.name, ((node.name, 0),), 1, 0, 2, -1)
     if constant_of(node.args[1]) is not None:
-        return Layer(name, op, node.name, ((node.name, 0),), 1, _rank(node.args[1]) - 1, None, -1)
-    return Layer(name, op, node.name, ((node.name, 0), (node.name, 1)), None, None, None, None)
+        return QuantizableLayer(name, op, node.name, ((node.name, 0),), 1, _rank(node.args[1]) - 1, None, -1)
+    return QuantizableLayer(name, op, node.name, ((node.name, 0), (node.name, 1)), None, None, None, None)
 
 
 def _rank(node: Any) -> int:
@@ -129,14 +124,14 @@ def _rank(node: Any) -> int:
 
 def _why_float(node: fx.Node, settings: Settings) -> str | None:
     if node.target is ATTENTION:
-        return why_whole(node) if settings.attention else PRODUCT_OF_TWO
+        return why_whole(node) if settings.config.attention else PRODUCT_OF_TWO
     layer, value = _layer(node, ""), node.meta.get("val")
     if not isinstance(value, torch.Tensor) or value.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"its result is {getattr(value, 'dtype', 'no tensor')}"
     if layer.weight is None:
         if settings.dtype == "int4":
             return "int4 is for weights, and this multiplies two activations"
-        return None if settings.attention else PRODUCT_OF_TWO
+        return None if settings.config.attention else PRODUCT_OF_TWO
     if constant_of(node.args[layer.weight]) is None:
         return "its weight is computed in each call"
     if _rank(node.args[layer.weight]) < 2 or (layer.op == "matmul" and _rank(node.args[layer.weight]) != 2):
@@ -148,7 +143,7 @@ def _why_float(node: fx.Node, settings: Settings) -> str | None:
     return _why_not_int4(node, layer, settings) if settings.dtype == "int4" else None
 
 
-def _why_not_int4(node: fx.Node, layer: Layer, settings: Settings) -> str | None:
+def _why_not_int4(node: fx.Node, layer: QuantizableLayer, settings: Settings) -> str | None:
     if layer.op != "linear":
         return "int4 is for the weights of linear layers"
     assert layer.weight is not None
@@ -156,16 +151,16 @@ def _why_not_int4(node: fx.Node, layer: Layer, settings: Settings) -> str | None
     assert weight is not None
     assert layer.axis is not None
     inputs = weight.shape[1 - layer.axis]
-    if inputs % settings.block_size:
-        return f"its {inputs} inputs do not divide into blocks of {settings.block_size}"
+    if inputs % settings.config.block_size:
+        return f"its {inputs} inputs do not divide into blocks of {settings.config.block_size}"
     return None
 
 
 # The residual input of sums -------------------------------------------------------------------------------------
 
 
-def _with_residuals(graph: fx.Graph, layers: list[Layer], settings: Settings) -> list[Layer]:
-    """The layers, where convolutions that are added to something also have the other input of that sum."""
+def _with_residuals(graph: fx.Graph, layers: list[QuantizableLayer], settings: Settings) -> list[QuantizableLayer]:
+    """Let convolutions that are added to something read the other input of that sum too."""
     if settings.dtype == "int4":
         return layers
     by_node = {layer.node: layer for layer in layers if layer.op.endswith("convolution")}
@@ -177,8 +172,8 @@ def _with_residuals(graph: fx.Graph, layers: list[Layer], settings: Settings) ->
     return [by_node.get(layer.node, layer) for layer in layers]
 
 
-def _fused_convolution(add: fx.Node, layers: dict[str, Layer]) -> tuple[Layer, int] | None:
-    """The convolution that TensorRT computes with a sum, the later one of two, and its place in the sum."""
+def _fused_convolution(add: fx.Node, layers: dict[str, QuantizableLayer]) -> tuple[QuantizableLayer, int] | None:
+    """Return the convolution that TensorRT computes with a sum, the later one of two, and its place in the sum."""
     terms = add.args[:2]
     if not all(isinstance(term, fx.Node) and constant_of(term) is None for term in terms):
         return None

@@ -1,24 +1,34 @@
-"""The quantized model: an ordinary module, computed in PyTorch as TensorRT will, and the account of its layers."""
+"""The quantized model, an ordinary module that PyTorch computes as TensorRT will, and the report of its layers.
+
+Pickles of quantized models name `_unpickled`, `_ReadsBuffers`, `QuantizationReport` and `LayerEntry` by this module.
+"""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 from collections.abc import Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import fx, nn
-from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
+from torch.utils import _pytree as pytree
 
 from torchtrt_bridge.capture.transformers_classes import is_model
 from torchtrt_bridge.errors import CalibrationError
+from torchtrt_bridge.graph import torch_internals
 from torchtrt_bridge.graph.edit import copy_graph
-from torchtrt_bridge.quantize.calibrate import Calibrated
-from torchtrt_bridge.quantize.calls import check_call, limits_of
-from torchtrt_bridge.quantize.place import Placed
-from torchtrt_bridge.quantize.search import Found
-from torchtrt_bridge.quantize.settings import Settings
+from torchtrt_bridge.graph.shapes import UNBOUNDED
+from torchtrt_bridge.quantize.calibration import CalibrationResult
+from torchtrt_bridge.quantize.calls import Limits, check_call
+from torchtrt_bridge.quantize.config import Settings
+from torchtrt_bridge.quantize.float_graph import FloatGraph
+from torchtrt_bridge.quantize.qdq import Choice, QdqGraph
+from torchtrt_bridge.quantize.search import SearchResult
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 WIDTH = 120
 FLOAT = "float"
@@ -31,26 +41,38 @@ class LayerEntry:
 
     dtype: int8, fp8, int4 or float.
     scale: of its input; None for weights only and for layers in floating point.
-    alone: the error of the outputs where this layer alone is quantized; None where it was not measured.
-    reason: why it stays in floating point.
+    sensitivity: the error of the outputs where no other layer is quantized; None where it was not measured.
+    reason: the reason that it stays in floating point.
     """
 
     name: str
     op: str
     dtype: str
     scale: float | None = None
-    alone: float | None = None
+    sensitivity: float | None = None
     reason: str = ""
+
+    @property
+    def alone(self) -> float | None:
+        """The earlier name of `sensitivity`."""
+        return self.sensitivity
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickled entry; up to version 0.1 `sensitivity` was called `alone`."""
+        values = dict(state)
+        if "alone" in values:
+            values["sensitivity"] = values.pop("alone")
+        self.__dict__.update(values)
 
 
 @dataclasses.dataclass
 class QuantizationReport:
-    """What `quantize` did.
+    """A report of what `quantize` did.
 
-    choice: how ranges were found, in words.
-    error: relative error of the outputs on batches held back from calibration; None where nothing was measured.
+    choice: the range method and the rescaling, in words.
+    error: relative error of the outputs on the holdout; None where nothing was measured.
     tried: the errors of the choices that were measured.
-    score, float_score: what `evaluate` gave for the quantized model and for the float one.
+    score, float_score: the results of `evaluate` for the quantized model and for the float one.
     """
 
     dtype: str
@@ -64,25 +86,25 @@ class QuantizationReport:
 
     @property
     def quantized(self) -> int:
-        """How many layers are quantized."""
+        """The number of quantized layers."""
         return sum(layer.dtype != FLOAT for layer in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain data."""
         return dataclasses.asdict(self) | {"quantized": self.quantized}
 
     def __str__(self) -> str:
-        from torchtrt_bridge.quantize.table import table_from_report
         from torchtrt_bridge.report.render import text_console, text_from_console
 
         console = text_console(WIDTH)
         console.print(self.headline())
-        console.print(table_from_report(self))
+        console.print(_table_from(self.layers))
         for note in self.notes:
             console.print(f"note: {note}")
         return text_from_console(console)
 
     def headline(self) -> str:
-        """The outcome in one line."""
+        """Sum the result up in one line."""
         parts = [f"{self.quantized} of {len(self.layers)} layers in {self.dtype}: {self.choice}"]
         if self.error is not None:
             parts.append(f"error of the outputs {self.error:.2e}")
@@ -92,7 +114,7 @@ class QuantizationReport:
 
 
 class _ReadsBuffers(fx.Tracer):
-    """Traces what is unpickled: buffers are read by the graph, where fx would compute with them once and for all."""
+    """A tracer of unpickled modules whose graph reads buffers, where fx would compute with their values at once."""
 
     proxy_buffer_attributes = True
 
@@ -101,8 +123,8 @@ class QuantizedModel(fx.GraphModule):
     """A model with quantize and dequantize nodes, called as the model it was made of.
 
     It runs in PyTorch anywhere, with the rounding that TensorRT has; `compile` and `export` take it as any module.
-    Its parameters are the arguments that the calibration data gave. Its class has the name of the model's. What a
-    model of transformers has beyond an `nn.Module`, and its pipelines ask for, is here too, but for `generate`.
+    Its parameters are the arguments that the calibration data gave. Its class has the name of the model's. A model of
+    transformers also has the attributes here that its pipelines read, but no `generate`.
     """
 
     def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str) -> None:
@@ -111,7 +133,7 @@ class QuantizedModel(fx.GraphModule):
 
     @property
     def quantization(self) -> QuantizationReport:
-        """What was quantized, and how."""
+        """The report of `quantize`."""
         return cast(QuantizationReport, self.meta["quantization"])
 
     @property
@@ -128,27 +150,26 @@ class QuantizedModel(fx.GraphModule):
 
     @property
     def device(self) -> torch.device:
-        """Where its weights are."""
+        """The device of its weights."""
         return next(self.buffers()).device
 
     def __copy__(self) -> QuantizedModel:
-        """A second module over the same weights; GraphModule's own copy is no QuantizedModel."""
-        return _made_of(self, self.meta, type(self).__name__)
+        """Return a second module over the same weights; GraphModule's own copy is no QuantizedModel."""
+        return _model_of(self, self.meta, type(self).__name__)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedModel:
-        """GraphModule's own copy has neither the name of the class nor the check of calls."""
+        """Return a copy; GraphModule's own has neither the name of the class nor the check of calls."""
         twin = super().__deepcopy__(memo)
-        return _made_of(twin, twin.meta, type(self).__name__)
+        return _model_of(twin, twin.meta, type(self).__name__)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """As a GraphModule of flat arguments and results, as fx makes plain dicts of others in unpickling."""
+        """Pickle a GraphModule of flat arguments and results: fx turns nested ones into plain dicts in unpickling."""
         flat = fx.GraphModule(self, copy_graph(self.graph))
-        flat._tracer_cls = _ReadsBuffers
-        form = cast(_PyTreeCodeGen, self.graph._codegen).pytree_info
-        return _unpickled, (flat, form, self.meta, type(self).__name__)
+        torch_internals.set_tracer(flat, _ReadsBuffers)
+        return _unpickled, (flat, torch_internals.pytree_info(self.graph), self.meta, type(self).__name__)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> QuantizedModel:
-        """What moves a module; its graph computes in the dtype that it was traced in."""
+        """Move the module; CalibrationError for another dtype than the one that its graph was traced in."""
         if fn(torch.empty(0, dtype=self.dtype)).dtype != self.dtype:
             raise CalibrationError(
                 f"A quantized model stays in {self.dtype}. Quantize the model in the dtype that you want, or compile "
@@ -157,31 +178,34 @@ class QuantizedModel(fx.GraphModule):
         return cast(QuantizedModel, super()._apply(fn, recurse))  # type: ignore[no-untyped-call]
 
     def can_generate(self) -> bool:
-        """False: a quantized model of transformers computes one pass, and has no `generate`."""
+        """Return False: a quantized model of transformers computes one pass, and has no `generate`."""
         return False
 
 
-def _unpickled(flat: fx.GraphModule, form: _PyTreeInfo, meta: dict[str, Any], name: str) -> QuantizedModel:
-    flat.graph.set_codegen(_PyTreeCodeGen(form))
-    return _made_of(flat, meta, name)
+def _unpickled(flat: fx.GraphModule, info: Any, meta: dict[str, Any], name: str) -> QuantizedModel:
+    """Rebuild a quantized model from the parts that `__reduce__` pickles."""
+    flat.graph.set_codegen(torch_internals.codegen_from_info(info))
+    return _model_of(flat, meta, name)
 
 
-def _made_of(module: fx.GraphModule, meta: dict[str, Any], name: str) -> QuantizedModel:
-    """A quantized model with the graph, the tensors and the mode of `module`."""
+def _model_of(module: fx.GraphModule, meta: dict[str, Any], name: str) -> QuantizedModel:
+    """Build a quantized model with the graph, the tensors and the mode of `module`."""
     model = QuantizedModel(module, module.graph, name)
     model.meta = meta
     return model
 
 
-def model_from(source: nn.Module, calibrated: Calibrated, placed: Placed, report: QuantizationReport) -> QuantizedModel:
-    """The graph as a module with the arguments and results of `source`, the user's model."""
-    graph = placed.module.graph
+def model_from(
+    source: nn.Module, calibrated: CalibrationResult, quantized: QdqGraph, report: QuantizationReport
+) -> QuantizedModel:
+    """Build a module of the graph, with the arguments and results of `source`, the user's model."""
+    graph = quantized.module.graph
     graph.set_codegen(calibrated.graph.code_generator())
-    model = QuantizedModel(placed.module, graph, type(source).__name__)
+    model = QuantizedModel(quantized.module, graph, type(source).__name__)
     for name, value in list(model.named_buffers()):
         model.register_buffer(name, value)  # a part of its state, as the constants of captured graphs are not
     model.meta["quantization"] = report
-    model.meta["limits"] = limits_of(calibrated.graph, source)
+    model.meta["limits"] = _limits_of(calibrated.graph, source)
     model.meta["dtype"] = next(
         (p.dtype for p in source.parameters() if p.is_floating_point()), torch.get_default_dtype()
     )
@@ -190,32 +214,75 @@ def model_from(source: nn.Module, calibrated: Calibrated, placed: Placed, report
     return model.eval()
 
 
-def report_from(calibrated: Calibrated, placed: Placed, found: Found, settings: Settings) -> QuantizationReport:
-    """The account of a choice that was carried out."""
+def _limits_of(graph: FloatGraph, model: nn.Module) -> Limits:
+    """Derive the calls to accept from a graph traced from a call of `model`; nested arguments are left to PyTorch."""
+    sizes, values = {}, {}
+    arguments, _ = pytree.tree_unflatten(list(range(len(graph.specs))), graph.in_spec)
+    for name, index in zip(graph.names, arguments, strict=True):
+        if not isinstance(index, int):
+            continue
+        spec = graph.specs[index]
+        if spec is None:
+            values[name] = graph.constants[index]
+        else:
+            ranges = enumerate(graph.ranges_of(spec))
+            sizes[name] = tuple((dim, low, high) for dim, (low, high) in ranges if low > 1 or high < UNBOUNDED)
+    return Limits(_positional(graph.names, model), graph.names, sizes, values)
+
+
+def _positional(names: tuple[str, ...], model: nn.Module) -> int:
+    """Count the arguments that are the first parameters of the model's forward."""
+    count = 0
+    for name, parameter in zip(names, inspect.signature(model.forward).parameters.values(), strict=False):
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            return len(names)
+        if name != parameter.name or parameter.kind is parameter.KEYWORD_ONLY:
+            break
+        count += 1
+    return count
+
+
+# The report -------------------------------------------------------------------------------------------------------
+
+
+def report_from(
+    calibrated: CalibrationResult, quantized: QdqGraph, found: SearchResult, settings: Settings
+) -> QuantizationReport:
+    """Report the quantization of a model by one choice."""
     entries = []
     for layer in calibrated.layers:
-        alone = found.alone.get(layer.name)
-        if layer.name in placed.scales:
-            entries.append(LayerEntry(layer.name, layer.op, settings.dtype, placed.scales[layer.name], alone))
+        sensitivity = found.sensitivity.get(layer.name)
+        if layer.name in quantized.scales:
+            scale = quantized.scales[layer.name]
+            entries.append(LayerEntry(layer.name, layer.op, settings.dtype, scale, sensitivity))
         else:
-            reason = "kept for accuracy" if layer.name in found.choice.kept else "no calibration data reached it"
-            entries.append(LayerEntry(layer.name, layer.op, FLOAT, None, alone, reason))
+            is_chosen = layer.name in found.choice.float_layers
+            reason = "kept for accuracy" if is_chosen else "no calibration data reached it"
+            entries.append(LayerEntry(layer.name, layer.op, FLOAT, None, sensitivity, reason))
     entries += [LayerEntry(each.name, each.op, FLOAT, reason=each.reason) for each in calibrated.floats]
-    names = [layer.name for layer in calibrated.layers if layer.name in placed.scales]
-    notes = [*calibrated.notes, *found.notes, *_constant_inputs(calibrated, names)]
+    names = [layer.name for layer in calibrated.layers if layer.name in quantized.scales]
+    notes = [*calibrated.notes, *found.notes, *_zero_input_notes(calibrated, names)]
     return QuantizationReport(
-        settings.dtype, _how(found, settings), found.error, entries, found.tried, found.score, found.float_score, notes
+        settings.dtype,
+        _in_words(found.choice, settings),
+        found.error,
+        entries,
+        found.tried,
+        found.score,
+        found.float_score,
+        notes,
     )
 
 
-def _how(found: Found, settings: Settings) -> str:
+def _in_words(choice: Choice, settings: Settings) -> str:
     if settings.dtype != "int4":
-        return str(found.choice)
-    return f"blocks of {settings.block_size} weights" + (", corrected biases" if found.choice.correct_bias else "")
+        return str(choice)
+    blocks = f"blocks of {settings.config.block_size} weights"
+    return blocks + (", corrected biases" if choice.correct_bias else "")
 
 
-def _constant_inputs(calibrated: Calibrated, names: list[str]) -> list[str]:
-    """A note on layers whose inputs were zero throughout: any scale suits these, and none may suit other data."""
+def _zero_input_notes(calibrated: CalibrationResult, names: list[str]) -> list[str]:
+    """Return a note on layers whose inputs were always zero: any scale suits these, and none may suit other data."""
     zero = [
         layer.name
         for layer in calibrated.layers
@@ -224,7 +291,37 @@ def _constant_inputs(calibrated: Calibrated, names: list[str]) -> list[str]:
     return [f"Inputs that were zero in all batches, and got a range of 1.0: {', '.join(zero)}."] if zero else []
 
 
-def _is_zero(calibrated: Calibrated, read: tuple[str, int]) -> bool:
+def _is_zero(calibrated: CalibrationResult, read: tuple[str, int]) -> bool:
     node = next(node for node in calibrated.graph.module.graph.nodes if node.name == read[0])
-    seen = calibrated.observed[cast(fx.Node, node.args[read[1]]).name]
-    return seen.batches > 0 and seen.absmax == 0
+    statistics = calibrated.observed[cast(fx.Node, node.args[read[1]]).name]
+    return statistics.batches > 0 and statistics.absmax == 0
+
+
+def _table_from(layers: list[LayerEntry]) -> Table:
+    """Build a table with a row for each layer; columns that would be empty are left out."""
+    from rich import box
+    from rich.table import Table
+
+    has_scales = any(layer.scale is not None for layer in layers)
+    has_errors = any(layer.sensitivity is not None for layer in layers)
+    has_reasons = any(layer.reason for layer in layers)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for title in ("layer", "operator", "dtype"):
+        table.add_column(title, no_wrap=True)
+    for title, is_wanted in (("input scale", has_scales), ("error alone", has_errors)):
+        if is_wanted:
+            table.add_column(title, justify="right")
+    if has_reasons:
+        table.add_column("reason")
+    for layer in layers:
+        table.add_row(*_cells(layer, has_scales, has_errors, has_reasons))
+    return table
+
+
+def _cells(layer: LayerEntry, has_scales: bool, has_errors: bool, has_reasons: bool) -> list[str]:
+    cells = [layer.name, layer.op, layer.dtype]
+    if has_scales:
+        cells.append("-" if layer.scale is None else f"{layer.scale:.3g}")
+    if has_errors:
+        cells.append("-" if layer.sensitivity is None else f"{layer.sensitivity:.1e}")
+    return [*cells, layer.reason] if has_reasons else cells

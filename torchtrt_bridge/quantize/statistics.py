@@ -1,4 +1,4 @@
-"""Statistics: what is kept of an activation over all batches, in memory that does not grow with them."""
+"""Statistics of the activations that layers read, over all batches, in memory that does not grow with these."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class NonFiniteError(Exception):
 
 
 def check_finite(x: Tensor) -> None:
-    """NonFiniteError for a tensor that holds NaN or infinity."""
+    """Raise NonFiniteError for a tensor that holds NaN or infinity."""
     if x.numel() and not all(math.isfinite(float(end)) for end in torch.aminmax(x)):
         raise NonFiniteError
 
@@ -30,24 +30,26 @@ def check_finite(x: Tensor) -> None:
 class Statistics:
     """Absolute maximum, its moving average, a histogram of absolute values, and maximum and mean of each channel.
 
-    channel_dim: the dimension of the channels; None where nobody asks for them.
-    All methods take their ranges from these, so one pass over the data serves each of them.
+    channel_dim: the dimension of the channels; None where no layer needs these apart.
+    limit: the upper end of the histogram's last bin.
+    thresholds: those computed so far, by range method, dtype and percentile.
+    All range methods compute from these numbers, so one pass over the data serves each of them.
     """
 
     def __init__(self, channel_dim: int | None) -> None:
         self.channel_dim = channel_dim
         self.absmax = 0.0
         self.moving = 0.0
-        self.limit = 0.0  # the upper end of the last bin
+        self.limit = 0.0
         self.batches = 0
         self.counts: Tensor | None = None
         self.channel_max: Tensor | None = None
         self._channel_sum: Tensor | None = None
         self._rows = 0
-        self.thresholds: dict[Any, float] = {}  # those that were asked for
+        self.thresholds: dict[Any, float] = {}
 
     def update(self, x: Tensor) -> None:
-        """Take in one batch; NonFiniteError for NaN and infinity."""
+        """Add one batch; NonFiniteError for NaN and infinity."""
         if x.numel() == 0:
             return
         x = x.detach()
@@ -61,10 +63,10 @@ class Statistics:
         self.thresholds.clear()
         self._count(x.float() if float(low.min()) >= 0 else x.float().abs(), peak)
         if self.channel_dim is not None:
-            self._see_channels(x, torch.maximum(high, -low).float())
+            self._add_channels(x, torch.maximum(high, -low).float())
 
     def _extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Smallest and largest value, of each channel where these are asked for."""
+        """Return the smallest and the largest value, of each channel where there is a channel dimension."""
         others = self._other_dims(x)
         if others:
             return x.amin(others), x.amax(others)
@@ -98,7 +100,7 @@ class Statistics:
         counted[-1] += magnitudes.numel() - counted.sum()
         self.counts += counted
 
-    def _see_channels(self, x: Tensor, peaks: Tensor) -> None:
+    def _add_channels(self, x: Tensor, peaks: Tensor) -> None:
         total = x.sum(self._other_dims(x), dtype=torch.float32).double()
         if self.channel_max is None or self._channel_sum is None:
             self.channel_max, self._channel_sum = peaks, total
@@ -108,7 +110,7 @@ class Statistics:
         self._rows += x.numel() // total.numel()
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return the statistics as a calibration file holds them."""
         return {
             "channel_dim": self.channel_dim,
             "absmax": self.absmax,
@@ -123,7 +125,7 @@ class Statistics:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any], device: torch.device) -> Statistics:
-        """What `to_dict` gave; CalibrationError for anything else."""
+        """Read what `to_dict` returned; CalibrationError for anything else."""
         try:
             made = cls(content["channel_dim"])
             made.absmax, made.moving = float(content["absmax"]), float(content["moving"])
@@ -142,3 +144,7 @@ def _listed(values: Tensor | None) -> list[float] | None:
 
 def _tensor(values: list[float] | None, dtype: torch.dtype, device: torch.device) -> Tensor | None:
     return None if values is None else torch.tensor(values, dtype=dtype, device=device)
+
+
+# The statistics of each activation that a layer reads, by the name of the node that computes it.
+Observed = dict[str, Statistics]

@@ -1,11 +1,13 @@
-"""A progress bar while engines build."""
+"""Progress bars: while engines build, and over the items of a loop."""
 
 from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class BuildProgress:
@@ -47,6 +49,30 @@ class BuildProgress:
             if self._active == 0:
                 self._bars.stop()
                 self._bars = None
+
+
+class LoopProgress:
+    """A bar for each loop, as over the batches of a loader.
+
+    wanted: None shows them on a terminal only.
+    """
+
+    def __init__(self, wanted: bool | None) -> None:
+        self.is_shown = is_shown(wanted)
+
+    def track(self, items: Iterable[T], description: str, total: int | None) -> Iterator[T]:
+        """Yield the items, and advance a bar; it has no end where `total` is None."""
+        if not self.is_shown:
+            yield from items
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        with bars_of(*columns) as bar:
+            task = bar.add_task(description, total=total)
+            for item in items:
+                yield item
+                bar.advance(task)
 
 
 def _started_bars() -> Any:

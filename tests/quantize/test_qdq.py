@@ -1,4 +1,4 @@
-"""Where quantize and dequantize nodes are put, read off the graphs."""
+"""Q/DQ nodes: their places, scales and axes, as the graphs show them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from torch.nn import functional as F
 
 from tests.models import ConvNet, trained
 from tests.quantize.nets import (
+    CHAINS,
     Apply,
     aten,
+    calibrated,
     calls,
     is_dequantized,
     loader,
@@ -22,7 +24,15 @@ from tests.quantize.nets import (
     relative_error,
     scale_read,
 )
-from torchtrt_bridge.quantize.place import DEQUANTIZE, DEQUANTIZE_INT4, FARTHEST_SHARED, QUANTIZE
+from torchtrt_bridge.quantize.config import settings_from
+from torchtrt_bridge.quantize.qdq import (
+    DEQUANTIZE,
+    DEQUANTIZE_INT4,
+    FARTHEST_SHARED,
+    QUANTIZE,
+    Choice,
+    insert_qdq,
+)
 
 CONVOLUTION = aten.convolution.default
 LINEAR = aten.linear.default
@@ -283,3 +293,15 @@ def test_a_half_precision_model_stays_in_half_precision(half: torch.dtype) -> No
     assert found(data[0]).dtype == half
     assert {node.args[3] for node in calls(found, DEQUANTIZE)} == {half}
     assert relative_error(found(data[0]).float(), model(data[0]).float()) < 0.03
+
+
+@pytest.mark.parametrize("dtype", ["int8", "fp8"])
+def test_the_simulation_computes_as_the_quantized_model(dtype: str) -> None:
+    data = loader(4, 3, 8, 8)
+    settings = settings_from(dtype=dtype)
+    found = calibrated(CHAINS["pointwise"](), data, dtype=dtype)
+    choice = Choice("mse", equalize=True, correct_bias=True)
+    simulated, delivered = (
+        insert_qdq(found, choice, settings, simulate=simulate).module(data[0])[0] for simulate in (True, False)
+    )
+    torch.testing.assert_close(simulated, delivered, rtol=1e-3, atol=2e-2 * float(delivered.detach().abs().max()))

@@ -1,9 +1,10 @@
-"""State: what a calibration found, as a JSON file, so that the same model is quantized again without data."""
+"""The calibration file: the results of a calibration as JSON, so that a model is quantized again without data."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,26 @@ import torch
 
 from torchtrt_bridge.cache import written_aside
 from torchtrt_bridge.errors import CalibrationError
-from torchtrt_bridge.quantize.batches import Call
-from torchtrt_bridge.quantize.observe import Observed
-from torchtrt_bridge.quantize.place import Choice
-from torchtrt_bridge.quantize.search import Found
-from torchtrt_bridge.quantize.statistics import Statistics
+from torchtrt_bridge.quantize.calls import ForwardCall
+from torchtrt_bridge.quantize.qdq import Choice
+from torchtrt_bridge.quantize.search import SearchResult
+from torchtrt_bridge.quantize.statistics import Observed, Statistics
 
 FORMAT = "torchtrt_bridge calibration 1"
+
+# By field of `Choice` and `SearchResult`: the name that files of this format have for it.
+FILE_NAMES = {"float_layers": "kept", "sensitivity": "alone"}
+FIELDS = {name: field for field, name in FILE_NAMES.items()}
 PLAIN = (type(None), bool, int, float, str)
 
 
 @dataclasses.dataclass
-class State:
+class CalibrationFile:
     """The content of a calibration file.
 
     digest: of the float graph and its weights. settings: of the settings that the choice was found for.
     example: the arguments that the graph was traced with, shapes and dtypes in place of tensors.
+    found: the result of the search.
     """
 
     digest: str
@@ -35,51 +40,57 @@ class State:
     statistics: dict[str, Any]
     found: dict[str, Any]
 
+    @classmethod
+    def of(
+        cls, digest: str, settings: str, example: ForwardCall, observed: Observed, found: SearchResult
+    ) -> CalibrationFile:
+        """Describe the results of a calibration; CalibrationError for arguments that JSON cannot express."""
+        statistics = {name: each.to_dict() for name, each in observed.items()}
+        described = [_described(list(example[0])), _described(example[1])]
+        return cls(digest, settings, described, statistics, _dict_from(found))
+
     def observed(self, device: torch.device) -> Observed:
+        """Return the statistics that were saved."""
         return {name: Statistics.from_dict(content, device) for name, content in self.statistics.items()}
 
-    def choice(self) -> Found:
-        """The result of the search that was saved."""
+    def search_result(self) -> SearchResult:
+        """Return the result of the search that was saved."""
         try:
-            content = dict(self.found)
-            choice = dict(content.pop("choice"))
-            return Found(Choice(**{**choice, "kept": frozenset(choice["kept"])}), **content)
+            content = _renamed(self.found, FIELDS)
+            choice = _renamed(content.pop("choice"), FIELDS)
+            return SearchResult(Choice(**{**choice, "float_layers": frozenset(choice["float_layers"])}), **content)
         except (KeyError, TypeError, ValueError) as error:
             raise CalibrationError(f"The calibration file's choice is damaged: {error!r}. Delete it.") from error
 
-    def call(self, device: torch.device) -> Call:
-        """Arguments of the saved shapes and dtypes, of zeros."""
+    def call(self, device: torch.device) -> ForwardCall:
+        """Return arguments of the saved shapes and dtypes, of zeros."""
         try:
             args, kwargs = _filled(self.example, device)
             return tuple(args), kwargs
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise CalibrationError(f"The calibration file's arguments are damaged: {error!r}. Delete it.") from error
 
+    def check_model(self, digest: str, path: Path) -> None:
+        """Raise CalibrationError where the file belongs to another model."""
+        if self.digest != digest:
+            raise CalibrationError(
+                f"calibration={str(path)!r} was made for another graph or other weights (digest {self.digest[:12]}, "
+                f"this model has {digest[:12]}). Delete the file to calibrate anew, or name another."
+            )
 
-def example_from(call: Call) -> Any:
-    """A call as JSON has it; CalibrationError for arguments that it cannot express."""
-    return [_described(list(call[0])), _described(call[1])]
-
-
-def found_to_dict(found: Found) -> dict[str, Any]:
-    content = dataclasses.asdict(found)
-    content["choice"]["kept"] = sorted(found.choice.kept)
-    return content
-
-
-def write(state: State, path: Path) -> None:
-    """Write the file whole or not at all."""
-    content = {"format": FORMAT, **dataclasses.asdict(state)}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with written_aside(path) as aside:
-            aside.write_text(json.dumps(content), encoding="utf-8")
-    except OSError as error:
-        raise CalibrationError(f"calibration={str(path)!r} cannot be written: {error}.") from error
+    def write(self, path: Path) -> None:
+        """Write the file whole or not at all."""
+        content = {"format": FORMAT, **dataclasses.asdict(self)}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with written_aside(path) as aside:
+                aside.write_text(json.dumps(content), encoding="utf-8")
+        except OSError as error:
+            raise CalibrationError(f"calibration={str(path)!r} cannot be written: {error}.") from error
 
 
-def read(path: Path) -> State:
-    """The content of a calibration file; CalibrationError for a damaged or foreign one."""
+def read(path: Path) -> CalibrationFile:
+    """Read a calibration file; CalibrationError for a damaged one or another kind of file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -87,18 +98,20 @@ def read(path: Path) -> State:
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise CalibrationError(f"calibration={str(path)!r} is no calibration file of this version. Delete it.")
     try:
-        return State(**content)
+        return CalibrationFile(**content)
     except TypeError as error:
         raise CalibrationError(f"calibration={str(path)!r} is damaged: {error}. Delete it to calibrate.") from error
 
 
-def check_model(state: State, digest: str, path: Path) -> None:
-    """CalibrationError where the file belongs to another model."""
-    if state.digest != digest:
-        raise CalibrationError(
-            f"calibration={str(path)!r} was made for another graph or other weights (digest {state.digest[:12]}, this "
-            f"model has {digest[:12]}). Delete the file to calibrate anew, or name another."
-        )
+def _dict_from(found: SearchResult) -> dict[str, Any]:
+    content = _renamed(dataclasses.asdict(found), FILE_NAMES)
+    content["choice"] = _renamed(content["choice"], FILE_NAMES)
+    content["choice"]["kept"] = sorted(found.choice.float_layers)
+    return content
+
+
+def _renamed(content: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {names.get(name, name): value for name, value in dict(content).items()}
 
 
 def _described(value: Any) -> Any:

@@ -90,8 +90,9 @@ def converter(
                 raise ValueError(f"{op} has a converter already: {CONVERTERS[op].lower.__module__}.")
             for checked in filter(None, (function, why_not)):
                 _check_signature(op, checked, skip=1 if checked is function else 0)
-            CONVERTERS[op] = Converter(op, function, why_not, dtypes, movement, precision)
-            _register_name(CONVERTERS[op])
+            new = Converter(op, function, why_not, dtypes, movement, precision)
+            _register_name(new)
+            CONVERTERS[op] = new
         return function
 
     return register

@@ -1,0 +1,83 @@
+"""Each private name of PyTorch that this package uses is there, and does what its function here says."""
+
+from __future__ import annotations
+
+import operator
+
+import pytest
+import torch
+from torch import nn
+
+from torchtrt_bridge.graph import torch_internals
+
+aten = torch.ops.aten
+
+# Operators, fake values and symbolic sizes -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def graph() -> torch.fx.Graph:
+    """The graph of a linear layer whose batch size is symbolic, and of a result whose size depends on data."""
+
+    class Model(nn.Module):
+        def forward(self, x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return nn.functional.linear(x, weight), x.nonzero()
+
+    shapes = ({0: torch.export.Dim("n", min=2, max=64)}, None)
+    return torch.export.export(Model(), (torch.randn(4, 3), torch.randn(5, 3)), dynamic_shapes=shapes).graph
+
+
+def value_of(graph: torch.fx.Graph, op: object) -> torch.Tensor:
+    (node,) = graph.find_nodes(op="call_function", target=op)
+    value: torch.Tensor = node.meta["val"]
+    return value
+
+
+def test_operators_and_their_schemas() -> None:
+    assert torch_internals.is_operator(aten.add.Tensor)
+    assert not torch_internals.is_operator(operator.add)
+    assert torch_internals.schema_of(aten.add.Tensor).name == "aten::add"
+    assert torch_internals.schema_of(operator.add) is None
+
+
+def test_the_fake_mode_of_a_graph_computes_with_its_symbolic_sizes(graph: torch.fx.Graph) -> None:
+    value = value_of(graph, aten.linear.default)
+    mode = torch_internals.fake_mode_of_values([value])
+    assert mode is torch_internals.fake_mode_of_values([torch.ones(1), value])
+    inputs = [node.meta["val"] for node in graph.find_nodes(op="placeholder")]
+    with torch_internals.symbolic_dispatch(mode):
+        result = aten.linear.default(*inputs)
+    assert isinstance(result.shape[0], torch.SymInt)
+    assert result.shape[0] == value.shape[0]
+
+
+def test_without_a_fake_value_the_mode_is_new_and_takes_real_tensors() -> None:
+    mode = torch_internals.fake_mode_of_values([torch.ones(2)])
+    with torch_internals.symbolic_dispatch(mode):
+        result = torch.ones(2) + torch.ones(3, 1)
+    assert result.shape == (3, 2)
+    assert torch_internals.fake_mode_of_values([result]) is mode
+
+
+def test_conditions_on_symbolic_sizes(graph: torch.fx.Graph) -> None:
+    size = value_of(graph, aten.linear.default).shape[0]
+    assert torch_internals.statically_known_true(size >= 2)
+    assert not torch_internals.statically_known_true(size == 4)
+    assert torch_internals.statically_known_true(True)
+
+
+def test_sizes_that_depend_on_data(graph: torch.fx.Graph) -> None:
+    assert torch_internals.has_unbacked_symbols(value_of(graph, aten.nonzero.default))
+    assert not torch_internals.has_unbacked_symbols(value_of(graph, aten.linear.default))
+
+
+def test_contiguous_tensors_with_symbolic_sizes(graph: torch.fx.Graph) -> None:
+    value = value_of(graph, aten.linear.default)
+    assert torch_internals.is_contiguous_or_false(value)
+    assert not torch_internals.is_contiguous_or_false(value.t())
+
+
+def test_bounds_of_an_expression(graph: torch.fx.Graph) -> None:
+    expression = (2 * value_of(graph, aten.linear.default).shape[0] + 1).node.expr
+    (symbol,) = expression.free_symbols
+    assert torch_internals.expression_bounds(expression, {symbol: (2, 64)}) == (5, 129)

@@ -1,0 +1,79 @@
+"""The table of converters: what a converter says of its operator is true, and has one answer for each name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from torchtrt_bridge.lower.registry import CONVERTERS, converter, movement_of, precision_of
+from torchtrt_bridge.passes.precision import FP32_IN_PYTORCH
+
+aten = torch.ops.aten
+X = torch.arange(24, dtype=torch.float16).reshape(2, 3, 4)
+ROWS = torch.tensor([1, 0, 1])
+
+# One call of each operator that moves data.
+CALLS: dict[Any, tuple[Any, ...]] = {
+    aten._to_copy.default: (X,),
+    aten._unsafe_view.default: (X, [4, 6]),
+    aten.alias.default: (X,),
+    aten.clone.default: (X,),
+    aten.detach.default: (X,),
+    aten.embedding.default: (X[0], ROWS),
+    aten.expand.default: (X, [5, 2, 3, 4]),
+    aten.flip.default: (X, [0, 2]),
+    aten.gather.default: (X, 0, torch.ones(1, 3, 4, dtype=torch.int64)),
+    aten.index.Tensor: (X, [None, ROWS]),
+    aten.index_select.default: (X, 1, ROWS),
+    aten.permute.default: (X, [2, 0, 1]),
+    aten.repeat.default: (X, [2, 1, 2]),
+    aten.select.int: (X, 1, 2),
+    aten.slice.Tensor: (X, 2, 1, 4, 2),
+    aten.split_with_sizes.default: (X, [1, 2], 1),
+    aten.squeeze.dims: (X[:1], [0]),
+    aten.unsqueeze.default: (X, 1),
+    aten.view.default: (X, [-1]),
+}
+MOVING = [op for op, found in CONVERTERS.items() if found.movement is not None]
+
+
+@pytest.mark.parametrize("op", MOVING, ids=str)
+def test_an_operator_that_moves_data_gives_elements_of_its_input_in_its_dtype(op: Any) -> None:
+    result = op(*CALLS[op])
+    values = torch.cat([part.flatten() for part in (result if isinstance(result, (list, tuple)) else [result])])
+    source = CALLS[op][0].flatten()
+    assert values.dtype == source.dtype
+    assert set(values.tolist()) <= set(source.tolist())
+    if CONVERTERS[op].movement == "reshape":
+        assert torch.equal(values, source)
+
+
+def node_of(op: Any) -> torch.fx.Node:
+    return torch.fx.Graph().call_function(op)
+
+
+def test_an_overload_without_a_converter_counts_by_its_name() -> None:
+    assert aten.squeeze.dim not in CONVERTERS
+    assert movement_of(node_of(aten.squeeze.dim)) == "reshape"
+    assert aten.softmax.int not in CONVERTERS
+    assert precision_of(node_of(aten.softmax.int)) is None
+    assert precision_of(node_of(aten.sum.IntList_out)) == "fp32"
+
+
+def test_overloads_that_disagree_are_refused() -> None:
+    with pytest.raises(ValueError, match="differ in movement or precision"):
+        converter(aten.squeeze.dim)(lambda ctx, self, dim: self)
+    assert aten.squeeze.dim not in CONVERTERS
+
+
+def test_operators_of_the_list_for_pytorch_have_no_converter() -> None:
+    names = {str(op).split(".")[1] for op in CONVERTERS if str(op).startswith("aten.")}
+    assert names.isdisjoint(FP32_IN_PYTORCH)
+
+
+def test_an_operator_of_half_precision_takes_floats_only() -> None:
+    half = [found for found in CONVERTERS.values() if found.precision == "half"]
+    assert half
+    assert all(set(found.dtypes) <= {torch.float32, torch.float16, torch.bfloat16, torch.bool} for found in half)

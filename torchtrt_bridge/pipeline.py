@@ -20,7 +20,7 @@ from torchtrt_bridge.graph.shapes import Range, TensorSpec, spec_of
 from torchtrt_bridge.interop import provider_for
 from torchtrt_bridge.lower import is_foreign
 from torchtrt_bridge.options import Options
-from torchtrt_bridge.partition import TORCH_SUBGRAPH_PREFIX, Proposal, fuse, propose, propose_torch_subgraphs
+from torchtrt_bridge.partition import TORCH_SUBGRAPH_PREFIX, Proposal, extract_subgraphs, propose, propose_torch_subgraphs
 from torchtrt_bridge.passes import drop_quantization, normalize, quantizes, without_quantization, without_rounding
 from torchtrt_bridge.report.log import warn_once
 from torchtrt_bridge.report.model import CompileReport, EngineEntry, TorchEntry, engine_entry, op_name, torch_entry
@@ -100,7 +100,7 @@ def _compiled(
     report = CompileReport(options, graphs=1)
     _report_rejections(proposal, options, report)
     engines = []
-    subgraphs = fuse(module, proposal.subgraphs)
+    subgraphs = extract_subgraphs(module, proposal.subgraphs)
     rivals = _rivals(subgraphs, builder)
     for name, subgraph in subgraphs.items():
         engine = _begun(name, subgraph, rivals.get(name), builder, len(subgraphs) + len(rivals))
@@ -157,7 +157,7 @@ def _rivals(subgraphs: Mapping[str, fx.GraphModule], builder: Builder) -> dict[s
 def compile_torch_subgraphs(module: fx.GraphModule, report: CompileReport) -> None:
     """Let inductor compile what stays in PyTorch between the engines of `module`, if the options say so."""
     if report.options.inductor != "off":
-        for name, piece in fuse(module, propose_torch_subgraphs(module), TORCH_SUBGRAPH_PREFIX).items():
+        for name, piece in extract_subgraphs(module, propose_torch_subgraphs(module), TORCH_SUBGRAPH_PREFIX).items():
             module.set_submodule(name, TorchSubgraph(name, piece, report))
 
 

@@ -49,7 +49,7 @@ def _stage_seconds(job: Job, model: nn.Module, inputs: Inputs) -> dict[str, floa
     from torchtrt_bridge.engine.build import engine_from_network
     from torchtrt_bridge.lower.network import network_from_graph
     from torchtrt_bridge.options import Options
-    from torchtrt_bridge.partition import fuse, propose
+    from torchtrt_bridge.partition import extract_subgraphs, propose
     from torchtrt_bridge.passes import normalize
     from torchtrt_bridge.trt import library as libraries
 
@@ -60,7 +60,7 @@ def _stage_seconds(job: Job, model: nn.Module, inputs: Inputs) -> dict[str, floa
     with _timed(seconds, "normalize"):
         module = normalize(captured.module, options)
     with _timed(seconds, "partition"):
-        subgraphs = fuse(module, propose(module, options).subgraphs)
+        subgraphs = extract_subgraphs(module, propose(module, options).subgraphs)
     library = libraries.choose(options.engine)
     with _timed(seconds, "lower"):
         networks = [network_from_graph(subgraph, library, {}) for subgraph in subgraphs.values()]

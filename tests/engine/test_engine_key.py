@@ -15,7 +15,7 @@ from torch.export import Dim
 from torchtrt_bridge.capture.export import export_program, graph_from_program
 from torchtrt_bridge.engine.engine_key import engine_key
 from torchtrt_bridge.options import Options
-from torchtrt_bridge.partition import fuse, propose
+from torchtrt_bridge.partition import extract_subgraphs, propose
 from torchtrt_bridge.passes import normalize
 from torchtrt_bridge.pipeline import bounded
 from torchtrt_bridge.trt import library as library
@@ -38,7 +38,7 @@ def subgraph_of(call: Any, args: tuple[torch.Tensor, ...], shapes: Any, options:
         shapes = (shapes,)  # `forward` takes one tuple of arguments
     captured = graph_from_program(export_program(model.eval(), args, dynamic_shapes=shapes))
     module = normalize(captured.module, options)
-    (subgraph,) = fuse(module, propose(module, options).subgraphs).values()
+    (subgraph,) = extract_subgraphs(module, propose(module, options).subgraphs).values()
     return subgraph, bounded(captured.ranges, options)
 
 

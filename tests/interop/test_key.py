@@ -16,7 +16,7 @@ from torchtrt_bridge.capture.export import export_program, graph_from_program
 from torchtrt_bridge.engine.engine_key import engine_key
 from torchtrt_bridge.interop import provider_for
 from torchtrt_bridge.options import Options
-from torchtrt_bridge.partition import fuse, propose
+from torchtrt_bridge.partition import extract_subgraphs, propose
 from torchtrt_bridge.passes import normalize
 from torchtrt_bridge.trt import library as library
 
@@ -27,7 +27,7 @@ def key_of(call: Callable[..., Any], with_guest: bool = True) -> str:
     captured = graph_from_program(export_program(Called(call), (torch.ones(3, 4),)))
     module = normalize(captured.module, OPTIONS)
     provider = provider_for(OPTIONS) if with_guest else None
-    (subgraph,) = fuse(module, propose(module, OPTIONS, provider).subgraphs).values()
+    (subgraph,) = extract_subgraphs(module, propose(module, OPTIONS, provider).subgraphs).values()
     return engine_key(subgraph, library.load("tensorrt_rtx"), OPTIONS, {}, provider)
 
 

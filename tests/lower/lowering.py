@@ -16,7 +16,7 @@ from torchtrt_bridge.capture.export import CapturedGraph, export_program, graph_
 from torchtrt_bridge.capture.graph_json import graph_from_text, text_from_graph
 from torchtrt_bridge.lower.network import Network, network_from_graph
 from torchtrt_bridge.options import Options
-from torchtrt_bridge.partition import fuse, propose
+from torchtrt_bridge.partition import extract_subgraphs, propose
 from torchtrt_bridge.passes import normalize
 from torchtrt_bridge.trt.library import TensorRTLibrary
 
@@ -71,7 +71,7 @@ def lower(point: Point, library: TensorRTLibrary, can: Callable[[str], bool] = l
     proposal = propose(graph, Options())
     assert [f"{r.node.target}: {r.reason}" for r in proposal.rejections] == []
     assert list(proposal.subgraphs) == ["trt_0"]
-    subgraph = fuse(graph, proposal.subgraphs)["trt_0"]
+    subgraph = extract_subgraphs(graph, proposal.subgraphs)["trt_0"]
     operators = {node.target for node in subgraph.graph.nodes if node.op == "call_function"}
     assert case.op in operators, f"{case.op} is not in the graph: {operators}"
     network = network_from_graph(subgraph, library, dict.fromkeys(captured.ranges, (1, _most(point))), can)

@@ -15,7 +15,7 @@ import torchtrt_bridge as trtb
 from tests.passes.case import Called
 from torchtrt_bridge.capture.export import export_program, graph_from_program
 from torchtrt_bridge.options import Options
-from torchtrt_bridge.partition import Proposal, fuse, propose
+from torchtrt_bridge.partition import Proposal, extract_subgraphs, propose
 from torchtrt_bridge.passes import normalize
 
 aten = torch.ops.aten
@@ -37,7 +37,7 @@ def cut(call: Any, x: torch.Tensor, dynamic: bool = False, **options: Any) -> tu
     checked = Options(**options)
     module = normalize(graph_from_program(export_program(model.eval(), (x,), dynamic_shapes=shapes)).module, checked)
     proposal = propose(module, checked)
-    fuse(module, proposal.subgraphs)
+    extract_subgraphs(module, proposal.subgraphs)
     module.graph.lint()
     return module, proposal
 

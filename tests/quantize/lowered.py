@@ -10,7 +10,7 @@ from torch import nn
 from torchtrt_bridge.capture.export import export_program, graph_from_program
 from torchtrt_bridge.lower.network import Network, network_from_graph
 from torchtrt_bridge.options import Options
-from torchtrt_bridge.partition import fuse, propose
+from torchtrt_bridge.partition import extract_subgraphs, propose
 from torchtrt_bridge.passes import normalize
 from torchtrt_bridge.trt import library as libraries
 
@@ -29,7 +29,7 @@ def network_of(model: nn.Module, x: torch.Tensor, **options: Any) -> Network:
     graph = normalized(model, x, **options)
     proposal = propose(graph, Options(**options))
     assert [r.reason for r in proposal.rejections] == []
-    subgraph = fuse(graph, proposal.subgraphs)["trt_0"]
+    subgraph = extract_subgraphs(graph, proposal.subgraphs)["trt_0"]
     return network_from_graph(subgraph, libraries.load("tensorrt_rtx"))
 
 

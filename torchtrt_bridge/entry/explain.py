@@ -17,7 +17,7 @@ from torchtrt_bridge.capture.arguments import arguments_from
 from torchtrt_bridge.errors import BridgeError, EngineLoadError
 from torchtrt_bridge.interop import provider_for
 from torchtrt_bridge.options import Options
-from torchtrt_bridge.partition import fuse, propose
+from torchtrt_bridge.partition import extract_subgraphs, propose
 from torchtrt_bridge.passes import normalize
 from torchtrt_bridge.pipeline import bounded, input_specs, left_in_float, planned_entry
 from torchtrt_bridge.report.model import CompileReport, merged, torch_entry
@@ -76,7 +76,7 @@ class _Analysis:
         proposal = propose(normalized, self.options, provider_for(self.options))
         report.in_torch = [torch_entry(rejection.node, rejection.reason) for rejection in proposal.rejections]
         ranges = bounded(captured.ranges, self.options)
-        for name, subgraph in fuse(normalized, proposal.subgraphs).items():
+        for name, subgraph in extract_subgraphs(normalized, proposal.subgraphs).items():
             entry = planned_entry(name, subgraph)
             entry.inputs = [f"{spec.name}: {spec}" for spec in input_specs(subgraph, ranges)]
             entry.engine = "not built"

@@ -21,7 +21,7 @@ from torchtrt_bridge.entry import archive
 from torchtrt_bridge.entry.program import Program
 from torchtrt_bridge.errors import BridgeError, CaptureError, EngineLoadError, OptionsError
 from torchtrt_bridge.options import Options
-from torchtrt_bridge.partition import fuse
+from torchtrt_bridge.partition import extract_subgraphs
 from torchtrt_bridge.pipeline import bounded, compile_graph, compile_torch_subgraphs, engine_module, input_specs
 from torchtrt_bridge.report.log import warn_once
 from torchtrt_bridge.report.model import CompileReport, EngineEntry
@@ -151,7 +151,7 @@ def _with_engines(
     """The loaded graph with its subgraphs cut out again, each with its engine where that loads."""
     module = captured.module
     try:
-        subgraphs = fuse(module, manifest.nodes)
+        subgraphs = extract_subgraphs(module, manifest.nodes)
     except KeyError as error:
         raise EngineLoadError(f"The program's graph has no node {error}, which its manifest names.") from error
     ranges = bounded(captured.ranges, report.options)

@@ -18,8 +18,7 @@ from torch.fx.passes.utils.fuser_utils import fuse_by_partitions
 from torchtrt_bridge.graph.nodes import operator_name, returns_view
 from torchtrt_bridge.lower import ConverterProvider, only_moves_data, why_not
 from torchtrt_bridge.options import Options
-from torchtrt_bridge.partition.memory_layout import read_as_they_lie
-from torchtrt_bridge.partition.number_arguments import read_arguments_that_are_numbers
+from torchtrt_bridge.partition.constraints import memory_that_pytorch_reads, numbers_that_are_arguments
 
 aten = torch.ops.aten
 SUBGRAPH_PREFIX = "trt_"
@@ -27,7 +26,7 @@ SUBGRAPH_PREFIX = "trt_"
 
 @dataclasses.dataclass(frozen=True)
 class Rejection:
-    """A node that stays in PyTorch, and why."""
+    """A node that stays in PyTorch, with the reason."""
 
     node: fx.Node
     reason: str
@@ -35,7 +34,11 @@ class Rejection:
 
 @dataclasses.dataclass
 class Proposal:
-    """What goes to TensorRT: for each subgraph `trt_0`, `trt_1`, ... the names of its nodes; and what does not."""
+    """A partition of the graph.
+
+    subgraphs: the names of the nodes of `trt_0`, `trt_1`, ..., which go to TensorRT.
+    rejections: the nodes that do not.
+    """
 
     subgraphs: dict[str, list[str]]
     rejections: list[Rejection]
@@ -44,13 +47,13 @@ class Proposal:
 def propose(module: fx.GraphModule, options: Options, provider: ConverterProvider | None = None) -> Proposal:
     """Group the nodes that TensorRT can run into acyclic subgraphs, as large as they can be.
 
-    provider: asked about operators that have no converter here.
-    `module` is changed in that each user of a constant or a size gets a copy of its own.
+    provider: decides about operators that have no converter here.
+    Changes `module`: each user of a constant or a size gets a copy of its own.
     """
     _give_each_user_its_own(module)
     reasons = {node: reason for node in module.graph.nodes if (reason := _reason(node, options, provider))}
-    reasons |= read_arguments_that_are_numbers(module)
-    found = read_as_they_lie(module, reasons.keys()) | reasons
+    reasons |= numbers_that_are_arguments(module)
+    found = memory_that_pytorch_reads(module, reasons.keys()) | reasons
     reasons = {node: found[node] for node in module.graph.nodes if node in found}
     groups = []
     for calls in groups_of(module, _Support(reasons)):
@@ -65,7 +68,7 @@ def propose(module: fx.GraphModule, options: Options, provider: ConverterProvide
 
 
 def groups_of(module: fx.GraphModule, support: OperatorSupportBase) -> list[list[fx.Node]]:
-    """The calls that `support` takes, in acyclic groups as large as they can be, each of which computes something."""
+    """Return the calls that `support` takes, in the largest acyclic groups, without groups that only move data."""
     partitioner = CapabilityBasedPartitioner(module, support, allows_single_node_partition=True)
     with _quiet(logging.getLogger("torch.fx.passes")):
         proposals = partitioner.propose_partitions()
@@ -79,12 +82,12 @@ def groups_of(module: fx.GraphModule, support: OperatorSupportBase) -> list[list
     return sorted(groups, key=lambda calls: position[calls[0]])
 
 
-def fuse(
+def extract_subgraphs(
     module: fx.GraphModule, subgraphs: Mapping[str, Iterable[str]], prefix: str = SUBGRAPH_PREFIX
 ) -> dict[str, fx.GraphModule]:
     """Move the calls of each subgraph, and the constants that only they read, into a submodule of its name.
 
-    subgraphs: the names of nodes by those of subgraphs, which are `prefix` and a count from 0.
+    subgraphs: names of nodes for each name of a subgraph, which is `prefix` and a count from 0.
     """
     _give_each_user_its_own(module)
     by_name = {node.name: node for node in module.graph.nodes}
@@ -96,7 +99,7 @@ def fuse(
 
 
 def _drop_unread_constants(module: fx.GraphModule) -> None:
-    """Let go of what only subgraphs read now: they have it themselves."""
+    """Drop the constants that only subgraphs read now: these hold them themselves."""
     read = {str(node.target) for node in module.graph.find_nodes(op="get_attr")}
     for name in [name for name, _ in module.named_buffers(recurse=False, remove_duplicate=False) if name not in read]:
         delattr(module, name)
@@ -117,7 +120,7 @@ def _reason(node: fx.Node, options: Options, provider: ConverterProvider | None)
 
 
 class _Support(OperatorSupportBase):
-    """Constants and the items of a supported node's results go where their users go."""
+    """Support of a node by its reason; constants and items of results go where their users go."""
 
     def __init__(self, reasons: Mapping[fx.Node, str]) -> None:
         self.reasons = reasons
@@ -139,9 +142,9 @@ def _is_move(node: fx.Node) -> bool:
 
 
 def _without_shared_views(nodes: list[fx.Node]) -> list[fx.Node]:
-    """Leave to PyTorch the views whose memory the caller sees twice, so that they stay views, and their sizes.
+    """Leave views to PyTorch whose memory the caller sees twice, so that they stay views, and sizes that are results.
 
-    These are views of an input that leave the subgraph, and views of a result that leaves it too.
+    Such a view is a result of the subgraph, and one of an input, or of another result.
     """
     inside = set(nodes)
     for node in reversed(nodes):
@@ -188,7 +191,7 @@ def _is_size(node: fx.Node) -> bool:
 
 @contextlib.contextmanager
 def _quiet(logger: logging.Logger) -> Iterator[None]:
-    """The partitioner logs at INFO what the report says better."""
+    """Silence the partitioner, which logs at INFO what the report says better."""
     level = logger.level
     logger.setLevel(logging.WARNING)
     try:

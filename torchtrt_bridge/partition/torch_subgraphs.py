@@ -1,4 +1,4 @@
-"""Pieces of a graph that stay in PyTorch between engines, and that inductor can compile."""
+"""Subgraphs that stay in PyTorch between engines, and that inductor can compile."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ TORCH_SUBGRAPH_PREFIX = "torch_"
 
 
 def propose_torch_subgraphs(module: fx.GraphModule) -> dict[str, list[str]]:
-    """What stays in PyTorch in a graph whose subgraphs were cut out: the names of the nodes of each piece.
+    """Group the calls that stay in PyTorch, in a graph whose engines were cut out; return the names of their nodes.
 
-    Left out are operators whose sizes are not static, and random ones, as inductor draws other numbers.
+    Leaves out operators whose sizes are not static, and random ones, as inductor draws other numbers.
     """
     groups = groups_of(module, _Compilable())
     return {f"{TORCH_SUBGRAPH_PREFIX}{index}": [node.name for node in calls] for index, calls in enumerate(groups)}
 
 
 class _Compilable(OperatorSupportBase):
+    """Support of functional operators on tensors of static sizes."""
+
     def is_node_supported(self, submodules: Mapping[str, torch.nn.Module], node: fx.Node) -> bool:
         if node.op != "call_function":
             return False
@@ -42,7 +44,7 @@ def _is_functional(node: fx.Node) -> bool:
 
 
 def _is_static(node: fx.Node) -> bool:
-    """Whether a node gives tensors of known sizes."""
+    """Return whether a node gives tensors of known sizes."""
     value = node.meta.get("val")
     values = value if isinstance(value, (tuple, list)) else [value]
     return all(isinstance(v, torch.Tensor) and all(isinstance(size, int) for size in v.shape) for v in values)

@@ -5,7 +5,7 @@ from torch import fx
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.passes.attention_masks import simplify_masks
 from torchtrt_bridge.passes.batch_norm import fold_batch_norm
-from torchtrt_bridge.passes.cleanup import drop_metadata_checks
+from torchtrt_bridge.passes.cleanup import drop_metadata_checks, unify_quantizers
 from torchtrt_bridge.passes.constant_folding import fold_constants
 from torchtrt_bridge.passes.drop_quantization import (
     drop_quantization,
@@ -16,7 +16,6 @@ from torchtrt_bridge.passes.drop_quantization import (
 from torchtrt_bridge.passes.precision import set_precision
 from torchtrt_bridge.passes.projections import merge_projections
 from torchtrt_bridge.passes.transposes import drop_transposes
-from torchtrt_bridge.passes.unify_quantizers import unify_quantizers
 
 PASSES = (
     drop_metadata_checks,

@@ -1,15 +1,23 @@
-"""Clean: drop the checks that tracing leaves behind; they were made when the graph was traced."""
+"""Quantizers: the quantizing nodes of other libraries become this package's own, which all later passes know."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import fx
 
-from torchtrt_bridge.graph.edit import finish
+from torchtrt_bridge.graph.edit import fake_mode_of, finish, insert_call, insert_constant
+from torchtrt_bridge.graph.ops import NAMESPACE, own
+from torchtrt_bridge.lower.quantizers import Quantizer, is_quantizer, quantizer_of
 from torchtrt_bridge.options import Options
+from torchtrt_bridge.passes.constant_folding import fold
 
-aten = torch.ops.aten
-METADATA = aten._assert_tensor_metadata.default
+if TYPE_CHECKING:
+    from torchtrt_bridge.graph.torch_internals import FakeTensorMode
+
+
+METADATA = torch.ops.aten._assert_tensor_metadata.default
 
 
 def drop_metadata_checks(module: fx.GraphModule, options: Options) -> fx.GraphModule:
@@ -18,3 +26,33 @@ def drop_metadata_checks(module: fx.GraphModule, options: Options) -> fx.GraphMo
     for node in checks:
         module.graph.erase_node(node)
     return finish(module, changed=True)
+
+
+def unify_quantizers(module: fx.GraphModule, options: Options) -> fx.GraphModule:
+    """Replace what TensorRT can run by `quantize` and `dequantize`; the rest stays as it is, with its reason."""
+    if not _foreign(module):
+        return module
+    mode, changed = fake_mode_of(module), False
+    fold(module, kept=is_quantizer)  # so that scales are constants, and weights still quantized
+    for node in _foreign(module):
+        found = quantizer_of(node)
+        if found is not None:
+            node.replace_all_uses_with(_rewritten(node, found, mode))
+            changed = True
+    return finish(module, changed)
+
+
+def _foreign(module: fx.GraphModule) -> list[fx.Node]:
+    return [n for n in module.graph.nodes if is_quantizer(n) and n.target.namespace != NAMESPACE]
+
+
+def _rewritten(node: fx.Node, found: Quantizer, mode: FakeTensorMode) -> fx.Node:
+    value = node.args[0]
+    assert isinstance(value, fx.Node)
+    scale = insert_constant(node, found.scale, f"{node.name}_scale", mode)
+    axis = None if found.axis is None else found.axis % value.meta["val"].dim()
+    if found.quantizes:
+        value = insert_call(node, mode, own.quantize.default, value, scale, axis, found.quantized)
+    if found.dequantizes:
+        value = insert_call(node, mode, own.dequantize.default, value, scale, axis, found.real)
+    return value

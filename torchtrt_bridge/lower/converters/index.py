@@ -1,4 +1,4 @@
-"""Reading by index."""
+"""Reading by index: gathers, rows of a table, and the numbers of classes and intervals."""
 
 from __future__ import annotations
 
@@ -124,6 +124,15 @@ def one_hot(ctx, self, num_classes=-1):
     classes = ctx.constant(list(range(num_classes)), torch.int64)
     equal_ = ctx.elementwise("EQUAL", ctx.unsqueeze(self, [len(self.shape)]), classes)
     return ctx.cast(equal_, torch.int64)
+
+
+@converter(aten.embedding.default, movement="gather")
+def embedding(ctx, weight, indices, padding_idx=-1, scale_grad_by_freq=False, sparse=False):
+    """embedding(Tensor weight, Tensor indices, SymInt padding_idx=-1, bool scale_grad_by_freq=False,
+    bool sparse=False) -> Tensor
+
+    The other arguments are about gradients."""
+    return ctx.network.add_gather(ctx.tensor(weight), ctx.tensor(indices), 0).get_output(0)
 
 
 MANY_BOUNDARIES = 1024

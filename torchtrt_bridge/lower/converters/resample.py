@@ -1,4 +1,4 @@
-"""Upsampling and downsampling of one, two and three dimensions."""
+"""Upsampling and downsampling of one, two and three dimensions, and sampling at positions that a tensor gives."""
 
 from __future__ import annotations
 
@@ -172,4 +172,19 @@ def _resized(ctx, x, how, sizes):
         layer.shape = tuple(sizes)
     else:
         layer.set_input(1, ctx.shape_tensor(sizes))
+    return layer.get_output(0)
+
+
+INTERPOLATIONS = ("LINEAR", "NEAREST", "CUBIC")
+BORDERS = ("FILL", "CLAMP", "REFLECT")
+
+
+@converter(aten.grid_sampler_2d.default, dtypes=FLOATS, precision="fp32")
+def grid_sampler_2d(ctx, input, grid, interpolation_mode, padding_mode, align_corners):
+    """grid_sampler_2d(Tensor input, Tensor grid, int interpolation_mode, int padding_mode,
+    bool align_corners) -> Tensor"""
+    layer = ctx.network.add_grid_sample(ctx.tensor(input), ctx.tensor(grid))
+    layer.interpolation_mode = getattr(ctx.trt.InterpolationMode, INTERPOLATIONS[interpolation_mode])
+    layer.sample_mode = getattr(ctx.trt.SampleMode, BORDERS[padding_mode])
+    layer.align_corners = align_corners
     return layer.get_output(0)

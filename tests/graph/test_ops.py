@@ -148,7 +148,7 @@ def test_a_saved_program_loads_where_the_package_was_only_used(tmp_path: Path) -
     assert "torchtrt_bridge.dequantize.default" in done.stdout
 
 
-@pytest.mark.parametrize("module", ["normalize.graph", "lower", "quantize.ops"])
+@pytest.mark.parametrize("module", ["graph.ops", "lower", "passes.drop_quantization"])
 def test_each_part_registers_them_by_itself(module: str) -> None:
     script = f"import torch, torchtrt_bridge.{module}; torch.ops.torchtrt_bridge.dequantize_int4.default"
     subprocess.run([sys.executable, "-c", script], check=True)

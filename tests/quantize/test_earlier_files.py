@@ -43,7 +43,7 @@ def test_a_pickled_model_loads_and_computes(content: dict[str, Any]) -> None:
     model = content["model"]
     assert isinstance(model, trtb.QuantizedModel)
     torch.testing.assert_close(model(content["x"], scale=2.0), content["expected"])
-    with pytest.raises(ShapeRangeError, match="Argument scale is 3.0, and calibration gave 2.0"):
+    with pytest.raises(ShapeRangeError, match=r"Argument scale is 3\.0, and calibration gave 2\.0"):
         model(content["x"], scale=3.0)
 
 

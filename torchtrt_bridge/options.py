@@ -1,12 +1,21 @@
-"""Options: one frozen dataclass, checked when it is built, shared by every entry point."""
+"""Options: one declaration for each, checked when they are built, shared by every entry point.
 
+A field of `Options` holds everything there is to say about an option: type, default, meaning, allowed range, part in an
+engine, and whether a saved program takes it. Validation, the engine's key, `load`, the command line and the table of
+the documentation read it there. Beside it stands one line in a `TypedDict`, which type checkers and editors read.
+"""
+
+# ruff: noqa: RUF009 - `_option` gives a dataclass field
 from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+import functools
+import textwrap
+import types
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from torchtrt_bridge.errors import OptionsError
 
@@ -20,92 +29,177 @@ BuildKind = Literal["wait", "background"]
 TorchTensorRT = Literal["auto", "off"]
 TARGET_PREFIX = "sm_"
 
+# "engine": a setting of TensorRT's builder, so the key of an engine holds its value.
+# "graph": decides which nodes and sizes an engine gets, or which TensorRT builds it; the key holds these themselves.
+# "run": decides how engines are checked, run and kept; no part of the key.
+Shapes = Literal["engine", "graph", "run"]
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Declaration:
+    """All that is said of an option beside its type and default.
+
+    meaning: one sentence, and further ones if need be, in Markdown.
+    shapes: the part that it has in an engine.
+    at_load: `load` takes it, and a saved program does not keep it.
+    least, most: the range of an integer; None for no limit.
+    """
+
+    meaning: str
+    shapes: Shapes
+    at_load: bool = False
+    least: int | None = None
+    most: int | None = None
+
+
+def _option(default: T, meaning: str, *, shapes: Shapes, **further: Any) -> T:
+    """Declare an option as a field of `Options`; further: the other fields of its `Declaration`."""
+    declaration = Declaration(" ".join(meaning.split()), shapes, **further)
+    return dataclasses.field(default=default, metadata={"declaration": declaration})
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What the user may choose; every entry point takes these as keyword arguments.
+    """The user's choices; every entry point takes them as keyword arguments."""
 
-    precision: the floating point type that an fp32 model computes in. Numerically delicate operators stay
-        fp32, and a model that is already in half precision is taken as it is.
-    tf32: let fp32 matrix products and convolutions use TF32 (10 mantissa bits) where the GPU has it.
-    fallback: ``"pytorch"`` runs in PyTorch whatever TensorRT cannot; ``"error"`` raises instead.
-    engine: which TensorRT builds and runs the engines. ``"reference"`` computes the lowered networks on the
-        CPU in PyTorch, to test and to debug; ``"auto"`` takes the installed TensorRT that serves this GPU.
-    targets: compute capabilities to build for, as ``("sm_86", "sm_120")``; empty means the GPU of this
-        machine, or the portable engine (Ampere and newer) where there is none.
-    torch_ops: operators to leave in PyTorch, as ``("aten.softmax.int",)``, for debugging.
-    torch_tensorrt: ``"auto"`` lets converters of torch_tensorrt, where it is installed and a GPU is visible, write
-        the operators that have no converter here; ``"off"`` leaves these to PyTorch.
-    min_subgraph_nodes: subgraphs with fewer operators than this are not worth an engine and stay in PyTorch.
-    workspace_bytes: the most scratch memory an engine may take, in bytes; None leaves it to TensorRT.
-    optimization_level: TensorRT's builder effort, 0 (fastest build) to 5 (fastest engine).
-    build: ``"wait"`` has the first call wait for its engines; ``"background"`` has PyTorch serve until they are there.
-    max_dynamic_size: the upper end of a dynamic dimension whose range PyTorch does not bound.
-    cuda_graphs: ``"auto"`` replays whole calls from CUDA graphs, where sizes are static or come again;
-        ``"off"`` enqueues each call.
-    reuse_outputs: let a call overwrite the results of the one before, which saves a copy where they are still held.
-    release_weights: once the trial has settled on engines, move to host memory the weights that PyTorch holds for these
-        subgraphs beyond the model's own: halved, folded and merged ones, and all those of an exported program. A call
-        that PyTorch must serve brings them back. The model itself is not touched.
-    trial: what is done with the first real inputs. ``"check"`` compares each engine with PyTorch, ``"check+time"``
-        also times both and keeps the faster one, ``"off"`` trusts engines unseen.
-    keep_int8: leave every quantized subgraph quantized. Otherwise ``trial="check+time"`` also builds an engine of the
-        same subgraph without its quantization, which serves where the quantized one is wrong or slower.
-    inductor: ``"fallback"`` lets PyTorch's inductor compile subgraphs whose engine failed, and the pieces between
-        engines; ``"compete"`` lets it also take part in the trial of every subgraph; ``"max-autotune"`` too, by that
-        mode of inductor, which takes minutes to compile a model. All where sizes are static.
-    cache_dir: where built engines are kept; None means the per-user cache directory, ``""`` keeps none.
-    cache_bytes: the size to which the cache is trimmed, in bytes.
-    progress: show a progress bar while engines build; None shows it on a terminal only.
-    """
-
-    precision: Precision = "fp32"
-    tf32: bool = False
-    fallback: Fallback = "pytorch"
-    engine: EngineKind = "auto"
-    targets: tuple[str, ...] = ()
-    torch_ops: tuple[str, ...] = ()
-    torch_tensorrt: TorchTensorRT = "auto"
-    min_subgraph_nodes: int = 1
-    workspace_bytes: int | None = None
-    optimization_level: int = 3
-    build: BuildKind = "wait"
-    max_dynamic_size: int = 4096
-    cuda_graphs: CudaGraphs = "auto"
-    reuse_outputs: bool = False
-    release_weights: bool = False
-    trial: TrialKind = "check+time"
-    keep_int8: bool = False
-    inductor: Inductor = "off"
-    cache_dir: str | Path | None = None
-    cache_bytes: int = 20 * 2**30
-    progress: bool | None = None
+    precision: Precision = _option(
+        "fp32",
+        """Floating point type that an fp32 model computes in. Numerically delicate operators stay in fp32, and a
+        model that is already in half precision keeps its types.""",
+        shapes="graph",
+    )
+    tf32: bool = _option(
+        False,
+        "Let fp32 matrix products and convolutions use TF32 (10 mantissa bits) where the GPU has it.",
+        shapes="engine",
+    )
+    fallback: Fallback = _option(
+        "pytorch",
+        '`"pytorch"` runs in PyTorch whatever TensorRT cannot run; `"error"` raises an exception instead.',
+        shapes="run",
+        at_load=True,
+    )
+    engine: EngineKind = _option(
+        "auto",
+        """The TensorRT that builds and runs the engines. `"auto"` takes the installed one that runs on this GPU;
+        `"reference"` computes the lowered networks on the CPU in PyTorch, for tests and for debugging.""",
+        shapes="graph",
+    )
+    targets: tuple[str, ...] = _option(
+        (),
+        """Compute capabilities to build for, as `("sm_86", "sm_120")`. Empty means the GPU of this machine, or the
+        portable engine (Ampere and newer) on a machine without one.""",
+        shapes="engine",
+    )
+    torch_ops: tuple[str, ...] = _option(
+        (),
+        'Operators to leave in PyTorch, as `("aten.softmax.int",)`, for debugging.',
+        shapes="graph",
+    )
+    torch_tensorrt: TorchTensorRT = _option(
+        "auto",
+        """`"auto"` lets the converters of torch_tensorrt, where it is installed and a GPU is visible, write the
+        operators that have no converter here; `"off"` leaves these to PyTorch.""",
+        shapes="graph",
+    )
+    min_subgraph_nodes: int = _option(
+        1,
+        "Smallest number of operators that is worth an engine; a smaller subgraph stays in PyTorch.",
+        shapes="graph",
+        least=1,
+    )
+    workspace_bytes: int | None = _option(
+        None,
+        "Most scratch memory that an engine may take, in bytes; None leaves it to TensorRT.",
+        shapes="engine",
+        least=1,
+    )
+    optimization_level: int = _option(
+        3,
+        "Effort of TensorRT's builder, from 0 (fastest build) to 5 (fastest engine).",
+        shapes="engine",
+        least=0,
+        most=5,
+    )
+    build: BuildKind = _option(
+        "wait",
+        '`"wait"` lets the first call wait for its engines; `"background"` lets PyTorch run until they are built.',
+        shapes="run",
+    )
+    max_dynamic_size: int = _option(
+        4096,
+        "Upper end of a dynamic dimension whose range PyTorch does not bound.",
+        shapes="graph",
+        least=1,
+    )
+    cuda_graphs: CudaGraphs = _option(
+        "auto",
+        """`"auto"` replays whole calls from CUDA graphs where sizes are static or come again; `"off"` enqueues each
+        call.""",
+        shapes="run",
+        at_load=True,
+    )
+    reuse_outputs: bool = _option(
+        False,
+        "Let a call overwrite the results of the call before, which saves a copy where they are still held.",
+        shapes="run",
+        at_load=True,
+    )
+    release_weights: bool = _option(
+        False,
+        """Once the trial has settled on engines, move to host memory the weights that PyTorch holds for these
+        subgraphs beyond the model's own: halved, folded and merged ones, and all those of an exported program. A
+        call that PyTorch must run restores them. The model itself is not changed.""",
+        shapes="run",
+        at_load=True,
+    )
+    trial: TrialKind = _option(
+        "check+time",
+        """Use of the first real inputs: `"check"` compares each engine with PyTorch, `"check+time"` also times both
+        and keeps the faster one, `"off"` trusts engines without a check.""",
+        shapes="run",
+        at_load=True,
+    )
+    keep_int8: bool = _option(
+        False,
+        """Leave every quantized subgraph quantized. Otherwise `trial="check+time"` also builds an engine of the
+        same subgraph without its quantization, and takes it where the quantized one is wrong or slower.""",
+        shapes="run",
+    )
+    inductor: Inductor = _option(
+        "off",
+        """`"fallback"` lets PyTorch's inductor compile the subgraphs whose engine failed, and the subgraphs between
+        engines; `"compete"` also lets it take part in the trial of every subgraph; `"max-autotune"` does the
+        same with that mode of inductor, which takes minutes to compile a model. All three apply where sizes are
+        static.""",
+        shapes="run",
+        at_load=True,
+    )
+    cache_dir: str | Path | None = _option(
+        None,
+        'Directory of built engines; None means the per-user cache directory, `""` keeps none.',
+        shapes="run",
+        at_load=True,
+    )
+    cache_bytes: int = _option(
+        20 * 2**30,
+        "Size to which the cache is trimmed, in bytes.",
+        shapes="run",
+        at_load=True,
+        least=0,
+    )
+    progress: bool | None = _option(
+        None,
+        "Show a progress bar while engines build; None shows it on a terminal only.",
+        shapes="run",
+    )
 
     def __post_init__(self) -> None:
-        _check_choice("precision", self.precision, get_args(Precision))
-        _check_choice("fallback", self.fallback, get_args(Fallback))
-        _check_choice("engine", self.engine, get_args(EngineKind))
-        _check_choice("build", self.build, get_args(BuildKind))
-        _check_choice("cuda_graphs", self.cuda_graphs, get_args(CudaGraphs))
-        _check_choice("trial", self.trial, get_args(TrialKind))
-        _check_choice("inductor", self.inductor, get_args(Inductor))
-        _check_choice("torch_tensorrt", self.torch_tensorrt, get_args(TorchTensorRT))
-        for name in ("tf32", "reuse_outputs", "release_weights", "keep_int8"):
-            _check_type(name, getattr(self, name), bool)
-        if self.progress is not None:
-            _check_type("progress", self.progress, bool)
-        for name, low, high in (
-            ("min_subgraph_nodes", 1, None),
-            ("workspace_bytes", 1, None),
-            ("optimization_level", 0, 5),
-            ("max_dynamic_size", 1, None),
-            ("cache_bytes", 0, None),
-        ):
-            _check_range(name, getattr(self, name), low, high)
-        object.__setattr__(self, "targets", _checked_targets(self.targets))
-        object.__setattr__(self, "torch_ops", _checked_strings("torch_ops", self.torch_ops))
-        if self.cache_dir is not None and not isinstance(self.cache_dir, (str, Path)):
-            raise OptionsError(f"cache_dir must be a path or None, not {self.cache_dir!r}.")
+        for name, hint in type_hints().items():
+            object.__setattr__(self, name, _checked(name, getattr(self, name), hint))
+        _check_targets(self.targets)
         if self.engine == "reference" and self.targets:
             raise OptionsError(
                 f"engine='reference' computes in PyTorch and builds for no GPU, but targets={self.targets!r} "
@@ -118,23 +212,104 @@ class Options:
 
     @property
     def inductor_competes(self) -> bool:
-        """Whether inductor takes part in trials."""
+        """True if inductor takes part in trials."""
         return self.inductor in ("compete", "max-autotune")
 
     @property
     def tunes_inductor(self) -> bool:
-        """Whether inductor tries many kernels for each product."""
+        """True if inductor tries many kernels for each product."""
         return self.inductor == "max-autotune"
 
     @classmethod
     def from_mapping(cls, options: Mapping[str, Any] | None) -> Options:
-        """Options from keyword arguments; an unknown name raises OptionsError with the nearest right one."""
+        """Return options from keyword arguments; OptionsError for an unknown name suggests a similar one."""
         options = dict(options or {})
-        known = [field.name for field in dataclasses.fields(cls)]
         for name in options:
-            if name not in known:
-                raise OptionsError(f"Unknown option {name!r}.{_suggestion(name, known)}")
+            if name not in DECLARATIONS:
+                raise OptionsError(f"Unknown option {name!r}.{_suggestion(name, list(DECLARATIONS))}")
         return cls(**options)
+
+
+class LoadOptions(TypedDict, total=False):
+    """Options that `load` takes, as type checkers and editors know them."""
+
+    fallback: Fallback
+    cuda_graphs: CudaGraphs
+    reuse_outputs: bool
+    release_weights: bool
+    trial: TrialKind
+    inductor: Inductor
+    cache_dir: str | Path | None
+    cache_bytes: int
+
+
+class KeywordOptions(LoadOptions, total=False):
+    """Options that `compile`, `export`, `explain` and `accelerate` take, as type checkers and editors know them."""
+
+    precision: Precision
+    tf32: bool
+    engine: EngineKind
+    targets: tuple[str, ...]
+    torch_ops: tuple[str, ...]
+    torch_tensorrt: TorchTensorRT
+    min_subgraph_nodes: int
+    workspace_bytes: int | None
+    optimization_level: int
+    build: BuildKind
+    max_dynamic_size: int
+    keep_int8: bool
+    progress: bool | None
+
+
+DECLARATIONS: dict[str, Declaration] = {
+    option.name: option.metadata["declaration"] for option in dataclasses.fields(Options)
+}
+
+# The options that `load` takes: a saved program keeps all others.
+AT_LOAD = tuple(name for name, declaration in DECLARATIONS.items() if declaration.at_load)
+
+
+@functools.cache
+def type_hints() -> dict[str, Any]:
+    """Return the type of each option, by name."""
+    return get_type_hints(Options)
+
+
+def defaults() -> dict[str, Any]:
+    """Return the default of each option, by name."""
+    return {option.name: option.default for option in dataclasses.fields(Options)}
+
+
+def builder_settings(options: Options) -> dict[str, Any]:
+    """Return the values of the options that are settings of TensorRT's builder, by name."""
+    return {name: getattr(options, name) for name, declared in DECLARATIONS.items() if declared.shapes == "engine"}
+
+
+# Validation --------------------------------------------------------------------------------------------------------
+
+
+def _checked(name: str, value: Any, hint: Any) -> Any:
+    """Return the value of an option; a string or a list where a tuple of strings is wanted becomes one."""
+    kinds = _kinds(hint)
+    if value is None and type(None) in kinds:
+        return None
+    kind = kinds[0]
+    if get_origin(kind) is Literal:
+        _check_choice(name, value, get_args(kind))
+    elif kind is bool and not isinstance(value, bool):
+        raise OptionsError(f"{name} must be bool, not {value!r}.")
+    elif kind is int:
+        _check_range(name, value, DECLARATIONS[name])
+    elif get_origin(kind) is tuple:
+        return _tuple_of_strings(name, value)
+    elif not isinstance(value, kinds):
+        raise OptionsError(f"{name} must be a path or None, not {value!r}.")
+    return value
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """Return the members of a union; any other type alone."""
+    return get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
 
 
 def _suggestion(word: str, known: list[str]) -> str:
@@ -148,22 +323,19 @@ def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise OptionsError(f"{name}={value!r} is not a choice.{_suggestion(str(value), list(choices))}")
 
 
-def _check_type(name: str, value: object, kind: type) -> None:
-    if not isinstance(value, kind):
-        raise OptionsError(f"{name} must be {kind.__name__}, not {value!r}.")
-
-
-def _check_range(name: str, value: object, low: int, high: int | None) -> None:
-    if value is None and name == "workspace_bytes":
-        return
+def _check_range(name: str, value: object, declaration: Declaration) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise OptionsError(f"{name} must be an integer, not {value!r}.")
-    if value < low or (high is not None and value > high):
-        upper = f" to {high}" if high is not None else " or more"
-        raise OptionsError(f"{name}={value} is out of range: {low}{upper}.")
+    least, most = declaration.least, declaration.most
+    if (least is not None and value < least) or (most is not None and value > most):
+        raise OptionsError(f"{name}={value} is out of range: {_range_text(declaration)}.")
 
 
-def _checked_strings(name: str, value: object) -> tuple[str, ...]:
+def _range_text(declaration: Declaration) -> str:
+    return f"{declaration.least} or more" if declaration.most is None else f"{declaration.least} to {declaration.most}"
+
+
+def _tuple_of_strings(name: str, value: object) -> tuple[str, ...]:
     if isinstance(value, str):
         value = (value,)
     if not isinstance(value, (tuple, list)) or not all(isinstance(v, str) for v in value):
@@ -171,11 +343,55 @@ def _checked_strings(name: str, value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _checked_targets(value: object) -> tuple[str, ...]:
-    targets = _checked_strings("targets", value)
+def _check_targets(targets: tuple[str, ...]) -> None:
     for target in targets:
         if not (target.startswith(TARGET_PREFIX) and target[len(TARGET_PREFIX) :].isdigit()):
             raise OptionsError(
                 f"targets: {target!r} is not a compute capability. Write it as 'sm_89' for 8.9 or 'sm_120' for 12.0."
             )
-    return targets
+
+
+# Documentation -----------------------------------------------------------------------------------------------------
+
+
+def choices(name: str) -> tuple[str, ...]:
+    """Return the words that an option may be."""
+    return get_args(type_hints()[name])
+
+
+def first_sentence(name: str) -> str:
+    """Return the meaning of an option in one sentence, without Markdown and the full stop."""
+    return DECLARATIONS[name].meaning.partition(". ")[0].removesuffix(".").replace("`", "")
+
+
+def options_table() -> str:
+    """Return all options as a table in Markdown: values, default, meaning, part in an engine, use at `load`."""
+    head = "| Option | Values | Default | Meaning | Shapes | `load` |\n| --- | --- | --- | --- | --- | --- |\n"
+    return head + "".join(f"| {' | '.join(_cells(name))} |\n" for name in DECLARATIONS)
+
+
+def _cells(name: str) -> tuple[str, ...]:
+    declared = DECLARATIONS[name]
+    at_load = "yes" if declared.at_load else ""
+    default = defaults()[name]
+    shown = f'`"{default}"`' if isinstance(default, str) else f"`{default!r}`"
+    return f"`{name}`", _values_text(name), shown, declared.meaning, declared.shapes, at_load
+
+
+def _values_text(name: str) -> str:
+    """Return the values that an option may have, in words."""
+    kinds = _kinds(type_hints()[name])
+    if get_origin(kinds[0]) is Literal:
+        return ", ".join(f'`"{choice}"`' for choice in choices(name))
+    words = {bool: "`True`, `False`", int: f"integer, {_range_text(DECLARATIONS[name])}", str: "path"}
+    text = words.get(kinds[0], "tuple of strings")
+    return f"{text}, or `None`" if type(None) in kinds else text
+
+
+def text_of(names: Iterable[str]) -> str:
+    """Return what a docstring says of options: one paragraph for each."""
+    wrap = functools.partial(textwrap.fill, width=116, initial_indent=" " * 4, subsequent_indent=" " * 8)
+    return "\n".join(wrap(f"{name}: {DECLARATIONS[name].meaning.replace('`', '``')}") for name in names)
+
+
+Options.__doc__ = f"{Options.__doc__ or ''}\n\n{text_of(DECLARATIONS)}\n"

@@ -1,11 +1,11 @@
-"""The key of an engine: two subgraphs share one only if they are the same computation, built the same way."""
+"""Key of an engine: two subgraphs share one only if they are the same computation, built the same way."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -13,8 +13,10 @@ from torch import fx, nn
 from torch.export import Dim
 
 from torchtrt_bridge.capture.export import export_program, graph_from_program
-from torchtrt_bridge.engine.engine_key import engine_key
-from torchtrt_bridge.options import Options
+from torchtrt_bridge.engine.build import engine_from_network
+from torchtrt_bridge.engine.engine_key import _with_numbered_symbols, engine_key
+from torchtrt_bridge.lower.network import network_from_graph
+from torchtrt_bridge.options import DECLARATIONS, Options
 from torchtrt_bridge.partition import extract_subgraphs, propose
 from torchtrt_bridge.passes import normalize
 from torchtrt_bridge.pipeline import bounded
@@ -43,7 +45,7 @@ def subgraph_of(call: Any, args: tuple[torch.Tensor, ...], shapes: Any, options:
 
 
 def key_of(call: Any, *args: torch.Tensor, shapes: Any = None, **options: Any) -> str:
-    checked = Options(engine="tensorrt_rtx", **{"targets": TARGETS, **options})
+    checked = Options(**{"engine": "tensorrt_rtx", "targets": TARGETS, **options})
     subgraph, ranges = subgraph_of(call, args, shapes, checked)
     return engine_key(subgraph, library.load("tensorrt_rtx"), checked, ranges)
 
@@ -103,39 +105,81 @@ def test_the_same_computation_captured_twice_has_the_same_key(name: str) -> None
     assert key_of(one, *args) == key_of(one, *args)
 
 
+# Another value of each option.
+OTHER: dict[str, Any] = {
+    "precision": "fp16",
+    "tf32": True,
+    "fallback": "error",
+    "engine": "auto",
+    "targets": ("sm_86",),
+    "torch_ops": ("aten.softmax.int",),
+    "torch_tensorrt": "off",
+    "min_subgraph_nodes": 1,
+    "workspace_bytes": 1 << 20,
+    "optimization_level": 1,
+    "build": "background",
+    "max_dynamic_size": 8,
+    "cuda_graphs": "off",
+    "reuse_outputs": True,
+    "release_weights": True,
+    "trial": "off",
+    "keep_int8": True,
+    "inductor": "compete",
+    "cache_dir": "",
+    "cache_bytes": 1,
+    "progress": False,
+}
+
+
+def test_every_option_is_tried_here() -> None:
+    assert set(OTHER) == set(DECLARATIONS)
+
+
+def options_that_are(shapes: str) -> list[str]:
+    return [name for name, declared in DECLARATIONS.items() if declared.shapes == shapes]
+
+
+@pytest.mark.parametrize("name", options_that_are("engine"))
+def test_a_setting_of_the_builder_changes_the_key(name: str) -> None:
+    assert key_of(linear(), square(2, 4)) != key_of(linear(), square(2, 4), **{name: OTHER[name]})
+
+
+@pytest.mark.parametrize("name", options_that_are("run"))
+def test_an_option_of_the_run_does_not_change_the_key(name: str) -> None:
+    assert key_of(linear(), square(2, 4)) == key_of(linear(), square(2, 4), **{name: OTHER[name]})
+
+
 @pytest.mark.parametrize(
     "options",
-    [
-        {"precision": "fp16"},
-        {"precision": "bf16"},
-        {"tf32": True},
-        {"targets": ("sm_86",)},
-        {"targets": ("sm_89", "sm_86")},
-        {"targets": ()},
-        {"optimization_level": 1},
-        {"workspace_bytes": 1 << 20},
-    ],
+    [{"precision": "fp16"}, {"precision": "bf16"}, {"targets": ("sm_89", "sm_86")}, {"targets": ()}],
     ids=str,
 )
-def test_options_that_shape_an_engine_change_its_key(options: dict[str, Any]) -> None:
+def test_another_graph_or_target_changes_the_key(options: dict[str, Any]) -> None:
     assert key_of(linear(), square(2, 4)) != key_of(linear(), square(2, 4), **options)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"fallback": "error"},
-        {"cuda_graphs": "off"},
-        {"reuse_outputs": True},
-        {"trial": "off"},
-        {"inductor": "compete"},
-        {"cache_bytes": 1},
-        {"progress": False},
-    ],
-    ids=str,
-)
-def test_options_of_how_it_runs_do_not(options: dict[str, Any]) -> None:
-    assert key_of(linear(), square(2, 4)) == key_of(linear(), square(2, 4), **options)
+@pytest.mark.parametrize("name", sorted({*options_that_are("graph")} - {"precision"}))
+def test_an_option_that_changes_no_node_and_no_size_shares_the_engine(name: str) -> None:
+    assert key_of(linear(), square(2, 4)) == key_of(linear(), square(2, 4), **{name: OTHER[name]})
+
+
+def test_the_build_reads_only_options_that_are_in_the_key() -> None:
+    """An option that reaches TensorRT's builder and is not declared so would let the cache give a wrong engine."""
+
+    class Recorder:
+        def __init__(self, options: Options) -> None:
+            self._options, self._read = options, set[str]()
+
+        def __getattr__(self, name: str) -> Any:
+            self._read.add(name)
+            return getattr(self._options, name)
+
+    options = Options(engine="tensorrt_rtx", targets=TARGETS, workspace_bytes=1 << 30)
+    subgraph, ranges = subgraph_of(linear(), (square(2, 4),), None, options)
+    installed = library.load("tensorrt_rtx")
+    recorder = Recorder(options)
+    engine_from_network(network_from_graph(subgraph, installed, ranges), installed, cast(Options, recorder))
+    assert recorder._read == set(options_that_are("engine"))
 
 
 def test_shapes_change_the_key() -> None:
@@ -194,6 +238,30 @@ def test_symbol_names_do_not_change_the_key() -> None:
 
     first = key_of(call, square(3, 4), shapes=({0: n, 1: m},))
     assert first == key_of(call, square(3, 4), shapes=({0: m, 1: n},))
+
+
+def test_equal_sizes_have_another_key_than_sizes_that_differ() -> None:
+    """Converters decide by the equality of symbols: (n, 4), (n, 4) is another network than (n, 4), (m, 4)."""
+    n, m = Dim("n", min=2, max=8), Dim("m", min=2, max=8)
+
+    def call(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.cat((x.exp(), y.exp()))
+
+    args = square(3, 4), square(3, 4)
+    assert key_of(call, *args, shapes=({0: n}, {0: n})) != key_of(call, *args, shapes=({0: n}, {0: m}))
+
+
+def test_symbols_are_numbered_by_first_appearance() -> None:
+    """A symbol keeps its number through the whole graph, whatever PyTorch calls it."""
+
+    def described(*texts: str) -> list[str]:
+        symbols: dict[str, str] = {}
+        return [_with_numbered_symbols(text, symbols) for text in texts]
+
+    assert described("('s77', 3)", "('s27', '2*s77')") == ["('s0', 3)", "('s1', '2*s0')"]
+    assert described("('s5', 3)", "('s5', 3)") == described("('u8', 3)", "('u8', 3)")
+    assert described("('s5', 3)", "('s5', 3)") != described("('s5', 3)", "('s6', 3)")
+    assert described("op.s5 %s6") == ["op.s5 %s6"]
 
 
 def test_another_process_finds_the_same_key() -> None:

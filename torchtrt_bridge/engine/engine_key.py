@@ -1,4 +1,4 @@
-"""The key of an engine: a digest of everything that shapes it, so that a cached engine is never a wrong one."""
+"""Key of an engine: a digest of everything that shapes it, so that the cache never gives a wrong engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchtrt_bridge.cache import source_digest
 from torchtrt_bridge.graph.shapes import Range, spec_of
 from torchtrt_bridge.graph.version import __version__
 from torchtrt_bridge.lower.registry import ConverterProvider, is_foreign
-from torchtrt_bridge.options import Options
+from torchtrt_bridge.options import Options, builder_settings
 from torchtrt_bridge.trt.library import PORTABLE, TensorRTLibrary, current_target
 
 
@@ -26,15 +26,16 @@ def engine_key(
     ranges: Mapping[Any, Range],
     provider: ConverterProvider | None = None,
 ) -> str:
-    """The digest, in hexadecimal, of a subgraph, its constants' contents, its ranges, options, TensorRT and target.
+    """Return the digest, in hexadecimal, of a subgraph, its constants' contents, its ranges, options, TensorRT, target.
 
-    provider: what it writes goes in with the version of its converters.
+    provider: for a node that it writes, its identity of the node is part of the key.
     """
     digest = hashlib.sha256()
     digest.update(json.dumps(_environment(library, options)).encode())
     order = {node: index for index, node in enumerate(module.graph.nodes)}
+    symbols: dict[str, str] = {}
     for node in module.graph.nodes:
-        digest.update(_canonical(_describe(node, order, ranges)).encode())
+        digest.update(_with_numbered_symbols(_describe(node, order, ranges), symbols).encode())
         if provider is not None and is_foreign(node):
             digest.update(provider.identity(node).encode())
         if node.op == "get_attr":
@@ -43,10 +44,9 @@ def engine_key(
 
 
 def _environment(library: TensorRTLibrary, options: Options) -> list[Any]:
-    target = list(options.targets) or [current_target() or PORTABLE]
-    build = [options.optimization_level, options.workspace_bytes, options.tf32]
-    source = source_digest()
-    return [__version__, source, library.name, library.version, target, build]
+    targets = list(options.targets) or [current_target() or PORTABLE]
+    settings = {**builder_settings(options), "targets": targets}
+    return [__version__, source_digest(), library.name, library.version, settings]
 
 
 def _describe(node: fx.Node, order: Mapping[fx.Node, int], ranges: Mapping[Any, Range]) -> str:
@@ -60,7 +60,7 @@ def _describe(node: fx.Node, order: Mapping[fx.Node, int], ranges: Mapping[Any, 
 
 
 class _Reference:
-    """A node among arguments, by its place in the graph."""
+    """Node among arguments, printed as its place in the graph: names of nodes are not part of the key."""
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -69,9 +69,18 @@ class _Reference:
         return f"%{self.index}"
 
 
-def _canonical(text: str) -> str:
-    """Node and input names are left out above; symbols are numbered by PyTorch per process, so they go too."""
-    return re.sub(r"'([^']*)'", lambda m: "'" + re.sub(r"\b[su]\d+\b", "s", m[1]) + "'", text)
+def _with_numbered_symbols(text: str, symbols: dict[str, str]) -> str:
+    """Return the description of a node with its symbols numbered by first appearance in the graph.
+
+    PyTorch names a symbol after its place in the user's model. Which sizes have the same symbol stays visible, as
+    converters may rely on equal sizes.
+    symbols: the symbols of the nodes before, which this call extends.
+    """
+
+    def numbered(symbol: re.Match[str]) -> str:
+        return symbols.setdefault(symbol[0], f"s{len(symbols)}")
+
+    return re.sub(r"'([^']*)'", lambda quoted: "'" + re.sub(r"\b[su]\d+\b", numbered, quoted[1]) + "'", text)
 
 
 def _add_tensor(digest: Any, value: torch.Tensor) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
@@ -14,18 +14,27 @@ from torch._guards import tracing
 
 from torchtrt_bridge.capture import dynamo
 from torchtrt_bridge.capture.arguments import arguments_from
+from torchtrt_bridge.entry.option_signature import shows_options
 from torchtrt_bridge.errors import BridgeError, EngineLoadError
 from torchtrt_bridge.interop import provider_for
-from torchtrt_bridge.options import Options
+from torchtrt_bridge.options import KeywordOptions, Options
 from torchtrt_bridge.partition import extract_subgraphs, propose
 from torchtrt_bridge.passes import normalize
 from torchtrt_bridge.pipeline import bounded, input_specs, left_in_float, planned_entry
 from torchtrt_bridge.report.model import CompileReport, merged, torch_entry
 from torchtrt_bridge.trt import library as libraries
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
+
+@shows_options(KeywordOptions)
 def explain(
-    model: Callable[..., Any], example_inputs: Any, *, kwargs: Mapping[str, Any] | None = None, **options: Any
+    model: Callable[..., Any],
+    example_inputs: Any,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    **options: Unpack[KeywordOptions],
 ) -> CompileReport:
     """Run `model` once in PyTorch and tell where each operator would run.
 

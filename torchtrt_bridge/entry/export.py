@@ -7,7 +7,7 @@ import os
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
@@ -18,9 +18,10 @@ from torchtrt_bridge.capture.arguments import arguments_from
 from torchtrt_bridge.capture.export import CapturedGraph, export_program, graph_from_program
 from torchtrt_bridge.engine.builder import load_engine
 from torchtrt_bridge.entry import archive
+from torchtrt_bridge.entry.option_signature import shows_options
 from torchtrt_bridge.entry.program import Program
 from torchtrt_bridge.errors import BridgeError, CaptureError, EngineLoadError, OptionsError
-from torchtrt_bridge.options import Options
+from torchtrt_bridge.options import AT_LOAD, KeywordOptions, LoadOptions, Options
 from torchtrt_bridge.partition import extract_subgraphs
 from torchtrt_bridge.pipeline import bounded, compile_graph, compile_torch_subgraphs, engine_module, input_specs
 from torchtrt_bridge.report.log import warn_once
@@ -29,19 +30,18 @@ from torchtrt_bridge.runtime import Execution
 from torchtrt_bridge.runtime.pytorch_form import flatten_linear_inputs
 from torchtrt_bridge.trt import library as libraries
 
-# What `load` may change of a saved program's options: how it runs, not how it was built.
-RUN_OPTIONS = (
-    "fallback", "trial", "cuda_graphs", "reuse_outputs", "release_weights", "inductor", "cache_dir", "cache_bytes"
-)  # fmt: skip
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
+@shows_options(KeywordOptions)
 def export(
     model: nn.Module | Callable[..., Any],
     example_inputs: Any,
     *,
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
-    **options: Any,
+    **options: Unpack[KeywordOptions],
 ) -> Program:
     """Build engines for `model` ahead of time; no GPU is needed with TensorRT-RTX.
 
@@ -82,16 +82,17 @@ def save(program: Program, path: str | Path) -> None:
     archive.write_archive(program.exported, program.plans, program.manifest, path)
 
 
-def load(path: str | Path, *, device: str | torch.device | None = None, **options: Any) -> Program:
+@shows_options(LoadOptions)
+def load(path: str | Path, *, device: str | torch.device | None = None, **options: Unpack[LoadOptions]) -> Program:
     """Read a program that `save` wrote, with its engines where this machine can run them.
 
     device: where it runs; None means the GPU if there is one.
-    options: those of how it runs, which the file does not keep: `RUN_OPTIONS`.
+    options: how it runs, which the file does not keep.
     Raises EngineLoadError for a missing, damaged or foreign file.
     """
-    wrong = sorted(set(options) - set(RUN_OPTIONS))
+    wrong = sorted(set(options) - set(AT_LOAD))
     if wrong:
-        raise OptionsError(f"load() takes {', '.join(RUN_OPTIONS)}; {', '.join(wrong)} was settled by export().")
+        raise OptionsError(f"load() takes {', '.join(AT_LOAD)}; {', '.join(wrong)} was settled by export().")
     exported, manifest, plans = archive.read_archive(_path(path, "load"))
     checked = Options.from_mapping({**manifest.options, **options})
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -136,7 +137,7 @@ def _manifest(
     return archive.Manifest(
         archive.FORMAT,
         archive.versions() | {"tensorrt": str(libraries.choose(options.engine))},
-        {name: value for name, value in content["options"].items() if name not in RUN_OPTIONS},
+        {name: value for name, value in content["options"].items() if name not in AT_LOAD},
         {name: list(nodes) for name, nodes in subgraphs.items()},
         {name: hashlib.sha256(plan).hexdigest() for name, plan in plans.items()},
         content["engines"],

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
 from torchtrt_bridge.capture.transformers_classes import is_for_pipelines, is_model, is_pipeline
+from torchtrt_bridge.entry.option_signature import shows_options
 from torchtrt_bridge.entry.torch_compile import Backend, backend_of_calls, compile_calls, uncompile_calls
 from torchtrt_bridge.errors import OptionsError
-from torchtrt_bridge.options import Options
+from torchtrt_bridge.options import KeywordOptions, Options
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 T = TypeVar("T")
 
 
-def accelerate(target: T, *, dynamic: bool | None = None, fullgraph: bool = False, **options: Any) -> T:
+@shows_options(KeywordOptions)
+def accelerate(
+    target: T, *, dynamic: bool | None = None, fullgraph: bool = False, **options: Unpack[KeywordOptions]
+) -> T:
     """Let a Hugging Face pipeline or model compute on TensorRT, in place.
 
     Whoever calls the model reaches the engines: `model(...)`, `model.generate(...)`, the pipeline. Its class, its

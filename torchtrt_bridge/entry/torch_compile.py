@@ -7,16 +7,20 @@ import inspect
 import itertools
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
 
 from torchtrt_bridge.capture.transformers_classes import install_hooks, is_for_pipelines, is_pipeline
 from torchtrt_bridge.entry.compiled_graph import CompiledGraph
+from torchtrt_bridge.entry.option_signature import shows_options
 from torchtrt_bridge.errors import OptionsError
-from torchtrt_bridge.options import Options
+from torchtrt_bridge.options import KeywordOptions, Options
 from torchtrt_bridge.report.model import CompileReport, merged
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _ATTRIBUTE = "_torchtrt_bridge_backend"
 _numbers = itertools.count()
@@ -61,7 +65,10 @@ class Backend:
         return merged([graph.report for graph in self.graphs]) if self.graphs else CompileReport(self.options)
 
 
-def compile(model: Any = None, *, dynamic: bool | None = None, fullgraph: bool = False, **options: Any) -> Any:
+@shows_options(KeywordOptions)
+def compile(
+    model: Any = None, *, dynamic: bool | None = None, fullgraph: bool = False, **options: Unpack[KeywordOptions]
+) -> Any:
     """Compile a module, function or method for TensorRT; also a decorator of these and of nn.Module classes.
 
     dynamic, fullgraph: as in `torch.compile`.

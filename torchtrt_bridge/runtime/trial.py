@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,9 @@ HOPELESS = 2
 # The engine stays unless another is faster by more than what two measurements of one thing differ by: the middle half
 # of the replays of an engine on an H100 lay within 0.6 %.
 CLEARLY = 0.99
+
+# The context in which every trial runs. Processes that share a GPU put a lock here, so that each measures alone.
+exclusive: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
 
 
 @dataclasses.dataclass
@@ -89,6 +93,10 @@ class Trial:
         others: PyTorch, and whoever else may serve, all known to be right and called before; timing them costs about
             BUDGET_CALLS calls of PyTorch.
         """
+        with exclusive():
+            return self._run(engine, others)
+
+    def _run(self, engine: Run, others: Mapping[str, Run]) -> Outcome:
         outcome = Outcome(engine(self.inputs))
         if not self._is_right(outcome.results, outcome):
             return outcome

@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 
 def fake_mode_of(module: fx.GraphModule) -> FakeTensorMode:
-    """The mode in which the fake values of `module`'s nodes live."""
+    """Return the mode in which the fake values of `module`'s nodes live."""
     values = [node.meta["val"] for node in module.graph.nodes if isinstance(node.meta.get("val"), torch.Tensor)]
     return fake_mode_of_values(values)
 
 
 def fake(argument: Any) -> Any:
-    """A node's arguments with fake values in place of nodes."""
+    """Return a node's arguments with fake values in place of nodes."""
     return fx.map_arg(argument, lambda node: node.meta["val"])
 
 
 def infer(node: fx.Node, mode: FakeTensorMode) -> Any:
-    """Compute and keep the fake value of a call from those of its inputs."""
+    """Compute the fake value of a call from those of its inputs, and store it in the node."""
     assert callable(node.target)
     with symbolic_dispatch(mode), torch.no_grad():
         node.meta["val"] = node.target(*fake(node.args), **fake(node.kwargs))
@@ -40,7 +40,7 @@ def is_call(node: Any, op: Any) -> bool:
 
 
 def insert_call(before: fx.Node, mode: FakeTensorMode, op: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
-    """A call in front of `before`, on behalf of it: it carries its source line."""
+    """Insert a call in front of `before`, with the source line of `before`."""
     with before.graph.inserting_before(before):
         node = before.graph.call_function(op, args, kwargs)
     for key in ("stack_trace", "nn_module_stack"):
@@ -51,7 +51,7 @@ def insert_call(before: fx.Node, mode: FakeTensorMode, op: Callable[..., Any], *
 
 
 def insert_constant(before: fx.Node, value: torch.Tensor, hint: str, mode: FakeTensorMode) -> fx.Node:
-    """A new constant, readable in front of `before`."""
+    """Add a constant to the module, and insert a node that reads it in front of `before`."""
     module = before.graph.owning_module
     assert module is not None
     name = free_name(module, hint)
@@ -63,7 +63,7 @@ def insert_constant(before: fx.Node, value: torch.Tensor, hint: str, mode: FakeT
 
 
 def free_name(module: torch.nn.Module, hint: str) -> str:
-    """`hint`, with a number behind it where `module` has such an attribute already."""
+    """Return `hint`, with a number behind it if `module` has an attribute of that name."""
     name, count = hint, 0
     while hasattr(module, name):
         count += 1
@@ -72,7 +72,7 @@ def free_name(module: torch.nn.Module, hint: str) -> str:
 
 
 def finish(module: fx.GraphModule, changed: bool) -> fx.GraphModule:
-    """After a pass that changed the graph: drop what nothing uses any more, and generate the code anew."""
+    """Drop nodes and constants without users after a pass that changed the graph, and regenerate the code."""
     if not changed:
         return module
     module.graph.eliminate_dead_code()
@@ -87,14 +87,14 @@ def finish(module: fx.GraphModule, changed: bool) -> fx.GraphModule:
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:
-    """A copy with plain code generation: flat arguments in, a flat tuple out."""
+    """Return a copy with plain code generation: it takes flat arguments and returns a flat tuple."""
     copied = fx.Graph()
     twins: dict[fx.Node, fx.Node] = {}
     result = copied.graph_copy(graph, twins, return_output_node=True)
     assert isinstance(result, tuple)
     copied.output(result[0]).meta = copy.copy(result[1].meta)
     for node, twin in twins.items():
-        twin.name = node.name  # fx would rename what is called like a builtin, as an argument `input`
+        twin.name = node.name  # fx would rename a node called like a builtin, such as `input`
     return copied
 
 
@@ -104,12 +104,12 @@ def set_constant(module: torch.nn.Module, name: str, value: torch.Tensor) -> Non
 
 
 def own_constants(modules: Iterable[torch.nn.Module], shared: Iterable[Any]) -> None:
-    """Copy the constants of `modules` that lie in the memory of `shared`, the tensors of the user's, each once."""
-    theirs = {_memory(value) for value in shared} - {None}
+    """Copy, once each, the constants of `modules` that share memory with `shared`, the user's tensors."""
+    user_memory = {_memory(value) for value in shared} - {None}
     copies: dict[Any, torch.Tensor] = {}
     for module in (part for root in modules for part in root.modules()):
         for name, value in list(module.named_buffers(recurse=False, remove_duplicate=False)):
-            if _memory(value) in theirs:
+            if _memory(value) in user_memory:
                 view = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
                 if view not in copies:
                     copies[view] = value.clone()
@@ -117,4 +117,5 @@ def own_constants(modules: Iterable[torch.nn.Module], shared: Iterable[Any]) -> 
 
 
 def _memory(value: Any) -> int | None:
+    """Return the storage address, equal for tensors that share storage; None for what is no tensor."""
     return value.untyped_storage().data_ptr() if isinstance(value, torch.Tensor) else None

@@ -1,4 +1,4 @@
-"""What a node of a graph says of itself: by its operator's schema, or by the constant that it reads."""
+"""Properties of a node: by its operator's schema, by the constant that it reads, and its place in the source."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def operator_name(op: Any) -> str:
 
 
 def returns_view(node: fx.Node) -> bool:
-    """Whether a result shares memory with an argument."""
+    """Return whether a result shares memory with an argument."""
     schema = schema_of(node.target)
     return schema is not None and any(result.alias_info is not None for result in schema.returns)
 
 
 def constant_of(node: Any) -> torch.Tensor | None:
-    """The tensor that `node` reads, if it is a constant."""
+    """Return the tensor that `node` reads if it is a constant, else None."""
     if not isinstance(node, fx.Node) or node.op != "get_attr":
         return None
     module = node.graph.owning_module
@@ -38,7 +38,7 @@ def constant_of(node: Any) -> torch.Tensor | None:
 
 
 def arguments_of(node: fx.Node) -> dict[str, Any]:
-    """The arguments of a call by their names in its operator's schema, defaults included."""
+    """Return the arguments of a call by their names in its operator's schema, defaults included."""
     schema = schema_of(node.target)
     found = {argument.name: argument.default_value for argument in schema.arguments if argument.has_default_value()}
     found.update(zip((argument.name for argument in schema.arguments), node.args, strict=False))
@@ -46,20 +46,20 @@ def arguments_of(node: fx.Node) -> dict[str, Any]:
 
 
 def is_random(node: fx.Node) -> bool:
-    """Whether its results change from call to call; an attention's only with dropout."""
+    """Return whether a node's results change from call to call; an attention's do only with dropout."""
     if not is_operator(node.target) or torch.Tag.nondeterministic_seeded not in node.target.tags:
         return False
     return arguments_of(node).get("dropout_p") != 0.0
 
 
 def source_of(node: fx.Node) -> str | None:
-    """`file:line: code` of the innermost frame outside PyTorch that made `node`; None if it is not known."""
+    """Return `file:line: code` of the innermost frame outside PyTorch that made `node`; None if it is unknown."""
     frame = _frame_of(node.meta.get("stack_trace") or "")
     return f"{frame['file']}:{frame['line']}: {frame['code'].strip()}" if frame else None
 
 
 def least_trace(node: fx.Node) -> str | None:
-    """Of the stack trace of `node` what `source_of` reads; None if it has none."""
+    """Return the part of the stack trace of `node` that `source_of` reads; None if there is none."""
     frame = _frame_of(node.meta.get("stack_trace") or "")
     return frame[0] if frame else None
 
@@ -72,6 +72,6 @@ def _frame_of(trace: str) -> re.Match[str] | None:
 
 
 def describe(node: fx.Node) -> str:
-    """A node as it is named in messages: operator, node, source line."""
+    """Name a node in messages: operator, node, source line."""
     source = source_of(node)
     return f"{node.target} (node {node.name}{', ' + source if source else ''})"

@@ -1,4 +1,4 @@
-"""Shapes: what sizes a tensor may have, and how symbolic sizes are bounded and computed."""
+"""Shapes: the sizes that a tensor may have, and the bounds of symbolic sizes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torchtrt_bridge.graph.torch_internals import expression_bounds
 # (smallest, largest) value of a size; equal for a static one.
 Range = tuple[int, int]
 
-# Stands for the upper end of a range that has none.
+# The upper end of a range that has none.
 UNBOUNDED = 2**31 - 1
 
 
@@ -47,7 +47,7 @@ class TensorSpec:
 
 
 def spec_of(name: str, value: torch.Tensor, ranges: Mapping[Any, Range]) -> TensorSpec:
-    """The spec of a fake tensor; `ranges` bounds its symbols."""
+    """Return the spec of a fake tensor; `ranges` bounds its symbols."""
     sizes = [expression_of(size) for size in value.shape]
     return TensorSpec(
         name,
@@ -61,8 +61,8 @@ def spec_of(name: str, value: torch.Tensor, ranges: Mapping[Any, Range]) -> Tens
 class SharedSizes:
     """Sizes of several tensors that follow from one another, as n here and 2 * n there.
 
-    inputs: names and fake tensors of the inputs of a graph, in their order; other inputs are passed over.
-    Told apart are sizes that are linear in one symbol, as `torch.export.Dim` derives them.
+    inputs: names and fake tensors of the inputs of a graph, in their order; other inputs have no sizes.
+    Only sizes that are linear in one symbol count, as `torch.export.Dim` derives them.
     """
 
     def __init__(self, inputs: Iterable[tuple[str, Any]]) -> None:
@@ -75,7 +75,7 @@ class SharedSizes:
         self._groups = [found for found in places.values() if len(found) > 1 or found[0].factor > 1]
 
     def why_not(self, values: Sequence[Any]) -> str | None:
-        """Why the sizes of these inputs do not fit each other; None if they do."""
+        """Return the reason for which the sizes of these inputs do not fit each other; None if they do."""
         for first, *others in self._groups:
             size = values[first.index].shape[first.dim]
             symbol, rest = divmod(size - first.offset, first.factor)
@@ -106,7 +106,7 @@ class _Place:
 
 
 def _linear(expression: Any) -> tuple[Any, int, int] | None:
-    """The symbol, the factor and the offset of a size that is linear in one symbol."""
+    """Return the symbol, the factor and the offset of a size that is linear in one symbol."""
     if isinstance(expression, int) or len(expression.free_symbols) != 1:
         return None
     (symbol,) = expression.free_symbols
@@ -116,7 +116,7 @@ def _linear(expression: Any) -> tuple[Any, int, int] | None:
 
 
 def expression_of(size: Any) -> Any:
-    """A size as an int, or as a sympy expression if it is dynamic."""
+    """Return a size as an int, or as a sympy expression if it is dynamic."""
     if isinstance(size, int):
         return size
     expression = size.node.expr
@@ -124,7 +124,7 @@ def expression_of(size: Any) -> Any:
 
 
 def _range(size: Any, ranges: Mapping[Any, Range]) -> Range:
-    """Bounds of an expression from those of its symbols, as PyTorch's value ranges give them."""
+    """Return the bounds of an expression from those of its symbols, by PyTorch's value ranges."""
     if isinstance(size, int):
         return size, size
     lowest, highest = expression_bounds(size, ranges)
@@ -136,6 +136,7 @@ def _finite(value: Any, otherwise: int) -> int:
 
 
 def _hint(size: Any) -> int:
+    """Return the value of a size in the example that was traced."""
     if isinstance(size, int):
         return size
     hint = size.node.hint if size.node.has_hint() else None
@@ -145,4 +146,5 @@ def _hint(size: Any) -> int:
 
 
 def is_symbolic(size: Any) -> bool:
+    """Return whether a size is known only at run time."""
     return isinstance(size, torch.SymInt) and not isinstance(size.node.expr, (int, sympy.Integer))

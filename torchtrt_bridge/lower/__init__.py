@@ -1,4 +1,4 @@
-"""Lower: from a subgraph of ATen nodes to a TensorRT network, one converter per operator."""
+"""Lowering: writes a subgraph of ATen nodes into a TensorRT network, by one converter for each operator."""
 
 from torchtrt_bridge.lower import converters as _converters
 from torchtrt_bridge.lower.registry import (

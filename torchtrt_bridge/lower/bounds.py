@@ -1,4 +1,4 @@
-"""Bounds: between which numbers the elements of a tensor lie, known before it is computed, by interval arithmetic."""
+"""Bounds of the elements of a tensor, found by interval arithmetic before the tensor is computed."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ ANY: Bounds = (-math.inf, math.inf)
 ALL_TRUE: Bounds = (1.0, 1.0)
 ALL_ZERO: Bounds = (0.0, 0.0)
 
-# Up to here every whole number is a float64, as bounds are.
+# Bounds are float64, which represents every integer up to this one.
 LARGEST_EXACT = 2.0**53
 
 
 def bounds_of(node: Any, known: dict[fx.Node, Bounds] | None = None) -> Bounds:
-    """The bounds of a node's tensor, or of a number.
+    """Return the bounds of a node's tensor, or of a number.
 
-    known: what was found before, to ask for several nodes of one graph.
+    known: the bounds found so far, for calls that ask for several nodes of one graph; this call adds to it.
     """
     if not isinstance(node, fx.Node):
         return (float(node), float(node)) if isinstance(node, (bool, int, float)) else ANY
@@ -44,7 +44,9 @@ def _bounds(node: fx.Node, known: dict[fx.Node, Bounds]) -> Bounds:
     if node.op == "get_attr":
         return _of_constant(getattr(node.graph.owning_module, str(node.target), None))
     schema = schema_of(node.target)
-    if node.op != "call_function" or schema is None or schema.overload_name == "dtype":  # another type's bits
+    if (
+        node.op != "call_function" or schema is None or schema.overload_name == "dtype"
+    ):  # it reads the bits as another dtype
         return ANY
     name = operator_name(node.target)
     if movement_of(node) is not None:
@@ -65,7 +67,7 @@ def _bounds(node: fx.Node, known: dict[fx.Node, Bounds]) -> Bounds:
 
 
 def _is_exact(argument: Any, bounds: Bounds) -> bool:
-    """Whether these are whole numbers, which no rounding moved past their bounds, nor the bounds past them."""
+    """Return whether these are integers within what float64 represents exactly, so that no rounding moves a bound."""
     value = argument.meta.get("val") if isinstance(argument, fx.Node) else argument
     is_whole = isinstance(value, int) or (isinstance(value, torch.Tensor) and not value.dtype.is_floating_point)
     return is_whole and all(abs(end) <= LARGEST_EXACT for end in bounds)
@@ -84,7 +86,7 @@ def _of_constant(value: Any) -> Bounds:
 
 
 def _of_arange(node: fx.Node) -> Bounds:
-    """arange.start_step(start, end, step): upwards by whole steps from a known start."""
+    """Return the bounds of arange.start_step(start, end, step) that goes up by whole steps from a known start."""
     start, end, step = (*node.args, 1)[:3]
     if len(node.args) < 2 or not isinstance(start, int) or not isinstance(step, int) or step < 1:
         return ANY
@@ -92,7 +94,7 @@ def _of_arange(node: fx.Node) -> Bounds:
 
 
 def _within_dtype(node: fx.Node, bounds: Bounds) -> Bounds:
-    """The bounds in the node's own dtype: what overflows is infinite in floats, and anything in whole numbers."""
+    """Return the bounds in the node's dtype: infinite if floats overflow, the dtype's whole range if integers do."""
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor) or value.is_complex():
         return ANY
@@ -108,7 +110,7 @@ def _within_dtype(node: fx.Node, bounds: Bounds) -> Bounds:
 
 
 def _rounded(end: float, dtype: torch.dtype) -> float:
-    """An upper end in a float dtype; what rounds to the largest number does not overflow."""
+    """Return an upper bound in a float dtype; a number that rounds to the largest one does not overflow."""
     info = torch.finfo(dtype)
     if end <= info.max:
         return end
@@ -141,7 +143,7 @@ _COMPARISONS: dict[str, Callable[..., Bounds]] = {
     "lt": lambda a, b: _truth(a[1] < b[0], a[0] >= b[1]),
 }
 
-# Of bools.
+# Rules for tensors of bools.
 _LOGIC: dict[str, Callable[..., Bounds]] = {
     "bitwise_and": lambda a, b: (min(a[0], b[0]), min(a[1], b[1])),
     "bitwise_not": lambda a: (1 - a[1], 1 - a[0]),

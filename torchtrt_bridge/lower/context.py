@@ -1,4 +1,4 @@
-"""What a converter writes with: a network that names its layers, and the few moves that every family needs."""
+"""The context of a converter: a network that names its layers, and the steps that every family needs."""
 
 from __future__ import annotations
 
@@ -56,37 +56,37 @@ class Context:
     """The network under construction and the node being lowered.
 
     node: the FX node; `node.meta["val"]` is its fake value, with dtype and (symbolic) shape.
-    can: whether TensorRT builds what a probe of this name asks for (`engine/probe.py`).
-    constants: value of each constant layer by layer name, for readers that TensorRT cannot give it back to.
+    supports: tells whether TensorRT builds the network of the probe of this name.
+    constants: value of each constant layer by layer name; TensorRT cannot give back all of them.
     """
 
-    def __init__(self, trt: Any, network: NamedNetwork, can: Callable[[str], bool]) -> None:
+    def __init__(self, trt: Any, network: NamedNetwork, supports: Callable[[str], bool]) -> None:
         self.trt = trt
         self.network = network
-        self.can = can
+        self.supports = supports
         self.node: Node
         self.constants: dict[str, torch.Tensor] = {}
         self._kept: list[Any] = []
         self._made: dict[tuple[Any, ...], tuple[Value, Any]] = {}
 
     def once(self, what: str, value: Value, make: Callable[[], Any], *more: Any) -> Any:
-        """What `make` makes of `value`, made once for all nodes that ask for the same thing with the same `more`."""
+        """Return `make()`, called once for all nodes that ask for `what` of the same `value` and `more`."""
         key = (what, id(value), *more)
         if key not in self._made:
-            self._made[key] = value, make()  # keeps `value`, so that its id is taken
+            self._made[key] = value, make()  # holds `value`, so that no other object gets its id
         return self._made[key][1]
 
     # Constants and weights -------------------------------------------------------------------------------
 
     def constant(self, value: Any, dtype: torch.dtype | None = None) -> Any:
-        """A constant layer's tensor from a torch tensor, a number or a (nested) list of numbers."""
+        """Add a constant layer for a torch tensor, a number or a (nested) list of numbers, and return its tensor."""
         host = torch.as_tensor(value, dtype=dtype).detach().to("cpu").contiguous()
         layer = self.network.add_constant(tuple(host.shape), self.weights(host))
         self.constants[layer.name] = host
         return layer.get_output(0)
 
     def weights(self, value: torch.Tensor | None) -> Any:
-        """Weights that point at `value`'s memory, which is kept alive until the engine is built."""
+        """Return weights that point at `value`'s memory, which stays alive until the engine is built."""
         if value is None:
             return self.trt.Weights()
         host = value.detach().to("cpu").contiguous()
@@ -100,7 +100,7 @@ class Context:
     # Tensors ---------------------------------------------------------------------------------------------
 
     def tensor(self, value: Value, dtype: torch.dtype | None = None, rank: int | None = None) -> Any:
-        """`value` as a TensorRT tensor, cast to `dtype` and with leading ones up to `rank` dimensions."""
+        """Return `value` as a TensorRT tensor, cast to `dtype` and with leading ones up to `rank` dimensions."""
         if not isinstance(value, self.trt.ITensor):
             value = self.constant(value, dtype)
         if dtype is not None:
@@ -110,13 +110,13 @@ class Context:
         return value
 
     def dtype(self, value: Value) -> torch.dtype:
-        """The torch dtype of a TensorRT tensor or of a weight."""
+        """Return the torch dtype of a TensorRT tensor or of a weight."""
         return value.dtype if isinstance(value, torch.Tensor) else torch_dtype_from_trt(value.dtype)
 
     def operands(self, *values: Value, dtype: torch.dtype | None = None) -> list[Any]:
-        """`values` as tensors of equal dtype and rank, ready for an elementwise layer.
+        """Return `values` as tensors of equal dtype and rank, ready for an elementwise layer.
 
-        dtype: PyTorch's type promotion decides when None.
+        dtype: if None, PyTorch's type promotion decides.
         """
         dtype = dtype or self.result_type(*values)
         rank = max(self.rank(value) for value in values)
@@ -128,7 +128,7 @@ class Context:
         return 0
 
     def result_type(self, *values: Value) -> torch.dtype:
-        """The dtype that PyTorch's type promotion gives for `values`."""
+        """Return the dtype that PyTorch's type promotion gives for `values`."""
         stand_ins = [self._stand_in(value) for value in values]
         result = torch.result_type(stand_ins[0], stand_ins[-1])
         for value in stand_ins[1:-1]:
@@ -148,17 +148,17 @@ class Context:
         return self.network.add_cast(tensor, trt_dtype_from_torch(self.trt, dtype)).get_output(0)
 
     def elementwise(self, op: str, left: Value, right: Value, dtype: torch.dtype | None = None) -> Any:
-        """An `ElementWiseOperation` by name on two values, promoted to one dtype and rank."""
+        """Add an `ElementWiseOperation`, by name, of two values, promoted to one dtype and rank."""
         left, right = self.operands(left, right, dtype=dtype)
         kind = getattr(self.trt.ElementWiseOperation, op)
         return self.network.add_elementwise(left, right, kind).get_output(0)
 
     def unary(self, op: str, tensor: Any) -> Any:
-        """A `UnaryOperation` by name."""
+        """Add a `UnaryOperation`, by name."""
         return self.network.add_unary(tensor, getattr(self.trt.UnaryOperation, op)).get_output(0)
 
     def activation(self, op: str, tensor: Any, alpha: float | None = None, beta: float | None = None) -> Any:
-        """An `ActivationType` by name."""
+        """Add an activation of an `ActivationType`, by name."""
         layer = self.network.add_activation(tensor, getattr(self.trt.ActivationType, op))
         if alpha is not None:
             layer.alpha = alpha
@@ -167,7 +167,7 @@ class Context:
         return layer.get_output(0)
 
     def select(self, condition: Any, then: Value, otherwise: Value, dtype: torch.dtype | None = None) -> Any:
-        """`then` where `condition` holds, else `otherwise`; all three broadcast."""
+        """Return `then` where `condition` holds, else `otherwise`; all three broadcast."""
         then, otherwise = self.operands(then, otherwise, dtype=dtype)
         rank = max(len(condition.shape), len(then.shape))
         condition, then, otherwise = (self.tensor(v, rank=rank) for v in (condition, then, otherwise))
@@ -176,7 +176,7 @@ class Context:
     # Shapes ----------------------------------------------------------------------------------------------
 
     def is_size(self, value: Value) -> bool:
-        """Whether `value` stands for a size known only at run time."""
+        """Return whether `value` stands for a size known only at run time."""
         return isinstance(value, self.trt.ITensor) and value.name.startswith(SIZE_PREFIX)
 
     def as_size(self, tensor: Any) -> Size:
@@ -185,11 +185,11 @@ class Context:
         return tensor
 
     def shape(self, tensor: Any) -> Any:
-        """The sizes of `tensor`, as an int64 tensor of shape (rank,)."""
+        """Return the sizes of `tensor`, as an int64 tensor of shape (rank,)."""
         return self.network.add_shape(tensor).get_output(0)
 
     def size(self, tensor: Any, dim: int) -> Size:
-        """The size of one dimension: an int where it is known, else a size."""
+        """Return the size of one dimension: an int if it is known, else a run-time size."""
         dim %= len(tensor.shape)
         known = tensor.shape[dim]
         if known >= 0:
@@ -198,18 +198,18 @@ class Context:
         return self.as_size(sliced.get_output(0))
 
     def sizes(self, tensor: Any) -> list[Size]:
-        """The sizes of all dimensions."""
+        """Return the sizes of all dimensions."""
         return [self.size(tensor, dim) for dim in range(len(tensor.shape))]
 
     def shape_tensor(self, sizes: Sequence[Size]) -> Any:
-        """Sizes, numbers and run-time ones mixed, as one int64 tensor of shape (len(sizes),)."""
+        """Return sizes, of which some are ints and some run-time ones, as one int64 tensor of shape (len(sizes),)."""
         if all(isinstance(size, int) for size in sizes):
             return self.constant(list(sizes), torch.int64)
         parts = [size if self.is_size(size) else self.constant([size], torch.int64) for size in sizes]
         return parts[0] if len(parts) == 1 else self.network.add_concatenation(parts).get_output(0)
 
     def reshape(self, tensor: Any, sizes: Sequence[Size]) -> Any:
-        """`tensor` with the given sizes, of which one may be -1."""
+        """Return `tensor` with the given sizes, of which one may be -1."""
         layer = self.network.add_shuffle(tensor)
         layer.zero_is_placeholder = False
         unknown = [i for i, size in enumerate(sizes) if not isinstance(size, int)]
@@ -227,11 +227,11 @@ class Context:
         return layer.get_output(0)
 
     def unsqueeze(self, tensor: Any, dims: Sequence[int]) -> Any:
-        """Dimensions of size 1 inserted, so that they stand at `dims` of the result."""
+        """Insert dimensions of size 1, so that they stand at `dims` of the result."""
         return self.network.add_unsqueeze(tensor, self.constant(list(dims), torch.int64)).get_output(0)
 
     def squeeze(self, tensor: Any, dims: Sequence[int]) -> Any:
-        """Dimensions `dims`, each of size 1, removed."""
+        """Remove the dimensions `dims`, each of size 1."""
         return self.network.add_squeeze(tensor, self.constant(list(dims), torch.int64)).get_output(0)
 
     def slice(
@@ -243,9 +243,9 @@ class Context:
         mode: str = "STRICT_BOUNDS",
         fill: float = 0,
     ) -> Any:
-        """An `ISliceLayer`; start, shape and stride may hold run-time sizes.
+        """Add an `ISliceLayer`; start, shape and stride may hold run-time sizes.
 
-        mode: a `SampleMode` by name, of which FILL puts `fill` where there is no element.
+        mode: a `SampleMode` by name; FILL puts `fill` where there is no element.
         """
         stride = [1] * len(start) if stride is None else stride
         given = (start, shape, stride)
@@ -261,23 +261,23 @@ class Context:
         return layer.get_output(0)
 
     def expand(self, tensor: Any, sizes: Sequence[Size]) -> Any:
-        """`tensor` broadcast to `sizes` (-1 keeps a size), as `torch.Tensor.expand`."""
+        """Broadcast `tensor` to `sizes` (-1 keeps a size), as `torch.Tensor.expand` does."""
         tensor = self.tensor(tensor, rank=len(sizes))
-        own = self.sizes(tensor)
-        wanted = [mine if isinstance(size, int) and size == -1 else size for mine, size in zip(own, sizes, strict=True)]
-        if all(isinstance(m, int) and isinstance(w, int) and m == w for m, w in zip(own, wanted, strict=True)):
+        old = self.sizes(tensor)
+        new = [a if isinstance(b, int) and b == -1 else b for a, b in zip(old, sizes, strict=True)]
+        if all(isinstance(a, int) and isinstance(b, int) and a == b for a, b in zip(old, new, strict=True)):
             return tensor
-        stride = [0 if mine == 1 else 1 for mine in own]
-        return self.slice(tensor, [0] * len(own), wanted, stride)
+        stride = [0 if size == 1 else 1 for size in old]
+        return self.slice(tensor, [0] * len(old), new, stride)
 
     def reduce(self, op: str, tensor: Any, dims: Sequence[int], keep_dims: bool) -> Any:
-        """A `ReduceOperation` by name over `dims`."""
+        """Add a `ReduceOperation`, by name, over `dims`."""
         axes = self.axes(dims, len(tensor.shape))
         kind = getattr(self.trt.ReduceOperation, op)
         return self.network.add_reduce(tensor, kind, axes, keep_dims).get_output(0)
 
     def axes(self, dims: Sequence[int], rank: int) -> int:
-        """The bit mask that TensorRT wants for a set of dimensions."""
+        """Return the bit mask by which TensorRT takes a set of dimensions."""
         return sum({1 << (dim % rank) for dim in dims})
 
 

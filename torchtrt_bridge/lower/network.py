@@ -1,4 +1,4 @@
-"""From a subgraph to an unbuilt TensorRT network: inputs, one converter per node, outputs."""
+"""Conversion of a subgraph into an unbuilt TensorRT network: inputs, one converter for each node, outputs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torchtrt_bridge.trt.library import TensorRTLibrary
 
 @dataclasses.dataclass
 class Network:
-    """A network and what must live until it is built.
+    """A network, with all that must live until it is built.
 
     inputs, outputs: names, dtypes and sizes, in the order of the subgraph's arguments and results.
     constants: value of each constant layer by name.
@@ -41,8 +41,8 @@ class Network:
         return int(self.definition.num_layers)
 
 
-def _anything(capability: str) -> bool:
-    """The answer to `Context.can` where nothing was probed."""
+def _supports_all(capability: str) -> bool:
+    """Answer for `Context.supports` where nothing was probed."""
     return True
 
 
@@ -50,20 +50,20 @@ def network_from_graph(
     module: fx.GraphModule,
     library: TensorRTLibrary,
     ranges: Mapping[Any, tuple[int, int]] | None = None,
-    can: Callable[[str], bool] = _anything,
+    supports: Callable[[str], bool] = _supports_all,
     provider: ConverterProvider | None = None,
 ) -> Network:
     """Write every node of `module` into a new network.
 
     ranges: smallest and largest value of each symbolic size.
-    can: whether TensorRT builds what a probe of this name asks for; without it, everything is taken for buildable.
+    supports: tells whether TensorRT builds the network of the probe of this name; by default it builds all.
     provider: writes the nodes that have no converter here.
     Raises LoweringError, naming operator, node and source line.
     """
     log = library.new_log()
     builder = library.trt.Builder(log)
     definition = library.new_network(builder)
-    ctx = Context(library.trt, NamedNetwork(definition, log), can)
+    ctx = Context(library.trt, NamedNetwork(definition, log), supports)
     ranges = {} if ranges is None else ranges
     values: dict[fx.Node, Any] = {}
     inputs: list[TensorSpec] = []
@@ -112,7 +112,7 @@ def _lower(ctx: Context, node: fx.Node, values: Mapping[fx.Node, Any], provider:
 
 
 def _check(ctx: Context, result: Any, expected: Any) -> None:
-    """A converter's result must have the dtype, rank and known sizes that PyTorch gives the node."""
+    """Check that a converter's result has the dtype, rank and known sizes that PyTorch gives the node."""
     if isinstance(expected, (tuple, list)):
         for one, value in zip(result, expected, strict=False):
             if one is not None:
@@ -122,10 +122,10 @@ def _check(ctx: Context, result: Any, expected: Any) -> None:
         return
     if ctx.dtype(result) != expected.dtype:
         raise LoweringError(f"the converter gave {ctx.dtype(result)} instead of {expected.dtype}.")
-    own, wanted = tuple(result.shape), tuple(expected.shape)
-    known = [(a, b) for a, b in zip(own, wanted, strict=False) if a >= 0 and isinstance(b, int)]
-    if len(own) != len(wanted) or any(a != b for a, b in known):
-        raise LoweringError(f"the converter gave the shape {own} instead of {wanted}.")
+    actual, wanted = tuple(result.shape), tuple(expected.shape)
+    known = [(a, b) for a, b in zip(actual, wanted, strict=False) if a >= 0 and isinstance(b, int)]
+    if len(actual) != len(wanted) or any(a != b for a, b in known):
+        raise LoweringError(f"the converter gave the shape {actual} instead of {wanted}.")
 
 
 def _mark_outputs(

@@ -1,6 +1,6 @@
-"""Quantizing nodes, those of other libraries too, in the words of `quantize.ops`; or why TensorRT cannot take them.
+"""Readers of quantizing nodes, of this package and of other libraries, and the reasons for which TensorRT takes none.
 
-Operators are told by name, as the library that defines them may not be installed. PyTorch's own
+Operators are recognized by name, as the library that defines them may not be installed. PyTorch's own
 ``quantized_decomposed`` (torchao's PT2E) quantizes and dequantizes in two nodes, and so does this package;
 ``tensorrt::quantize_op`` (modelopt) does both in one.
 """
@@ -18,7 +18,7 @@ from torchtrt_bridge.graph.nodes import arguments_of, constant_of
 from torchtrt_bridge.graph.ops import LARGEST, NAMESPACE
 from torchtrt_bridge.graph.torch_internals import schema_of
 
-# What PT2E's int8 ranges may be: TensorRT clamps to the second.
+# The int8 ranges of PT2E that lower; TensorRT clamps to the second.
 _INT8_RANGES = ((-127, 127), (-128, 127))
 
 
@@ -39,17 +39,17 @@ class Quantizer:
 
 
 class _UnfitError(Exception):
-    """What TensorRT has no layer for; its text is the reason."""
+    """A node for which TensorRT has no layer; the text is the reason."""
 
 
 def is_quantizer(node: fx.Node) -> bool:
-    """Whether a node quantizes or dequantizes, as TensorRT can or not."""
+    """Return whether a node quantizes or dequantizes, even if TensorRT cannot do so."""
     schema = schema_of(node.target)
     return schema is not None and schema.name in _READERS
 
 
 def quantizer_of(node: fx.Node) -> Quantizer | None:
-    """What a node does, if TensorRT can do it too."""
+    """Return how a node quantizes; None if it does not, or if TensorRT cannot do it."""
     try:
         return _read(node)
     except _UnfitError:
@@ -57,7 +57,7 @@ def quantizer_of(node: fx.Node) -> Quantizer | None:
 
 
 def why_not_quantizer(node: fx.Node) -> str | None:
-    """Why TensorRT cannot take a quantizing node; None for what it can take, and for every other node."""
+    """Return the reason for which TensorRT cannot take a quantizing node; None for every other node."""
     try:
         _read(node)
     except _UnfitError as reason:
@@ -87,12 +87,12 @@ def _own_int4(node: fx.Node, packed: Any, scale: Any, block_size: int, dtype: to
 
 
 def _per_tensor(node: fx.Node, input: Any, scale: Any, zero_point: Any, **rest: Any) -> Quantizer:
-    """quantize_per_tensor and dequantize_per_tensor"""
+    """Read quantize_per_tensor or dequantize_per_tensor."""
     return _decomposed(node, input, _scale(scale), zero_point, None, **rest)
 
 
 def _per_channel(node: fx.Node, input: Any, scales: Any, zero_points: Any, axis: int, **rest: Any) -> Quantizer:
-    """quantize_per_channel and dequantize_per_channel"""
+    """Read quantize_per_channel or dequantize_per_channel."""
     return _decomposed(node, input, _scale(scales), zero_points, axis, **rest)
 
 
@@ -150,7 +150,7 @@ _READERS: dict[str, Callable[..., Quantizer | None]] = {
 
 
 def _scale(value: Any) -> torch.Tensor:
-    """Scales as float32 with one dimension: a convolution with a 0-d one fails to build in TensorRT-RTX 1.5."""
+    """Return scales as float32 of one dimension: TensorRT-RTX 1.5 fails to build a convolution with a 0-d one."""
     scale = _known(value, "scales").float()
     if not bool((scale > 0).all() & scale.isfinite().all()):
         raise _UnfitError("a scale that is not above zero and finite")
@@ -158,7 +158,7 @@ def _scale(value: Any) -> torch.Tensor:
 
 
 def _known(value: Any, what: str) -> torch.Tensor:
-    """A number or a constant."""
+    """Return a number or a constant as a tensor; raise _UnfitError for what is computed."""
     constant = constant_of(value) if isinstance(value, fx.Node) else torch.as_tensor(value)
     if constant is None:
         raise _UnfitError(f"{what} known only at run time")

@@ -35,7 +35,7 @@ def leaky_relu(ctx, self, negative_slope=0.01):
 
 
 def random_slopes(self, lower=0.125, upper=0.3333333333333333, training=False, generator=None):
-    """Random numbers are PyTorch's."""
+    """TensorRT draws other random numbers than PyTorch."""
     return "random slopes (rrelu in training)" if training else None
 
 

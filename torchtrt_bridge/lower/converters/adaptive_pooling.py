@@ -13,7 +13,7 @@ aten = torch.ops.aten
 
 
 def windows_known_only_at_run_time(self, output_size):
-    """Where the windows begin and end goes into the network as constants."""
+    """The beginning and end of each window go into the network as constants."""
     for size, wanted in zip(self.shape[-len(output_size) :], output_size, strict=True):
         kept = wanted == 1 if isinstance(wanted, int) else statically_known_true(size == wanted)
         if not kept and (is_symbolic(size) or is_symbolic(wanted)):
@@ -50,7 +50,7 @@ def adaptive_max_pool(ctx, self, output_size):
 
 
 def _adaptive(ctx, kind, x, output_size):
-    """The last dimensions brought to their sizes: by reductions, then equal windows, then unequal ones."""
+    """Bring the last dimensions to their sizes: by reductions, then equal windows, then unequal ones."""
     rank = len(x.shape)
     dims = range(rank - len(output_size), rank)
     whole = [dim for dim, wanted in zip(dims, output_size, strict=True) if isinstance(wanted, int) and wanted == 1]
@@ -71,7 +71,7 @@ def _adaptive(ctx, kind, x, output_size):
 
 
 def _equal_windows(ctx, kind, x, window, spatial):
-    """One pooling layer; `window` has the size for each dimension that is not kept."""
+    """Add one pooling layer; `window` has the size for each dimension that changes."""
     rank = len(x.shape)
     missing = [dim for dim, lacks in ((0, rank == spatial + 1), (2, spatial == 1)) if lacks]
     image = ctx.unsqueeze(x, missing) if missing else x
@@ -84,12 +84,12 @@ def _equal_windows(ctx, kind, x, window, spatial):
 
 
 def _windows(size, wanted):
-    """PyTorch's windows: where each begins and ends."""
+    """Return the beginning and the end of each of PyTorch's windows."""
     return [(i * size // wanted, -(-(i + 1) * size // wanted)) for i in range(wanted)]
 
 
 def _means(ctx, x, dim, wanted):
-    """The mean of each window of one dimension, as a product with a constant matrix."""
+    """Compute the mean of each window of one dimension, as a product with a constant matrix."""
     matrix = torch.zeros(wanted, x.shape[dim])
     for row, (start, stop) in zip(matrix, _windows(x.shape[dim], wanted), strict=True):
         row[start:stop] = 1 / (stop - start)
@@ -97,7 +97,7 @@ def _means(ctx, x, dim, wanted):
 
 
 def _maxima(ctx, x, dim, wanted):
-    """The maximum of each window of one dimension; short windows repeat their last element."""
+    """Compute the maximum of each window of one dimension; short windows repeat their last element."""
     windows = _windows(x.shape[dim], wanted)
     longest = max(stop - start for start, stop in windows)
     index = [[min(start + i, stop - 1) for i in range(longest)] for start, stop in windows]

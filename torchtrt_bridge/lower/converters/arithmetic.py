@@ -14,19 +14,19 @@ NARROW = (torch.float16, torch.bfloat16)
 
 
 def result_dtype(ctx):
-    """The dtype that PyTorch gives the node."""
+    """Return the dtype that PyTorch gives the node."""
     return ctx.node.meta["val"].dtype
 
 
 def widened(dtype):
-    """The dtype that PyTorch accumulates `dtype` in."""
+    """Return the dtype in which PyTorch accumulates `dtype`."""
     return torch.float32 if dtype in NARROW else dtype
 
 
 def calculate(ctx, op, left, right, dtype=None):
-    """An elementwise operation in `dtype`, by default the node's, returned in the node's.
+    """Compute an elementwise operation in `dtype`, by default the node's, and cast it to the node's.
 
-    PyTorch keeps numbers in fp32 beside half precision tensors. So does this, where half precision has no
+    PyTorch keeps numbers in fp32 beside tensors of half precision. This computes in fp32 if half precision has no
     such number: 0 * -1e9 is 0, but 0 * -inf is not.
     """
     own = result_dtype(ctx)
@@ -44,7 +44,7 @@ def _fits(value, dtype):
 
 
 def scaled(ctx, value, alpha):
-    """alpha * value, in the node's dtype."""
+    """Compute alpha * value in the node's dtype."""
     if isinstance(value, (int, float)):
         return value * alpha
     return value if alpha == 1 else ctx.elementwise("PROD", scalar(ctx, value), alpha, result_dtype(ctx))
@@ -96,13 +96,13 @@ def div_mode(ctx, self, other, rounding_mode):
 
 
 def truncated_quotient(ctx, left, right, dtype):
-    """left / right rounded toward zero; TensorRT's division of integers is that already."""
+    """Compute left / right rounded toward zero, as TensorRT itself divides integers."""
     quotient = ctx.elementwise("DIV", left, right, dtype)
     return truncated(ctx, quotient) if dtype.is_floating_point else quotient
 
 
 def truncated(ctx, tensor):
-    """`tensor` rounded toward zero, for which TensorRT has no layer."""
+    """Round `tensor` toward zero, for which TensorRT has no layer."""
     whole = ctx.unary("FLOOR", ctx.unary("ABS", tensor))
     return ctx.elementwise("PROD", ctx.unary("SIGN", tensor), whole)
 
@@ -120,7 +120,7 @@ def remainder(ctx, self, other):
     is_infinite = infinite(ctx, other, dtype)
     self, other = ctx.operands(self, other, dtype=dtype)
     multiple = ctx.elementwise("PROD", ctx.elementwise("FLOOR_DIV", self, other), other)
-    if is_infinite is not None:  # x of its sign stays, and x of the other becomes it
+    if is_infinite is not None:  # an x of the divisor's sign stays, another becomes the divisor
         is_other_sign = ctx.elementwise("LESS", ctx.elementwise("PROD", self, other), 0.0)
         whole = ctx.select(is_other_sign, ctx.unary("NEG", other), ctx.elementwise("PROD", self, 0.0))
         multiple = ctx.select(is_infinite, whole, multiple)
@@ -128,7 +128,7 @@ def remainder(ctx, self, other):
 
 
 def infinite(ctx, divisor, dtype):
-    """Where a divisor is infinite, whose multiple by 0 is NaN; None if it is nowhere."""
+    """Return a mask of the infinite divisors, whose multiple by 0 is NaN; None if there can be none."""
     is_finite = isinstance(divisor, (int, float)) and math.isfinite(divisor)
     if is_finite or not dtype.is_floating_point:
         return None
@@ -161,7 +161,7 @@ def pow_scalar(ctx, self, exponent):
 
 
 def power(ctx, base, exponent):
-    """base to the power of 1, 2, 3 or 4 by multiplication, which is exact for negative bases and fuses."""
+    """Compute the power 1, 2, 3 or 4 by multiplication, which is exact for negative bases and fuses."""
     square = ctx.elementwise("PROD", base, base) if exponent > 1 else base
     if exponent < 3:
         return square

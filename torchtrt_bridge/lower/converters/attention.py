@@ -20,7 +20,7 @@ aten = torch.ops.aten
 def not_one_attention(
     query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None, enable_gqa=False
 ):
-    """TensorRT drops no elements; the rest is what PyTorch itself refuses, if not in each of its versions."""
+    """TensorRT has no dropout; the other calls are those that some versions of PyTorch refuse too."""
     if dropout_p != 0:
         return f"attention with dropout_p={dropout_p}"
     if attn_mask is not None and is_causal:
@@ -35,7 +35,7 @@ def not_one_attention(
 
 
 def _is_larger(mask, query, key):
-    """Whether the mask would give the scores more dimensions, or larger ones."""
+    """Return whether the mask would give the scores more dimensions, or larger ones."""
     pairs = zip(reversed(query[:-2]), reversed(key[:-2]), strict=False)
     either = [k if statically_known_true(q == 1) else q for q, k in pairs][::-1]
     longer = max(query[:-2], key[:-2], key=len)
@@ -57,15 +57,15 @@ def attention(ctx, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=F
     q = ctx.elementwise("PROD", q, scale, ctx.dtype(q))  # ahead of the product, whose sums fp16 may not hold
     # A mask of another dtype stays as it is in the parts: fp16 has no number that outweighs all scores, as fp32 has.
     fits = fits_the_layer(shapes) and (attn_mask is None or ctx.dtype(attn_mask) in (torch.bool, ctx.dtype(q)))
-    write = attention_layer if fits and ctx.can("attention") else attention_in_parts
+    write = attention_layer if fits and ctx.supports("attention") else attention_in_parts
     result = write(ctx, (q, k, v), shapes, attn_mask, is_causal)
     if attn_mask is None or _leaves_a_key(ctx, attn_mask):
         return result
-    return ctx.select(_seeing(ctx, attn_mask), result, 0.0, ctx.dtype(result))
+    return ctx.select(_sees_a_key(ctx, attn_mask), result, 0.0, ctx.dtype(result))
 
 
 def _leaves_a_key(ctx, mask):
-    """Whether it is certain that under this mask each query sees at least one key."""
+    """Return whether it is certain that under this mask each query sees at least one key."""
     if isinstance(mask, torch.Tensor):
         seen = mask if mask.dtype == torch.bool else mask > -math.inf
         return bool(seen.any(-1).all())
@@ -74,8 +74,8 @@ def _leaves_a_key(ctx, mask):
     return low == 1 if ctx.dtype(mask) == torch.bool else low > -math.inf
 
 
-def _seeing(ctx, mask):
-    """Which queries see a key. PyTorch gives zeros to the others; the softmax of nothing is NaN."""
+def _sees_a_key(ctx, mask):
+    """Return a mask of the queries that see a key: the others get zeros from PyTorch, and NaN from a softmax."""
 
     def make():
         tensor = ctx.tensor(mask)

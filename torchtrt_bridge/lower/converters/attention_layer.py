@@ -8,7 +8,7 @@ from torchtrt_bridge.lower.converters.sizes import product
 
 
 def fits_the_layer(shapes):
-    """Whether query, key and value of these fake shapes have one batch, and heads that go together."""
+    """Return whether query, key and value of these fake shapes share a batch and have heads that pair."""
     query = shapes[0]
     if {len(shape) for shape in shapes} != {len(query)}:
         return False
@@ -23,9 +23,9 @@ def fits_the_layer(shapes):
 
 
 def attention_layer(ctx, tensors, shapes, mask, is_causal):
-    """Attention of query (scaled already), key and value, under a mask or a causal one.
+    """Add an attention of query (scaled already), key and value, under a mask or a causal one, never both.
 
-    TensorRT builds without a mask that is set beside `is_causal`: never both.
+    TensorRT ignores a mask that is set beside `is_causal`.
     """
     rank = len(shapes[0])
     has_heads = rank > 2 and not any(is_symbolic(shape[-3]) for shape in shapes)
@@ -41,7 +41,7 @@ def attention_layer(ctx, tensors, shapes, mask, is_causal):
 
 
 def _in_four(ctx, tensor, folded):
-    """The tensor with its first `folded` dimensions as the batch, and one head if it has none."""
+    """Reshape to four dimensions: the first `folded` ones become the batch; one head if there is none."""
     sizes = ctx.sizes(tensor)
     if len(sizes) == 4 and folded == 1:
         return tensor
@@ -50,7 +50,7 @@ def _in_four(ctx, tensor, folded):
 
 
 def _mask_in_four(ctx, mask, query, folded):
-    """The mask in the form of the query. Dimensions of 1 may stay, to be broadcast."""
+    """Reshape the mask as the query is reshaped. Dimensions of 1 may stay, to be broadcast."""
     rank = len(query.shape)
     tensor = ctx.once("mask of attention layers", mask, lambda: ctx.tensor(mask, rank=rank), rank)
     if folded > 1 and any(size != 1 for size in tuple(tensor.shape)[:folded]):
@@ -59,12 +59,12 @@ def _mask_in_four(ctx, mask, query, folded):
 
 
 def _full_keys(ctx, mask, key):
-    """The mask with an element for each key: TensorRT broadcasts no last dimension."""
+    """Expand the mask to an element for each key: TensorRT broadcasts no last dimension."""
     return mask if mask.shape[-1] != 1 else ctx.expand(mask, [-1, -1, -1, ctx.size(key, 2)])
 
 
 def _with_size(ctx, tensor, size):
-    """The tensor with its last dimension cut or filled up: TensorRT wants keys and values of one size."""
+    """Cut the last dimension or fill it up with zeros: TensorRT wants keys and values of one size."""
     if tensor.shape[-1] == size:
         return tensor
     return ctx.slice(tensor, [0] * 4, [*ctx.sizes(tensor)[:-1], size], mode="FILL")

@@ -1,4 +1,4 @@
-"""Attention in parts: product, mask, softmax, product. For what TensorRT's own layer does not take or build."""
+"""Attention in parts: product, mask, softmax, product, for calls that TensorRT's own layer does not take."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from torchtrt_bridge.lower.converters.slicing import line
 
 
 def attention_in_parts(ctx, tensors, shapes, mask, is_causal):
-    """Attention of query (scaled already), key and value, under a mask or a causal one; leading sizes broadcast."""
+    """Compute attention of query (scaled already), key and value, under a mask or a causal one.
+
+    Leading sizes broadcast.
+    """
     rank = max(map(len, shapes))
     q, k, v = (ctx.tensor(tensor, rank=rank) for tensor in tensors)
     k, v = (_for_each_head(ctx, t, shape, shapes[0]) for t, shape in zip((k, v), shapes[1:], strict=True))
@@ -26,7 +29,7 @@ def attention_in_parts(ctx, tensors, shapes, mask, is_causal):
 
 
 def _for_each_head(ctx, tensor, own, query):
-    """Keys or values, once for each head of the query where several of these share one; `own`, `query`: fake shapes."""
+    """Repeat keys or values for each head of the query if several share one; `own` and `query` are fake shapes."""
     if len(own) < 3 or len(query) < 3 or any(statically_known_true(own[-3] == n) for n in (1, query[-3])):
         return tensor  # the product broadcasts
     if statically_known_true(query[-3] == 1):
@@ -38,10 +41,10 @@ def _for_each_head(ctx, tensor, own, query):
 
 
 def _masked(ctx, scores, mask):
-    """Scores under a mask; a row of hidden ones comes to a mean, which the caller replaces by zeros.
+    """Apply a mask to scores; a row that hides all keys becomes a mean, which the caller replaces by zeros.
 
-    What is hidden gets the lowest number: with an infinity here, TensorRT-RTX 1.6 and 1.7 fail to build an attention
-    in half precision whose size is no multiple of 8 ("tactics_tiled_layout").
+    Hidden scores get the lowest number. With an infinity here, TensorRT-RTX 1.6 and 1.7 fail to build an attention in
+    half precision whose size is no multiple of 8 ("tactics_tiled_layout").
     """
     if ctx.dtype(mask) == torch.bool:
         return ctx.select(ctx.tensor(mask), scores, torch.finfo(torch.float32).min, torch.float32)
@@ -49,7 +52,7 @@ def _masked(ctx, scores, mask):
 
 
 def _causal(ctx, query, key):
-    """Each query sees the keys up to its own position: PyTorch counts both from the first."""
+    """Return a mask that shows each query the keys up to its own position; both count from the first, as in PyTorch."""
     rows, columns = (line(ctx, 0, ctx.size(tensor, -2), 1) for tensor in (query, key))
     hidden = ctx.elementwise("LESS", ctx.unsqueeze(rows, [1]), ctx.unsqueeze(columns, [0]))
     return ctx.unary("NOT", hidden)

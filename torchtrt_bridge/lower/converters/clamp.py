@@ -12,7 +12,7 @@ aten = torch.ops.aten
 
 
 def limited(ctx, value, low, high):
-    """`value` not below `low` and not above `high`, which wins; each a tensor, a number or None."""
+    """Limit `value` to `low` and `high`, each a tensor, a number or None; `high` wins if it is the lower one."""
     dtype = result_dtype(ctx)
     if dtype.is_floating_point and isinstance(low, (int, float)) and isinstance(high, (int, float)):
         return ctx.activation("CLIP", ctx.tensor(value, dtype), alpha=float(min(low, high)), beta=float(high))

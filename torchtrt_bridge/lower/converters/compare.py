@@ -13,7 +13,7 @@ aten = torch.ops.aten
 
 
 def compared(ctx, op, left, right):
-    """An elementwise comparison; TensorRT orders no bools."""
+    """Compare two values by element; TensorRT orders no bools."""
     dtype = ctx.result_type(left, right)
     if dtype == torch.bool and op != "EQUAL":
         dtype = torch.int32
@@ -57,14 +57,14 @@ def ge(ctx, self, other):
 
 
 def _or_equal(ctx, op, opposite, left, right):
-    """Not the opposite; of floats, which may be NaN, one or the other."""
+    """Compute integers as not the opposite; floats, which may be NaN, as less (or greater) or equal."""
     if not ctx.result_type(left, right).is_floating_point:
         return ctx.unary("NOT", compared(ctx, opposite, left, right))
     return ctx.elementwise("OR", compared(ctx, op, left, right), compared(ctx, "EQUAL", left, right))
 
 
 def truth(ctx, value):
-    """`value` as bools: whether it is not zero. NaN is not, and neither is 0.5, whatever a cast may say."""
+    """Return whether each element is not zero: NaN and 0.5 are true, which a cast need not give."""
     if isinstance(value, torch.Tensor):
         return ctx.tensor(value, torch.bool)
     if ctx.dtype(value) == torch.bool:
@@ -120,7 +120,7 @@ def _bitwise(layer, *ops):
 
 
 def _as_tensor(ctx, like, value):
-    """A number as a computed tensor: TensorRT-RTX 1.6.1 gave `x | True` wrong on an H100 with a constant in it."""
+    """Return a number as a computed tensor: TensorRT-RTX 1.6.1 got `x | True` wrong on an H100 with a constant."""
     if not isinstance(value, (bool, int)):
         return value
     true = ctx.elementwise("EQUAL", like, like, torch.bool)
@@ -145,7 +145,7 @@ def isinf(ctx, self):
 
 
 def _tested(ctx, test, value):
-    """A test of floats; a whole number is neither NaN nor infinite."""
+    """Test floats; an integer is cast, and is neither NaN nor infinite."""
     tensor = ctx.tensor(value)
     return ctx.unary(test, tensor if ctx.dtype(tensor).is_floating_point else ctx.cast(tensor, torch.float32))
 

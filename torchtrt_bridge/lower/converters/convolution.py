@@ -67,7 +67,7 @@ def _with_height(ctx, weight):
 
 
 def _layer(ctx, method, x, weight, bias, maps):
-    """The layer, with constants as its weights and tensors as its inputs."""
+    """Add the layer, with constants as its weights and tensors as its inputs."""
     kernel = weight if isinstance(weight, torch.Tensor) else None
     offset = bias if isinstance(bias, torch.Tensor) else None
     size = tuple(weight.shape[2:])
@@ -81,7 +81,7 @@ def _layer(ctx, method, x, weight, bias, maps):
 
 
 def _kernel_and_cut(ctx, weight, stride, padding, dilation, output_padding):
-    """Kernel and dilation of a transposed convolution, and what is cut off behind its result.
+    """Return kernel and dilation of a transposed convolution, and the widths cut off behind its result.
 
     Zeros behind the kernel make the result longer where the output padding asks for more than there is.
     TensorRT has no transposed convolution with both stride and dilation: zeros within the kernel dilate it.
@@ -106,7 +106,7 @@ def _reshaped(ctx, weight, shape):
 
 
 def _with_zeros(ctx, weight, behind):
-    """A kernel with zeros behind the elements of its last dimensions."""
+    """Pad a kernel with zeros behind the elements of its last dimensions."""
     if isinstance(weight, torch.Tensor):
         return F.pad(weight, [width for more in reversed(behind) for width in (0, more)])
     sizes = zip(weight.shape, [0, 0, *behind], strict=True)

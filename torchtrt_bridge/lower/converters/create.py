@@ -17,7 +17,7 @@ aten = torch.ops.aten
 
 
 def filled(ctx, value, sizes):
-    """A tensor of the node's dtype with `value`, a number or a run-time size, everywhere."""
+    """Return a tensor of the node's dtype filled with `value`, a number or a run-time size."""
     one = ctx.tensor(scalar(ctx, value), ctx.node.meta["val"].dtype)
     return expand_to(ctx, one, [], known(ctx.node.meta["val"].shape, sizes))
 
@@ -58,7 +58,7 @@ def scalar_tensor(ctx, s, *, dtype=None, layout=None, device=None, pin_memory=No
 
 
 def fractional_steps(start, end, step=1, **rest):
-    """How many float steps fit is sensitive to rounding, and TensorRT has no float64 to count them."""
+    """The number of float steps is sensitive to rounding, and TensorRT has no float64 to count them."""
     if not any(is_symbolic(v) or isinstance(v, torch.SymFloat) for v in (start, end, step)):
         return None
     whole = isinstance(end, (int, torch.SymInt)) and isinstance(step, int)

@@ -20,11 +20,11 @@ def gather(ctx, self, dim, index, *, sparse_grad=False):
     if not len(self.shape):
         return self if not len(index.shape) else ctx.expand(self, ctx.sizes(index))
     dim %= len(self.shape)
-    own, wanted = fake(ctx, 0).shape, fake(ctx, 2).shape
-    same = [d == dim or equal([own[d]], [wanted[d]]) for d in range(len(own))]
+    old, wanted = fake(ctx, 0).shape, fake(ctx, 2).shape
+    same = [d == dim or equal([old[d]], [wanted[d]]) for d in range(len(old))]
     if not all(same):
         sizes = zip(ctx.sizes(self), ctx.sizes(index), strict=True)
-        shape = [mine if d == dim else theirs for d, (mine, theirs) in enumerate(sizes)]
+        shape = [whole if d == dim else part for d, (whole, part) in enumerate(sizes)]
         self = ctx.slice(self, [0] * len(shape), shape)
     layer = ctx.network.add_gather_v2(self, index, ctx.trt.GatherMode.ELEMENT)
     layer.axis = dim
@@ -61,7 +61,7 @@ def indexed(indices):
 
 
 def adjacent(dims):
-    """Whether the new dimensions stand in the place of `dims`; PyTorch puts them in front otherwise."""
+    """Return whether the new dimensions replace `dims`; otherwise PyTorch puts them in front."""
     return dims == list(range(dims[0], dims[0] + len(dims)))
 
 
@@ -75,7 +75,7 @@ def in_front(ctx, tensor, dims):
 
 
 def merged(ctx, tensor, dims):
-    """`tensor` with the adjacent dimensions `dims` as one."""
+    """Merge the adjacent dimensions `dims` of `tensor`."""
     if len(dims) == 1:
         return tensor
     sizes = ctx.sizes(tensor)
@@ -83,7 +83,7 @@ def merged(ctx, tensor, dims):
 
 
 def flat_index(ctx, indices, sizes):
-    """One index into dimensions `sizes` merged into one, from an index of either sign for each of them."""
+    """Return one index into the merged dimensions `sizes`, from an index of either sign for each of them."""
     result, stride = None, 1
     for index, size in reversed(list(zip(indices, sizes, strict=True))):
         wrapped = _from_start(ctx, index, size)
@@ -96,7 +96,7 @@ def flat_index(ctx, indices, sizes):
 
 
 def _from_start(ctx, index, size):
-    """An index of either sign as one from 0 on."""
+    """Count an index of either sign from the start."""
     if isinstance(index, torch.Tensor):
         if not bool((index < 0).any()):
             return index
@@ -108,7 +108,7 @@ def _from_start(ctx, index, size):
 
 
 def _numbers(ctx, op, layer, left, right):
-    """An integer operation, done here where both sides are constants."""
+    """Compute an integer operation, here if both sides are constants."""
     if isinstance(left, torch.Tensor) and isinstance(right, (torch.Tensor, int)) and not ctx.is_size(right):
         return op(left, right)
     return ctx.elementwise(layer, left, scalar(ctx, right), torch.int64)

@@ -75,7 +75,7 @@ def batch_norm(ctx, input, weight, bias, running_mean, running_var, momentum, ep
     """_native_batch_norm_legit_no_training(Tensor input, Tensor? weight, Tensor? bias, Tensor running_mean,
     Tensor running_var, float momentum, float eps) -> (Tensor, Tensor, Tensor)
 
-    Only where the statistics are no constants: `normalize` folds all others. The other results are empty."""
+    Called only if the statistics are no constants: a pass folds all others. The other results are empty."""
     return _scale_and_shift(ctx, ctx.tensor(input), weight, bias, running_mean, running_var, eps), None, None
 
 
@@ -100,7 +100,7 @@ def rms_norm(ctx, input, normalized_shape, weight=None, eps=None):
 
 
 def _normalize(ctx, x, dims, weight, bias, shape, eps, groups=1):
-    """A normalization layer; `weight` and `bias`, else ones and zeros, get the given shape."""
+    """Add a normalization layer; `weight` and `bias`, or ones and zeros, get the given shape."""
     dtype = ctx.dtype(x)
     scale = _shaped(ctx, torch.ones(shape) if weight is None else weight, shape, dtype)
     shift = _shaped(ctx, torch.zeros(shape) if bias is None else bias, shape, dtype)
@@ -116,7 +116,7 @@ def _shaped(ctx, value, shape, dtype):
 
 
 def _scale_and_shift(ctx, x, weight, bias, mean, variance, eps):
-    """(x - mean) / sqrt(variance + eps) * weight + bias, computed in float32 as far as it is per channel."""
+    """Compute (x - mean) / sqrt(variance + eps) * weight + bias; the factors per channel in float32."""
     shape = [1, -1] + [1] * (len(x.shape) - 2)
     mean, variance = (_shaped(ctx, value, shape, torch.float32) for value in (mean, variance))
     deviation = ctx.unary("SQRT", ctx.elementwise("SUM", variance, eps, torch.float32))

@@ -32,7 +32,7 @@ def constant_pad_nd(ctx, self, pad, value=0):
 
 
 def padded(ctx, x, widths, mode, value=0):
-    """A slice that begins and ends outside of `x`; `widths` are PyTorch's, the last dimension first."""
+    """Add a slice that begins and ends outside of `x`; `widths` are PyTorch's, the last dimension first."""
     rank, sizes = len(x.shape), ctx.sizes(x)
     start, shape = [0] * rank, list(sizes)
     for i in range(len(widths) // 2):

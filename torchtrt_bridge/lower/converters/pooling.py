@@ -14,6 +14,22 @@ from torchtrt_bridge.lower.registry import FLOATS, converter
 aten = torch.ops.aten
 
 
+def _unknown_count(self, rank, kernel_size, stride, padding, ceil_mode):
+    """PyTorch drops a window that starts in the padding; TensorRT does not."""
+    kernel, padding = _each(kernel_size, rank), _each(padding, rank)
+    stride = _each(stride, rank) or kernel
+    for size, k, s, p in zip(self.shape[-rank:], kernel, stride, padding, strict=True):
+        if ceil_mode and s + p > k and is_symbolic(size):
+            return "ceil_mode, where the number of windows depends on a size known only at run time"
+    return None
+
+
+def _each(values, rank):
+    """Return one number for each dimension, from a number or a list."""
+    values = [values] if isinstance(values, int) else list(values)
+    return values * rank if len(values) == 1 else values
+
+
 def _max_pool(rank, op, op_with_indices=None):
     """Register the max pooling over the last `rank` dimensions."""
 
@@ -48,22 +64,6 @@ def _max_pool(rank, op, op_with_indices=None):
 _max_pool(1, aten.max_pool1d.default)
 _max_pool(2, aten.max_pool2d.default, aten.max_pool2d_with_indices.default)
 _max_pool(3, aten.max_pool3d.default, aten.max_pool3d_with_indices.default)
-
-
-def _unknown_count(self, rank, kernel_size, stride, padding, ceil_mode):
-    """PyTorch drops a window that starts in the padding; TensorRT does not."""
-    kernel, padding = _each(kernel_size, rank), _each(padding, rank)
-    stride = _each(stride, rank) or kernel
-    for size, k, s, p in zip(self.shape[-rank:], kernel, stride, padding, strict=True):
-        if ceil_mode and s + p > k and is_symbolic(size):
-            return "ceil_mode, where the number of windows depends on a size known only at run time"
-    return None
-
-
-def _each(values, rank):
-    """One number for each dimension, from a number or a list."""
-    values = [values] if isinstance(values, int) else list(values)
-    return values * rank if len(values) == 1 else values
 
 
 def of_unknown_count(self, kernel_size, stride=(), padding=(0,), ceil_mode=False, count_include_pad=True):
@@ -119,9 +119,9 @@ _avg_pool(3, aten.avg_pool3d.default)
 
 
 def _pool(ctx, kind, self, rank, kernel_size, stride, padding, ceil_mode, count_include_pad=True, counts_all=False):
-    """A pooling layer over the last `rank` dimensions.
+    """Add a pooling layer over the last `rank` dimensions.
 
-    counts_all: let each window's average count all its elements, those beyond the padding too.
+    counts_all: each window's average counts all its elements, those beyond the padding too.
     """
     kernel, padding = _each(kernel_size, rank), _each(padding, rank)
     stride = _each(stride, rank) or kernel
@@ -154,7 +154,7 @@ def _pool(ctx, kind, self, rank, kernel_size, stride, padding, ceil_mode, count_
 
 
 def _with_zeros(ctx, x, padding):
-    """`x` within its padding. TensorRT then excludes from an average what only rounds the size up, as PyTorch does.
+    """Pad `x` with zeros. TensorRT then excludes from an average what only rounds the size up, as PyTorch does.
 
     With padding of its own it counts all or nothing: seen on an H100, where each window was divided by its full size.
     """
@@ -167,7 +167,7 @@ def _with_zeros(ctx, x, padding):
 
 
 def _cropped(ctx, x, rank, wanted):
-    """`x` without the windows that PyTorch drops."""
+    """Cut off the windows that PyTorch drops."""
     pairs = list(zip(x.shape[-rank:], wanted, strict=True))
     if all(not isinstance(out, int) or size in (-1, out) for size, out in pairs):
         return x

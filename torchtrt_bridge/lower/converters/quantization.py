@@ -15,7 +15,6 @@ from torchtrt_bridge.trt.dtypes import trt_dtype_from_torch
 aten = torch.ops.aten
 
 DTYPES = (*FLOATS, *LARGEST)
-FACTORS = {aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar}
 
 
 @converter(own.quantize.default, dtypes=DTYPES)
@@ -59,7 +58,7 @@ def weight_of_4_bits(ctx, packed, scale, block_size, dtype):
 
 
 def _in_range(ctx, tensor, scale):
-    """The range's ends in place of what is beyond them."""
+    """Clamp to the range of int8 times `scale`."""
     dtype = ctx.dtype(tensor)
     largest = torch.finfo(dtype).max
     low, high = max(-128 * scale, -largest), min(127 * scale, largest)
@@ -67,20 +66,23 @@ def _in_range(ctx, tensor, scale):
 
 
 def _is_negated(node):
-    """Whether what a node gives had its sign changed, and was only moved or cast since."""
+    """Return whether the sign of a value was changed, and the value only moved or cast since."""
     while _leaves_signs(node):
         node = node.args[0]
     return _changes_sign(node)
 
 
 def _is_negated_later(node):
-    """Whether the sign of what a node gives is changed, by one that reads it or moves it first."""
+    """Return whether a node that reads a value, perhaps moved or cast, changes its sign."""
     return any(_changes_sign(user) or (_leaves_signs(user) and _is_negated_later(user)) for user in node.users)
 
 
 def _leaves_signs(node):
     """Return whether a node only moves or casts values."""
     return node.op == "call_function" and (node.target is operator.getitem or only_moves_data(node))
+
+
+FACTORS = {aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar}
 
 
 def _changes_sign(node):
@@ -91,7 +93,7 @@ def _changes_sign(node):
 
 
 def _scale(ctx, scale):
-    """One constant for a quantization and its way back, which TensorRT then takes for a pair."""
+    """Return one constant for a quantization and its dequantization, which TensorRT then takes for a pair."""
     if scale.numel() == 1:
         return ctx.once("scale", None, lambda: ctx.constant(scale, torch.float32), float(scale))
     return ctx.once("scale", scale, lambda: ctx.constant(scale, torch.float32))

@@ -12,7 +12,7 @@ aten = torch.ops.aten
 
 
 def reduced(ctx, op, tensor, dims=None, keep_dims=False):
-    """A reduction over `dims`, all of them for none; a tensor without dimensions is its own."""
+    """Reduce over `dims`, or over all dimensions if there are none; a tensor without dimensions stays as it is."""
     rank = len(tensor.shape)
     if rank == 0:
         return tensor
@@ -57,7 +57,7 @@ def prod(ctx, self, dtype=None):
 
 
 def extreme(ctx, op, value, dims=None, keep_dims=False):
-    """The largest or smallest value; TensorRT compares no bools."""
+    """Return the largest or smallest value; TensorRT compares no bools."""
     tensor = ctx.tensor(value)
     if ctx.dtype(tensor) != torch.bool:
         return reduced(ctx, op, tensor, dims, keep_dims)
@@ -132,7 +132,7 @@ def logsumexp(ctx, self, dim, keepdim=False):
 
 
 def log_of_sum(ctx, tensor, dims, keep_dims):
-    """The logarithm of a sum of exponentials, none of which overflows."""
+    """Compute the logarithm of a sum of exponentials, none of which overflows."""
     largest = reduced(ctx, "MAX", tensor, dims, True)
     # An infinite maximum cannot be taken off: inf - inf is NaN.
     largest = ctx.select(ctx.unary("ISINF", largest), 0.0, largest)

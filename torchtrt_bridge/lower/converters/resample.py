@@ -32,7 +32,7 @@ class Resampling:
 
 
 def _in_two_dimensions(op: Any, align_corners: bool) -> Callable[..., torch.Tensor]:
-    """A two-dimensional operator on rows, which it leaves alone in their height of 1."""
+    """Apply a two-dimensional operator to rows, as images of height 1."""
     return lambda rows, size, scale: op(rows[None, :, None], [1, size], align_corners, None, scale)[0, :, 0]
 
 
@@ -110,7 +110,7 @@ _register(aten._upsample_bicubic2d_aa.vec, _antialiased(aten._upsample_bicubic2d
 
 
 def _resample(ctx, x, how, output_size, scale_factors):
-    """A constant map for each dimension whose scale is not that of its sizes, one layer for the others."""
+    """Map each dimension whose scale is not that of its sizes by constants, the others by one layer."""
     rank = len(x.shape) - 2
     scales = scale_factors or [None] * rank
     outs = [
@@ -142,14 +142,14 @@ def _output_size(ctx, size, given, scale):
 
 
 def _without_rest(ctx, x, dim, out, divisor):
-    """`x` without the elements behind the last whole step: its sizes then have the scale asked for."""
+    """Cut off the elements behind the last whole step, so that the sizes have the scale asked for."""
     sizes = ctx.sizes(x)
     sizes[dim] = out * divisor if isinstance(out, int) else computed(ctx, operator.mul, out, divisor)
     return ctx.slice(x, [0] * len(sizes), sizes)
 
 
 def _mapped(ctx, x, dim, how, out, scale):
-    """One dimension resampled as PyTorch does it, which tells the map: numbers of elements, or a matrix."""
+    """Resample one dimension as PyTorch does, by the indices or the matrix that PyTorch itself gives."""
     size = x.shape[dim]
     if how.mode == "NEAREST":
         index = how.along(torch.arange(size, dtype=torch.float32)[None], out, scale)[0].long()

@@ -18,7 +18,7 @@ aten = torch.ops.aten
 
 
 def depends_on_data(self, indices, values, accumulate=False):
-    """A mask can take values that are the same for each of its True ones; sums look at everything that may meet."""
+    """A mask takes values that are the same for each True; a sum compares each position with each index."""
     masks = [index for index in indices if index is not None and index.dtype == torch.bool]
     if accumulate and self.dtype == torch.bool:
         return "sums of bools"
@@ -58,13 +58,13 @@ def index_put(ctx, self, indices, values, accumulate=False):
 
 
 def _written(ctx, data, index, updates):
-    """`updates` in place of the rows of `data` that `index` names."""
+    """Replace the rows of `data` that `index` names by `updates`."""
     index = ctx.unsqueeze(index, [len(index.shape)])
     return ctx.network.add_scatter(data, index, updates, ctx.trt.ScatterMode.ND).get_output(0)
 
 
 def _added(ctx, data, index, updates, dims):
-    """`updates` added to the rows of `data` that `index` names, of which some may be the same.
+    """Add `updates` to the rows of `data` that `index` names, some of them repeatedly.
 
     dims: the dimensions whose elements are the rows.
     """
@@ -79,7 +79,7 @@ def _added(ctx, data, index, updates, dims):
 
 
 def _updates(ctx, values, index, dims, rest):
-    """`values` broadcast to what the indices pick, the dimensions of the index in front."""
+    """Broadcast `values` to the shape that the indices pick, with the dimensions of the index in front."""
     picked = ctx.sizes(index)
     before = dims[0] if adjacent(dims) else 0
     sizes = [*rest[:before], *picked, *rest[before:]]
@@ -88,7 +88,7 @@ def _updates(ctx, values, index, dims, rest):
 
 
 def _where_mask(ctx, self, mask, first, values, accumulate):
-    """Values that do not depend on the number of True ones, written or added where the mask is True."""
+    """Write or add values, which do not depend on the number of True ones, where the mask is True."""
     rank = len(self.shape)
     after = range(first + len(mask.shape), rank)
     mask = ctx.tensor(ctx.unsqueeze(mask, [*range(first), *after]) if first or after else mask, rank=rank)
@@ -122,7 +122,7 @@ def _scattered(ctx, data, dim, index, updates):
 
 
 def mask_of_more(self, mask, source):
-    """The result has the sizes of both; all but a few models give it those of the tensor."""
+    """A result larger than the tensor is not lowered; few models have one."""
     larger = mask.dim() > self.dim() or any(
         equal([own], [1]) and not equal([other], [1])
         for own, other in zip(reversed(self.shape), reversed(mask.shape), strict=False)
@@ -134,7 +134,7 @@ def mask_of_more(self, mask, source):
 def masked_scatter(ctx, self, mask, source):
     """masked_scatter(Tensor self, Tensor mask, Tensor source) -> Tensor
 
-    The n-th True takes the n-th element of the source: a running sum says which that is.
+    The n-th True takes the n-th element of the source; a running sum counts them.
     """
     self = ctx.tensor(self)
     sizes = ctx.sizes(self)

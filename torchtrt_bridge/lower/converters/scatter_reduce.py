@@ -1,4 +1,4 @@
-"""Scatters that reduce: TensorRT's only writes, so here every position looks at each index for its own number."""
+"""Scatters that reduce. TensorRT's only writes, so each position compares its number with every index."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LAYERS = {
 
 
 def too_many_comparisons(positions, sizes):
-    """Why TensorRT does not compare `positions` numbers with indices for values of the given sizes."""
+    """Return the reason not to compare `positions` numbers with indices of the given sizes; None if there is none."""
     if is_symbolic(positions):
         return "values that may meet, at a number of positions known only at run time"
     if len(sizes) == MAX_RANK:
@@ -40,9 +40,10 @@ def too_many_comparisons(positions, sizes):
 
 
 def sent(ctx, reduce, positions, index, values, dim):
-    """What `index` sends to each of `positions` places along `dim`, reduced, and where it sends something.
+    """Reduce the values that `index` sends to each of `positions` places along `dim`.
 
-    index: of the values' rank. The second result is a mask with the values' dimension behind that of the places.
+    index: of the values' rank.
+    Also returns the mask of which value goes to which place, with the values' dimension behind that of the places.
     """
     dtype, rank = ctx.dtype(values), len(values.shape)
     index, values = ctx.unsqueeze(index, [dim]), ctx.unsqueeze(values, [dim])
@@ -53,7 +54,7 @@ def sent(ctx, reduce, positions, index, values, dim):
 
 
 def neutral(reduce, dtype):
-    """The number that changes no result of a reduction."""
+    """Return the number that changes no result of a reduction."""
     if reduce in ("amax", "amin"):
         lowest, highest = (-math.inf, math.inf)
         if not dtype.is_floating_point:
@@ -63,7 +64,7 @@ def neutral(reduce, dtype):
 
 
 def not_comparable(self, dim, index, src, reduce, **rest):
-    """Why TensorRT does not reduce what meets in a scatter."""
+    """Each position is compared with each index, so their number must be known and small."""
     if not self.dim() or index.dim() != self.dim():
         return "a scatter of numbers without dimensions"
     if reduce == "mean" and not self.dtype.is_floating_point:
@@ -106,7 +107,7 @@ def scatter_reduce(ctx, self, dim, index, src, reduce, *, include_self=True):
 
 
 def _grown(ctx, tensor, like, dim, fill):
-    """`tensor` in the sizes of `like`, of which an index may use a part; the rest is `fill`."""
+    """Pad `tensor` with `fill` to the sizes of `like`, of which an index may use a part."""
     own, index = fake(ctx, 0).shape, fake(ctx, 2).shape
     if all(d == dim or equal([own[d]], [index[d]]) for d in range(len(own))):
         return tensor

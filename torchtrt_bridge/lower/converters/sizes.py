@@ -1,4 +1,4 @@
-"""Arithmetic on sizes that are known only at run time, and what the other families ask about sizes."""
+"""Arithmetic on sizes that are known only at run time, and questions about sizes that all families ask."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ aten = torch.ops.aten
 
 
 def fake(ctx, index):
-    """The fake value of an argument of the node being lowered: numbers, sizes and tensors."""
+    """Return the fake value of an argument of the node being lowered: a number, size or tensor, or a list of them."""
     argument = ctx.node.args[index] if index < len(ctx.node.args) else None
     return torch.fx.map_arg(argument, lambda node: node.meta["val"])
 
 
 def equal(sizes, others):
-    """Whether two lists of fake sizes are known to be the same."""
+    """Return whether two lists of fake sizes are known to be the same."""
     pairs = zip(sizes, others, strict=False)
     return len(sizes) == len(others) and all(statically_known_true(a == b) for a, b in pairs)
 
 
 def known(sizes, given):
-    """`given`, with a number wherever the fake `sizes` know it."""
+    """Return `given`, with a number for each of the fake `sizes` that is known."""
     return [b if is_symbolic(a) else int(a) for a, b in zip(sizes, given, strict=True)]
 
 
 def arithmetic(ctx, op, left, right):
-    """An `ElementWiseOperation` by name on two sizes, one of which at least is known at run time only."""
+    """Add an `ElementWiseOperation`, by name, of two sizes, at least one of them known only at run time."""
     dtypes = [value.dtype.name if ctx.is_size(value) else type(value).__name__ for value in (left, right)]
     dtype = torch.float32 if {"FLOAT", "float"} & set(dtypes) else torch.int64
     tensors = [ctx.tensor(v if ctx.is_size(v) else [v], dtype) for v in (left, right)]
@@ -41,7 +41,7 @@ def arithmetic(ctx, op, left, right):
 
 
 def computed(ctx, op, left, right):
-    """`op(left, right)` of two sizes: a number where both are."""
+    """Compute `op(left, right)` of two sizes: a number if both are."""
     if not ctx.is_size(left) and not ctx.is_size(right):
         return op(left, right)
     if (op, right) in ((operator.add, 0), (operator.sub, 0), (operator.mul, 1), (operator.floordiv, 1)):
@@ -59,7 +59,7 @@ def product(ctx, sizes):
 
 
 def scalar(ctx, size):
-    """A size as a 0-d tensor, to compute with; a number stays one."""
+    """Return a size as a 0-d tensor, to compute with; a number stays one."""
     return ctx.reshape(size, []) if ctx.is_size(size) else size
 
 
@@ -102,7 +102,7 @@ def neg(ctx, size):
 
 @converter(operator.truediv)
 def truediv(ctx, left, right):
-    """In float32, as TensorRT has no float64: exact where floor or ceil follow, below 2**24."""
+    """Divide in float32, as TensorRT has no float64: exact below 2**24 if floor or ceil follow."""
     tensors = [ctx.tensor(v if ctx.is_size(v) else [v], torch.float32) for v in (left, right)]
     return ctx.as_size(ctx.network.add_elementwise(*tensors, ctx.trt.ElementWiseOperation.DIV).get_output(0))
 
@@ -138,7 +138,7 @@ def floor(ctx, size):
 
 @converter(math.trunc)
 def trunc(ctx, size):
-    """A cast drops the fraction, as Python's trunc does."""
+    """Cast, which drops the fraction as Python's trunc does."""
     return ctx.as_size(ctx.cast(size, torch.int64)) if ctx.is_size(size) else math.trunc(size)
 
 

@@ -17,7 +17,7 @@ END = torch.iinfo(torch.int64).max
 
 
 def position(ctx, index, length, meaning):
-    """A bound of a slice as Python means it: negative from the end, and never outside of 0 to `length`.
+    """Return a bound of a slice as Python means it: negative from the end, and never outside of 0 to `length`.
 
     meaning: the fake value of `index`.
     """
@@ -33,13 +33,13 @@ def position(ctx, index, length, meaning):
 
 
 def wrapped(ctx, index, length):
-    """An index of either sign, counted from the start: `length` is added below zero."""
+    """Count an index of either sign from the start: `length` is added below zero."""
     sign = arithmetic(ctx, "MAX", arithmetic(ctx, "MIN", index, 0), -1)
     return computed(ctx, operator.sub, index, computed(ctx, operator.mul, sign, length))
 
 
 def count(ctx, start, end, step):
-    """How many steps of a positive `step` lie in a range."""
+    """Return the number of steps of a positive `step` in a range."""
     last = computed(ctx, operator.add, computed(ctx, operator.sub, end, start), step - 1)
     return computed(ctx, torch.sym_max, computed(ctx, operator.floordiv, last, step), 0)
 
@@ -98,7 +98,7 @@ def roll(ctx, self, shifts, dims=()):
 
 
 def _rolled(ctx, tensor, shifts, dims):
-    """What leaves a dimension at its end comes in at its start: positions wrap around."""
+    """Roll elements over the end of a dimension to its start: positions wrap around."""
     start, shape = [0] * len(tensor.shape), ctx.sizes(tensor)
     for shift, dim in zip(shifts, dims, strict=True):
         start[dim] = computed(ctx, operator.sub, start[dim], shift)
@@ -151,7 +151,7 @@ def unfold(ctx, self, dimension, size, step):
 
 
 def line(ctx, start, length, step, dtype=torch.int64):
-    """`length` numbers from `start` on, `step` apart; start and length may be run-time sizes."""
+    """Return `length` numbers from `start` on, `step` apart; start and length may be run-time sizes."""
     if all(isinstance(value, (int, float)) for value in (start, length, step)):
         return ctx.constant(start + step * torch.arange(length), dtype)
     wide = dtype if dtype in (torch.int64, torch.int32) else torch.float32  # TensorRT fills no others
@@ -184,7 +184,7 @@ def slice_scatter(ctx, self, src, dim=0, start=None, end=None, step=1):
 
 
 def _between(ctx, tensor, src, dim, first):
-    """`src` with what stands before and after it in `tensor`."""
+    """Return `src` between the elements before and after it in `tensor`."""
     sizes = ctx.sizes(tensor)
     end, parts = first + src.shape[dim], []
     for low, high in ((0, first), (end, sizes[dim])):

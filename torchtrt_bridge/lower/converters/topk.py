@@ -14,11 +14,10 @@ from torchtrt_bridge.lower.converters.reduce import extreme, log_of_sum
 from torchtrt_bridge.lower.registry import FLOATS, MAX_RANK, converter
 
 aten = torch.ops.aten
-MAX_K = 3840
 
 
 def largest(ctx, op, value, k, dim):
-    """The `k` first values along `dim`, in order, and their int64 positions; of equal values the first.
+    """Return the `k` first values along `dim`, in order, and their int64 positions; of equal values the first.
 
     The layer wants two dimensions and no bools.
     """
@@ -40,8 +39,12 @@ def largest(ctx, op, value, k, dim):
     return ctx.cast(outputs[0], dtype), outputs[1]
 
 
+# The most values that TensorRT finds.
+MAX_K = 3840
+
+
 def many_values(self, k, dim=-1, largest=True, sorted=True):
-    """The limit of TensorRT's TopK layer."""
+    """TensorRT's TopK layer has a limit, whatever the number of values that it chooses from."""
     return f"the {k} largest values; TensorRT finds at most {MAX_K}" if not is_symbolic(k) and k > MAX_K else None
 
 
@@ -115,7 +118,7 @@ def cumsum(ctx, self, dim, dtype=None):
 
 
 def running_sum(ctx, tensor, dim):
-    """The only reduction that TensorRT's cumulative layer knows."""
+    """Add a running sum, the only operation of TensorRT's cumulative layer."""
     axis = ctx.constant(dim, torch.int64)
     kind = ctx.trt.CumulativeOperation.SUM
     return ctx.network.add_cumulative(tensor, axis, kind, False, False).get_output(0)
@@ -125,7 +128,7 @@ MAX_RUNNING = 1024
 
 
 def long_run(self, dim, **rest):
-    """Each value is looked at once for every position behind it."""
+    """Each value is read once for every position behind it."""
     size = self.shape[dim] if self.dim() else 1
     if self.dim() == MAX_RANK:
         return f"running results in {MAX_RANK} dimensions"
@@ -165,7 +168,7 @@ def logcumsumexp(ctx, self, dim):
 
 
 def _up_to_each(ctx, tensor, dim, neutral):
-    """For each position along `dim` all values, in the next dimension, with `neutral` for those behind it."""
+    """Return, for each position along `dim`, all values in the next dimension, with `neutral` for later ones."""
     rank, size = len(tensor.shape), int(ctx.node.meta["val"].shape[dim])
     shape = [size if d in (dim, dim + 1) else 1 for d in range(rank + 1)]
     mask = ctx.constant(torch.ones(size, size, dtype=torch.bool).tril().reshape(shape))

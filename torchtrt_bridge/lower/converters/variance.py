@@ -14,7 +14,7 @@ aten = torch.ops.aten
 
 
 def moments(ctx, value, dims, correction, keep_dims):
-    """Variance and mean over `dims`, in the dtype that PyTorch accumulates in."""
+    """Compute variance and mean over `dims`, in the dtype in which PyTorch accumulates."""
     tensor = ctx.tensor(value, widened(ctx.dtype(value)))
     rank = len(tensor.shape)
     dims = sorted({dim % rank for dim in dims or range(rank)}) if rank else []
@@ -28,7 +28,7 @@ def moments(ctx, value, dims, correction, keep_dims):
 
 
 def _correction(ctx, sizes, correction):
-    """n / (n - correction), for n elements; a number where the sizes are known, None where it is 1."""
+    """Return n / (n - correction) for n elements: a number if the sizes are known, None if it is 1."""
     if correction == 0:
         return None
     if all(isinstance(size, int) for size in sizes):

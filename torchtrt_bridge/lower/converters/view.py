@@ -57,11 +57,11 @@ def expand(ctx, self, size, *, implicit=False):
 
 
 def expand_to(ctx, tensor, own, sizes):
-    """`tensor`, of the fake sizes `own`, broadcast to `sizes`; -1 keeps a size."""
+    """Broadcast `tensor`, of the fake sizes `own`, to `sizes`; -1 keeps a size."""
     own = [1] * (len(sizes) - len(own)) + list(own)
     tensor = ctx.tensor(tensor, rank=len(sizes))
     pairs = zip(own, sizes, strict=True)
-    grows = [equal([mine], [1]) and (ctx.is_size(size) or size > 1) for mine, size in pairs]
+    grows = [equal([old], [1]) and (ctx.is_size(new) or new > 1) for old, new in pairs]
     if not any(grows):
         return tensor
     kept = ctx.sizes(tensor)
@@ -91,7 +91,7 @@ def repeat(ctx, self, repeats):
 
 
 def not_a_plain_view(self, size, stride, storage_offset=None):
-    """Strides are memory, which TensorRT lays out as it likes; only a contiguous whole is a view there."""
+    """TensorRT lays out memory as it likes, so strides mean a view only of a whole contiguous tensor."""
     dense = [_numel(size[d + 1 :]) for d in range(len(size))]
     strides = zip(size, stride, dense, strict=True)
     contiguous = self.is_contiguous() and all(equal([n], [1]) or equal([a], [b]) for n, a, b in strides)

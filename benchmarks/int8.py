@@ -240,8 +240,8 @@ def engines(fast: Any) -> Row:
     for entry in entries:
         for dtype, count in entry.products.items():
             products[dtype] = products.get(dtype, 0) + count
-    told = ", ".join(f"{dtype} {count}" for dtype, count in products.items())
-    return {"engine MB": sum(entry.bytes for entry in entries) / 1e6, "state": "; ".join(states), "products": told}
+    counts = ", ".join(f"{dtype} {count}" for dtype, count in products.items())
+    return {"engine MB": sum(entry.bytes for entry in entries) / 1e6, "state": "; ".join(states), "products": counts}
 
 
 # What the parts share ---------------------------------------------------------------------------------------------

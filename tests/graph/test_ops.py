@@ -1,4 +1,4 @@
-"""The operators of a quantized graph: what they compute, and that PyTorch keeps them whole."""
+"""The operators of a quantized graph: their results, and PyTorch's export of them as single nodes."""
 
 from __future__ import annotations
 
@@ -97,12 +97,12 @@ def test_blocks_of_4_bits_have_scales_of_their_own(dtype: torch.dtype) -> None:
     ],
 )
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_wrong_arguments_are_told(call: Any, words: str, device: str) -> None:
+def test_wrong_arguments_are_refused(call: Any, words: str, device: str) -> None:
     with pytest.raises(ValueError, match=words), torch.device(device):
         call(torch.ones(3, 4))
 
 
-# What PyTorch makes of them ----------------------------------------------------------------------------------------
+# Export, dynamo and files ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_dynamo_traces_them_whole() -> None:
 
 
 def test_a_saved_program_loads_where_the_package_was_only_used(tmp_path: Path) -> None:
-    """Whoever uses a public name has the operators."""
+    """A use of any public name registers the operators."""
     model, x = net("linear layers")
     torch.export.save(torch.export.export(model, (x,)), tmp_path / "model.pt2")
     script = "import torch, torchtrt_bridge as trtb; trtb.export; print(torch.export.load('model.pt2').graph)"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import operator
+import pickle
 
 import pytest
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from torchtrt_bridge.graph import torch_internals
 
@@ -81,3 +83,44 @@ def test_bounds_of_an_expression(graph: torch.fx.Graph) -> None:
     expression = (2 * value_of(graph, aten.linear.default).shape[0] + 1).node.expr
     (symbol,) = expression.free_symbols
     assert torch_internals.expression_bounds(expression, {symbol: (2, 64)}) == (5, 129)
+
+
+# Code generation -----------------------------------------------------------------------------------------------------
+
+
+class ReadsBuffers(torch.fx.Tracer):
+    """A tracer of modules whose buffers stay nodes of the graph."""
+
+    proxy_buffer_attributes = True
+
+
+def test_a_flat_graph_is_called_with_nested_arguments() -> None:
+    module = torch.fx.symbolic_trace(lambda a, b: (a - b,))
+    _, in_spec = pytree.tree_flatten((({"a": 0, "b": 0},), {}))
+    _, out_spec = pytree.tree_flatten([0])
+    module.graph.set_codegen(torch_internals.pytree_codegen(["pair"], in_spec, out_spec))
+    module.recompile()
+    assert module({"a": 3, "b": 1}) == [2]
+    twin = torch.fx.symbolic_trace(lambda a, b: (a - b,))
+    twin.graph.set_codegen(torch_internals.codegen_from_info(torch_internals.pytree_info(module.graph)))
+    twin.recompile()
+    assert twin({"a": 3, "b": 1}) == [2]
+
+
+class Shifted(nn.Module):
+    """A sum with a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.ones(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.shift.abs()
+
+
+def test_the_tracer_of_a_pickled_graph() -> None:
+    module = Shifted()
+    traced = torch.fx.GraphModule(module, ReadsBuffers().trace(module))
+    torch_internals.set_tracer(traced, ReadsBuffers)
+    again = pickle.loads(pickle.dumps(traced))
+    assert again.graph.find_nodes(op="call_method", target="abs")

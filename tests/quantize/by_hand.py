@@ -1,4 +1,4 @@
-"""Small networks that were quantized by hand, with the operators of `quantize.ops` and no calibration."""
+"""Small networks that were quantized by hand, with the operators of `graph.ops` and no calibration."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def quantized_weight(weight: torch.Tensor, axis: int, dtype: torch.dtype = INT8)
 
 
 class Quantized(nn.Module):
-    """What enters or leaves a layer, quantized and dequantized; `largest` is what 8 bits still hold."""
+    """An activation, quantized and dequantized; `largest` is the largest value in range."""
 
     def __init__(self, largest: float, dtype: torch.dtype = INT8) -> None:
         super().__init__()
@@ -79,8 +79,10 @@ def _upsampled(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> tor
 
 
 class ConvNet(nn.Module):
-    """Convolutions, a depthwise and a transposed one among them, a residual sum whose skipped input is quantized too,
-    pooling, and a linear layer."""
+    """Convolutions, a residual sum whose skipped input is quantized too, pooling, and a linear layer.
+
+    Among the convolutions are a depthwise and a transposed one.
+    """
 
     def __init__(self, dtype: torch.dtype = INT8) -> None:
         super().__init__()

@@ -33,14 +33,14 @@ def network() -> nn.Module:
 
 
 def batches(count: int) -> Iterator[torch.Tensor]:
-    """Made anew each time, so that they cost no memory."""
+    """Yield batches made anew each time, so that they cost no memory."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(count):
         yield torch.randn(BATCH, 3, SIZE, SIZE, generator=generator)
 
 
 def plain(method: str) -> Settings:
-    """Nothing is searched: the batches are read, and that is all."""
+    """Return settings with which the batches are read and nothing is searched."""
     return settings_from(method, smooth=None, equalize=False, correct_bias=False)  # type: ignore[arg-type]
 
 
@@ -51,7 +51,7 @@ def cpu_seconds(call: Callable[[], object]) -> float:
 
 
 def ratio(model: nn.Module, images: list[torch.Tensor], calibration: Calibration) -> float:
-    """CPU time of the calibration pass over that of the model's own forward passes, each the least of its turns."""
+    """Return the CPU time of the calibration pass over that of the forward passes, each the least of its turns."""
 
     def forward() -> None:
         for batch in images:
@@ -65,8 +65,8 @@ def ratio(model: nn.Module, images: list[torch.Tensor], calibration: Calibration
     return min(calibrated for _, calibrated in turns) / min(passed for passed, _ in turns)
 
 
-# Peak memory is that of a process: what the model and PyTorch need by themselves is there before it begins. The peaks
-# are those after 2 batches and after all of them.
+# Peak memory is that of a process, in which the model and PyTorch have run before. The peaks are those after 2 batches
+# and after all of them.
 SCRIPT = """
 import torch
 from tests.quantize.cost import MANY, QUIET, batches, network, peak_mb, plain
@@ -90,14 +90,14 @@ print(*peaks, peak_mb())
 
 
 def peak_mb() -> float:
-    """The most memory that this process has had so far, in MB."""
+    """Return the peak memory of this process so far, in MB."""
     status = Path("/proc/self/status").read_text()
     (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024 / 1e6
 
 
 def extra_mb() -> tuple[float, float]:
-    """What calibration adds to the peak: with 2 batches, and with `MANY`."""
+    """Return the MB that calibration adds to the peak: with 2 batches, and with `MANY`."""
     root = Path(__file__).parents[2]
     paths = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
     result = subprocess.run(

@@ -16,7 +16,7 @@ EPOCHS = 12
 
 @functools.cache
 def digits() -> tuple[torch.Tensor, torch.Tensor]:
-    """All images (1797, 1, 8, 8), scaled to 0..1 and shuffled, and their classes."""
+    """Return all images (1797, 1, 8, 8), scaled to 0..1 and shuffled, and their classes."""
     data = load_digits()
     images = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
@@ -24,13 +24,13 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def calibration_loader() -> DataLoader:
-    """Training images with their labels, as a user's loader gives them."""
+    """Return training images with their labels, as a user's loader gives them."""
     images, labels = digits()
     return DataLoader(TensorDataset(images[:256], labels[:256]), batch_size=32)
 
 
 def accuracy(model: nn.Module) -> float:
-    """Percent of the test images that are classified right."""
+    """Return the percentage of test images that are classified right."""
     images, labels = digits()
     with torch.no_grad():
         found = model(images[TRAIN:]).argmax(-1)
@@ -89,7 +89,7 @@ class DepthwiseNet(nn.Module):
 
 
 def trained(model: nn.Module, epochs: int = EPOCHS) -> nn.Module:
-    """`model` after some epochs on the training images, in evaluation mode."""
+    """Train `model` for some epochs on the training images; return it in evaluation mode."""
     images, labels = (tensor[:TRAIN] for tensor in digits())
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=1e-2)
     steps = epochs * -(-TRAIN // 64)
@@ -106,7 +106,7 @@ def trained(model: nn.Module, epochs: int = EPOCHS) -> nn.Module:
 
 
 def uneven(model: nn.Module) -> nn.Module:
-    """The same function, with ranges of channels that differ up to a hundredfold, as those of trained MobileNets do."""
+    """Make the ranges of channels differ up to a hundredfold, as in trained MobileNets; the function is the same."""
     generator = torch.Generator().manual_seed(0)
     convs = [part for part in model.modules() if isinstance(part, nn.Conv2d)]
     norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]

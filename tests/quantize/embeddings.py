@@ -35,12 +35,12 @@ def tokens(sentences: list[str]) -> dict[str, torch.Tensor]:
 
 
 def calibration() -> list[dict[str, torch.Tensor]]:
-    """Batches of sixteen."""
+    """Return batches of sixteen."""
     return [tokens(TO_CALIBRATE[first : first + 16]) for first in range(0, len(TO_CALIBRATE), 16)]
 
 
 def cosines(model: nn.Module, reference: nn.Module, sentences: list[str]) -> torch.Tensor:
-    """How alike the embeddings of each sentence are."""
+    """Return the cosine of the two embeddings of each sentence."""
     found = []
     with torch.no_grad():
         for first in range(0, len(sentences), 32):

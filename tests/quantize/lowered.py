@@ -1,4 +1,4 @@
-"""The networks of quantized models, and what their layers read."""
+"""The networks of quantized models, and the inputs of their layers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def normalized(model: nn.Module, x: torch.Tensor, **options: Any) -> torch.fx.Gr
 
 
 def network_of(model: nn.Module, x: torch.Tensor, **options: Any) -> Network:
-    """The one network of `model`."""
+    """Return the one network of `model`."""
     graph = normalized(model, x, **options)
     proposal = propose(graph, Options(**options))
     assert [r.reason for r in proposal.rejections] == []
@@ -34,7 +34,7 @@ def network_of(model: nn.Module, x: torch.Tensor, **options: Any) -> Network:
 
 
 def products(network: Network) -> dict[str, list[str]]:
-    """For each product, by layer name, what its two inputs come from: ``"INPUT"``, or kinds of layers from there up."""
+    """Return the origins of each product's two inputs, by layer name: ``"INPUT"``, or kinds of layers upwards."""
     layers = [network.definition.get_layer(index) for index in range(network.definition.num_layers)]
     makers = {layer.get_output(i).name: layer for layer in layers for i in range(layer.num_outputs)}
     found = {}
@@ -45,7 +45,7 @@ def products(network: Network) -> dict[str, list[str]]:
 
 
 def operations(network: Network) -> list[str]:
-    """The kinds of all elementwise layers."""
+    """Return the kinds of all elementwise layers."""
     layers = [network.definition.get_layer(index) for index in range(network.definition.num_layers)]
     found = [layer for layer in layers if layer.type.name == "ELEMENTWISE"]
     for layer in found:
@@ -54,7 +54,7 @@ def operations(network: Network) -> list[str]:
 
 
 def _origin(tensor: Any, makers: dict[str, Any]) -> str:
-    """The kinds of the layers that a tensor comes through, up to the second quantizing one."""
+    """Return the kinds of the layers that a tensor comes through, up to the second quantizing one."""
     kinds: list[str] = []
     while tensor is not None and tensor.name in makers and len(kinds) < 2:
         layer = makers[tensor.name]

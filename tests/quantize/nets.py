@@ -69,12 +69,12 @@ def is_dequantized(node: Any) -> bool:
 
 
 def scale_read(dequantized: fx.Node, model: fx.GraphModule) -> torch.Tensor:
-    """The scale of a dequantize node."""
+    """Return the scale of a dequantize node."""
     return getattr(model, dequantized.args[1].target)
 
 
 def quantize_of(dequantized: fx.Node) -> fx.Node:
-    """The quantize node before an activation's dequantize node."""
+    """Return the quantize node before an activation's dequantize node."""
     (source,) = [dequantized.args[0]]
     assert source.target is QUANTIZE
     return source
@@ -99,7 +99,7 @@ def rewrite_of(found: CalibrationResult, float_layers: Collection[str] = ()) -> 
 
 
 def uneven(conv: nn.Module) -> nn.Module:
-    """A layer whose output channels have ranges that differ a thousandfold."""
+    """Make the ranges of a layer's output channels differ a thousandfold."""
     with torch.no_grad():
         conv.weight.mul_(SPREAD.view(-1, *[1] * (conv.weight.dim() - 1)))
         conv.bias.mul_(SPREAD)
@@ -107,21 +107,21 @@ def uneven(conv: nn.Module) -> nn.Module:
 
 
 def outlying(shape: tuple[int, ...] = (8, 6, 16)) -> list[torch.Tensor]:
-    """Inputs with two channels that are fifty times as large as the others."""
+    """Return inputs with two channels that are fifty times as large as the others."""
     return [x * torch.tensor([50.0, 50.0, *[1.0] * (shape[-1] - 2)]) for x in loader(*shape)]
 
 
-def apart(between: Callable[[torch.Tensor], torch.Tensor], two: nn.Module) -> nn.Module:
-    """A layer with uneven channels, and another one that reads them."""
+def uneven_chain(between: Callable[[torch.Tensor], torch.Tensor], two: nn.Module) -> nn.Module:
+    """Build a layer with uneven channels, and another one that reads them."""
     return Apply(lambda m, x: m.two(between(m.one(x))), one=uneven(nn.Conv2d(3, 8, 3)), two=two)
 
 
 CHAINS: dict[str, Callable[[], nn.Module]] = {
-    "pointwise": lambda: apart(F.relu, nn.Conv2d(8, 4, 1)),
-    "depthwise": lambda: apart(F.relu, nn.Conv2d(8, 8, 3, groups=8)),
-    "grouped": lambda: apart(F.leaky_relu, nn.Conv2d(8, 4, 1, groups=2)),
-    "relu6": lambda: apart(F.relu6, nn.Conv2d(8, 4, 1)),
-    "pooled": lambda: apart(lambda x: F.max_pool2d(F.relu(x), 2), nn.Conv2d(8, 4, 1)),
+    "pointwise": lambda: uneven_chain(F.relu, nn.Conv2d(8, 4, 1)),
+    "depthwise": lambda: uneven_chain(F.relu, nn.Conv2d(8, 8, 3, groups=8)),
+    "grouped": lambda: uneven_chain(F.leaky_relu, nn.Conv2d(8, 4, 1, groups=2)),
+    "relu6": lambda: uneven_chain(F.relu6, nn.Conv2d(8, 4, 1)),
+    "pooled": lambda: uneven_chain(lambda x: F.max_pool2d(F.relu(x), 2), nn.Conv2d(8, 4, 1)),
     "linear": lambda: Apply(
         lambda m, x: m.two(F.relu(m.one(x.flatten(1)))), one=uneven(nn.Linear(192, 8)), two=nn.Linear(8, 4)
     ),

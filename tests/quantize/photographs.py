@@ -1,4 +1,4 @@
-"""ResNet-50 with random weights, and the two photographs of scikit-learn's with their crops."""
+"""ResNet-50 with random weights, and crops of scikit-learn's two photographs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def resnet50() -> nn.Module:
 
 
 def crops() -> torch.Tensor:
-    """32 crops (3, 224, 224): of each photograph sixteen, from the whole of it to a third of its height."""
+    """Return 32 crops (3, 224, 224), sixteen of each photograph: from the whole of it to a third of its height."""
     found = []
     for photo in load_sample_images().images:
         image = torch.tensor(photo).permute(2, 0, 1).float().unsqueeze(0) / 255
@@ -34,7 +34,7 @@ def crops() -> torch.Tensor:
 
 
 def batches() -> list[torch.Tensor]:
-    """What calibrates: 24 crops; the last 8 are to measure on."""
+    """Return the 24 crops to calibrate with; the last 8 are to measure on."""
     return list(crops()[:24].split(4))
 
 

@@ -1,4 +1,4 @@
-"""Loaders: what a batch may be, and how the model is called with it."""
+"""Calibration: kinds of batches, and the calls of the model that they become."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import torchtrt_bridge as trtb
 from tests.quantize.nets import PLAIN, loader, quantized, relative_error
 from torchtrt_bridge.errors import CalibrationError
+from torchtrt_bridge.graph import torch_internals
 
 
 class One(nn.Module):
@@ -85,7 +86,7 @@ BATCHES: dict[str, tuple[nn.Module, Any, tuple[str, ...]]] = {
 def test_batches_of_each_kind_calibrate(kind: str) -> None:
     model, batches, names = BATCHES[kind]
     found = quantized(model, batches)
-    assert found.graph._codegen.pytree_info.orig_args == list(names)
+    assert torch_internals.pytree_info(found.graph).orig_args == list(names)
     assert found.quantization.quantized == 1
 
 
@@ -95,7 +96,7 @@ def test_batch_encodings_calibrate() -> None:
     assert found.quantization.quantized == 1
 
 
-def test_what_was_left_out_is_told() -> None:
+def test_items_that_are_left_out_are_noted() -> None:
     found = quantized(One(), [(x, LABELS) for x in X])
     assert any("the last 1 of 2 items" in note for note in found.quantization.notes)
 
@@ -112,7 +113,7 @@ def test_the_model_is_called_as_the_user_says() -> None:
 
 
 class Minuend(nn.Module):
-    """Arguments of one shape and dtype: nothing but the order tells them apart."""
+    """Arguments of one shape and dtype: nothing but the order distinguishes them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,7 +129,7 @@ THREE = list(zip(X, reversed(X), Z, strict=True))
 ORDERS: dict[str, tuple[Any, Callable[..., Any] | None]] = {
     "as in forward": ([{"x": x, "y": y} for x, y in TWO], None),
     "the other way round": ([{"y": y, "x": x} for x, y in TWO], None),
-    "by keyword alone first": ([{"z": z, "y": y, "x": x} for x, y, z in THREE], None),
+    "by keyword only, in another order": ([{"z": z, "y": y, "x": x} for x, y, z in THREE], None),
     "by position and by keyword": (THREE, lambda model, batch: model(batch[0], z=batch[2], y=batch[1])),
 }
 
@@ -198,7 +199,7 @@ def test_the_loader_is_read_once(method: str) -> None:
 
 @pytest.mark.parametrize("batch", [1, 2, 7])
 @pytest.mark.parametrize("traced", [1, 6])
-def test_any_batch_size_is_served(traced: int, batch: int) -> None:
+def test_any_batch_size_is_accepted(traced: int, batch: int) -> None:
     model = One()
     found = quantized(model, loader(traced, 8))
     assert relative_error(found(torch.ones(batch, 8)), model(torch.ones(batch, 8))) < 0.02

@@ -33,7 +33,7 @@ def path(tmp_path: Path) -> Path:
 OPTIONS: dict[str, dict[str, Any]] = {
     "auto": {"table": False},
     "plain": PLAIN,
-    "kept": {"table": False, "max_error": 1e-4, "sensitivity": True},
+    "layers in floating point": {"table": False, "max_error": 1e-4, "sensitivity": True},
     "fp8": {"table": False, "dtype": "fp8"},
 }
 
@@ -43,8 +43,8 @@ def test_a_rebuild_needs_no_data(options: str, path: Path) -> None:
     first = trtb.quantize(net(), DATA, calibration=path, **OPTIONS[options])
     again = trtb.quantize(net(), calibration=path, **OPTIONS[options])
     torch.testing.assert_close(again(X), first(X), rtol=0, atol=0)
-    told, before = again.quantization.to_dict(), first.quantization.to_dict()
-    assert {**told, "notes": []} == {**before, "notes": []}
+    after, before = again.quantization.to_dict(), first.quantization.to_dict()
+    assert {**after, "notes": []} == {**before, "notes": []}
 
 
 def test_a_file_that_has_it_all_leaves_the_loader_unread(path: Path) -> None:
@@ -65,7 +65,7 @@ def test_another_method_takes_its_ranges_from_the_file(path: Path) -> None:
 
 
 def test_attention_switched_on_needs_the_loader(path: Path) -> None:
-    """The model is the same, and taken apart otherwise."""
+    """The model is the same, and its attention is decomposed in one of the two."""
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
     data = [torch.randn(2, 4, 8) for _ in range(2)]
     for attention in (False, True, False):
@@ -129,7 +129,7 @@ def test_damaged_content_is_refused(part: str, path: Path) -> None:
         quantized(net(), DATA, calibration=path)
 
 
-def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CalibrationError, match="cannot be written"):
         quantized(net(), DATA, calibration=tmp_path / "file" / "calibration.json")

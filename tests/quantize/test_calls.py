@@ -1,4 +1,4 @@
-"""Calls of a quantized model: what its graph has for fixed is not computed for other values."""
+"""Calls of a quantized model: values that are fixed in its graph are not exchanged for others silently."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def test_its_dtype_stays(convert: Callable[[Any], Any]) -> None:
 
 
 def test_it_shares_no_memory_with_the_model() -> None:
-    """What becomes of the model afterwards is no concern of the quantized one's, nor the other way round."""
+    """Later changes of the model do not reach the quantized one, nor the other way round."""
     model = nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 8), nn.Linear(8, 4))
     ids = torch.arange(20).view(4, 5)
     found = quantized(model, [ids, ids.flip(0)], skip=("1",))

@@ -56,7 +56,7 @@ def test_other_types_keep_it_too(dtype: str, residual: tuple[nn.Module, float]) 
     assert accuracy(found) >= accuracy(model) - 0.7
 
 
-def test_uneven_channels_leave_the_floats_alone(even: nn.Module, depthwise: nn.Module) -> None:
+def test_uneven_channels_do_not_change_the_float_model(even: nn.Module, depthwise: nn.Module) -> None:
     assert accuracy(even) > 95
     assert accuracy(depthwise) == pytest.approx(accuracy(even), abs=0.2)
 

@@ -1,4 +1,4 @@
-"""Attention, quantized or not, against that of the model: masks that hide all, PyTorch's own layers, paddings."""
+"""Decomposed attention, quantized or not, against the model's: masks that hide all, PyTorch's layers, paddings."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ SIGNS: dict[str, tuple[Callable[[torch.Tensor], object], int]] = {
 
 
 @pytest.mark.parametrize("name", SIGNS)
-def test_a_change_of_sign_is_kept_from_the_8_bit_values(name: str) -> None:
+def test_a_change_of_sign_does_not_reach_the_8_bit_values(name: str) -> None:
     call, count = SIGNS[name]
     found = operations(network_of(Called(call), torch.randn(4, 8)))
     assert (found.count("MIN"), found.count("MAX")) == (count, count)
@@ -188,9 +188,9 @@ def test_fp8_is_built_from_compute_capability_8_9(name: str) -> None:
     assert program.report.in_float == []
 
 
-# What engines of quantized products compute in, with TensorRT-RTX 1.6 and 1.7. Convolutions they compute in half
-# precision; a version that no longer does fails here, and deserves a look at the trial and at the README.
-REALISED = {
+# The types in which engines compute quantized products, with TensorRT-RTX 1.6 and 1.7. Convolutions are computed in
+# half precision; a version that no longer does so fails here, and deserves a look at the trial and at the README.
+COMPUTED = {
     ("linear layers", INT8): {"linear/matrix_multiply": "int8", "linear_1/matrix_multiply": "int8"},
     ("linear layers", FP8): {"linear/matrix_multiply": "float8_e4m3fn", "linear_1/matrix_multiply": "float8_e4m3fn"},
     ("convolutions", INT8): {
@@ -203,13 +203,13 @@ REALISED = {
 }
 
 
-@pytest.mark.parametrize(("name", "dtype"), REALISED, ids=str)
-def test_the_engine_tells_what_it_computes_in(name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("name", "dtype"), COMPUTED, ids=str)
+def test_the_report_names_the_types_of_products(name: str, dtype: torch.dtype) -> None:
     program = trtb.export(*net(name, dtype), targets=("sm_89",), precision="fp16", fallback="error")
     found = product_dtypes(program.plans["trt_0"])
-    assert {layer.removesuffix("_2"): kind for layer, kind in found.items()} == REALISED[name, dtype]
+    assert {layer.removesuffix("_2"): kind for layer, kind in found.items()} == COMPUTED[name, dtype]
     (entry,) = program.report.engines
-    assert entry.products == collections.Counter(REALISED[name, dtype].values())
+    assert entry.products == collections.Counter(COMPUTED[name, dtype].values())
     assert f"trt_0 computes its products in {next(iter(entry.products))}" in str(program.report)
 
 
@@ -313,7 +313,7 @@ def test_nothing_is_quantized_where_nothing_is_built(monkeypatch: pytest.MonkeyP
         assert distance(program(x), model(x)) < 5e-2  # what quantization costs
 
 
-def test_reasons_are_kept_in_the_file(tmp_path: Path) -> None:
+def test_reasons_survive_the_file(tmp_path: Path) -> None:
     program = trtb.export(*net("linear layers", FP8), targets=("sm_86",), precision="fp16")
     trtb.save(program, tmp_path / "model.pt2")
     loaded = trtb.load(tmp_path / "model.pt2").report
@@ -321,7 +321,7 @@ def test_reasons_are_kept_in_the_file(tmp_path: Path) -> None:
 
 
 class LateRunner:
-    """Computes what its `module` does."""
+    """A runner that computes as its `module` does."""
 
     device = torch.device("cpu")
     module: Any = None
@@ -331,7 +331,7 @@ class LateRunner:
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_a_loaded_engine_is_held_against_floats(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loaded_engine_is_compared_with_floats(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = net(name)
     trtb.save(trtb.export(model, x, targets=("sm_89",), precision="fp16"), tmp_path / "model.pt2")
     runner = LateRunner()

@@ -53,7 +53,7 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("way", COPIES)
-def test_a_copy_computes_and_tells_the_same(found: trtb.QuantizedModel, way: str) -> None:
+def test_a_copy_computes_and_reports_the_same(found: trtb.QuantizedModel, way: str) -> None:
     twin, x = COPIES[way](found), image()
     torch.testing.assert_close(twin(x), found(x), rtol=0, atol=0)
     assert str(twin.quantization) == str(found.quantization)
@@ -108,16 +108,16 @@ def test_a_quantized_model_is_quantized_no_further(found: trtb.QuantizedModel) -
 
 def test_the_table_is_printed(model: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
     found = trtb.quantize(model, loader(4, 3, 8, 8))
-    told = capsys.readouterr().out
-    assert told.strip() == str(found.quantization).strip()
-    assert "2 of 2 layers in int8" in told
-    assert all(word in told for word in ("conv", "head", "convolution", "linear", "input scale"))
+    printed = capsys.readouterr().out
+    assert printed.strip() == str(found.quantization).strip()
+    assert "2 of 2 layers in int8" in printed
+    assert all(word in printed for word in ("conv", "head", "convolution", "linear", "input scale"))
 
 
 def test_the_report_is_plain_data(found: trtb.QuantizedModel) -> None:
-    told = found.quantization.to_dict()
-    assert told["quantized"] == 2
-    assert [layer["name"] for layer in told["layers"]] == ["conv", "head"]
+    content = found.quantization.to_dict()
+    assert content["quantized"] == 2
+    assert [layer["name"] for layer in content["layers"]] == ["conv", "head"]
 
 
 def test_progress_is_shown_where_it_is_asked_for(

@@ -45,7 +45,7 @@ def image(dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 def quantizing(module: torch.fx.GraphModule) -> dict[str, int]:
-    """How many calls there are of each quantizing operator, by name."""
+    """Count the calls of each quantizing operator, by name."""
     names = [str(node.target) for node in module.graph.nodes if node.op == "call_function"]
     return {name: names.count(name) for name in sorted(set(names)) if "quantize" in name}
 
@@ -62,7 +62,7 @@ FITTING: dict[str, tuple[Callable[[], nn.Module], torch.dtype]] = {
 
 
 @pytest.mark.parametrize("name", FITTING)
-def test_they_become_ours(name: str) -> None:
+def test_they_become_operators_of_this_package(name: str) -> None:
     make, dtype = FITTING[name]
     found = quantizing(normalized(make().eval(), image(dtype)))
     assert set(found) == {"torchtrt_bridge.quantize.default", "torchtrt_bridge.dequantize.default"}
@@ -160,7 +160,7 @@ def test_a_model_with_such_nodes_still_runs(name: str) -> None:
         torch.testing.assert_close(program(x), model(x), rtol=1e-4, atol=1e-4)
 
 
-def test_a_scale_that_changes_from_call_to_call_is_told() -> None:
+def test_a_scale_that_changes_from_call_to_call_is_a_reason() -> None:
     module = normalized(Dynamic().eval(), image())
     reasons = [why_not(node) for node in module.graph.nodes if "quantize_op" in str(node.target)]
     assert reasons == ["scales known only at run time"]

@@ -281,8 +281,8 @@ def test_skipped_layers_stay_float(skip: Any) -> None:
     part = nn.Sequential(nn.Linear(8, 8))
     model = Apply(lambda m, x: m.one(m.two(m.part(x))), one=nn.Linear(8, 8), two=nn.Linear(8, 8), part=part)
     found = quantized(model, loader(2, 8), skip=skip)
-    kept = {layer.name for layer in found.quantization.layers if layer.dtype == "float"}
-    assert kept == ({"part.0"} if skip == ["part"] else {"one"})
+    floats = {layer.name for layer in found.quantization.layers if layer.dtype == "float"}
+    assert floats == ({"part.0"} if skip == ["part"] else {"one"})
     assert len(calls(found, QUANTIZE)) == 2
 
 

@@ -69,7 +69,7 @@ BLOCKED = {
 
 
 @pytest.mark.parametrize("reason", BLOCKED)
-def test_channels_are_left_alone_where_scaling_would_show(reason: str) -> None:
+def test_channels_are_not_scaled_where_that_would_show(reason: str) -> None:
     rewrite = rewrite_of(calibrated(BLOCKED[reason], loader(2, 3, 4, 4)))
     equalize(rewrite)
     assert rewrite.factors == {}

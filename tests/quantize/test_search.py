@@ -136,7 +136,7 @@ def test_outputs_of_zero() -> None:
 @pytest.mark.parametrize(
     ("shape", "samples", "rows"), [((4, 3, 2), 4, 4), ((100, 4), 2, 1), ((4,), 4, 1), ((), 4, 1), ((4, 3), None, 1)]
 )
-def test_rows_are_samples_where_the_first_dimension_is_theirs(
+def test_rows_are_samples_where_the_first_dimension_is_that_of_the_samples(
     shape: tuple[int, ...], samples: int | None, rows: int
 ) -> None:
     assert len(_thinned(torch.ones(shape), samples)) == rows

@@ -1,4 +1,4 @@
-"""What is kept of activations: in one pass, in memory that does not grow."""
+"""Statistics of activations: taken in one pass, in memory that does not grow."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
     f"{NAMESPACE}::quantize", mutates_args=(), schema="(Tensor x, Tensor scale, int? axis, ScalarType dtype) -> Tensor"
 )
 def quantize(x: Tensor, scale: Tensor, axis: int | None, dtype: torch.dtype) -> Tensor:
-    """``round(x / scale)``, halves to even, clamped to the range of `dtype`.
+    """Compute ``round(x / scale)``, halves to even, clamped to the range of `dtype`.
 
     scale: float32, above zero; of shape (1,), or with `axis` one for each index along that dimension of `x`.
     dtype: int8, whose range is -128 to 127, or float8_e4m3fn.
@@ -46,7 +46,7 @@ def _(x: Tensor, scale: Tensor, axis: int | None, dtype: torch.dtype) -> Tensor:
     schema="(Tensor q, Tensor scale, int? axis, ScalarType dtype) -> Tensor",
 )
 def dequantize(q: Tensor, scale: Tensor, axis: int | None, dtype: torch.dtype) -> Tensor:
-    """``q * scale``, rounded once to `dtype`: float32, float16 or bfloat16. `scale` is as for `quantize`."""
+    """Compute ``q * scale``, rounded once to `dtype`: float32, float16 or bfloat16. `scale` is as for `quantize`."""
     _check(scale, q, axis, dtype, q.dtype)
     return (q.float() * _along(scale, q, axis)).to(dtype)
 
@@ -63,7 +63,7 @@ def _(q: Tensor, scale: Tensor, axis: int | None, dtype: torch.dtype) -> Tensor:
     schema="(Tensor packed, Tensor scale, int block_size, ScalarType dtype) -> Tensor",
 )
 def dequantize_int4(packed: Tensor, scale: Tensor, block_size: int, dtype: torch.dtype) -> Tensor:
-    """A weight of a linear layer from 4-bit integers, each times the scale of its block.
+    """Compute a weight of a linear layer from 4-bit integers, each times the scale of its block.
 
     packed: uint8 of shape (outputs, inputs / 2); see `pack_int4`.
     scale: float32 of shape (outputs, inputs / block_size), rounded to `dtype` first, as TensorRT wants it.
@@ -80,24 +80,24 @@ def _(packed: Tensor, scale: Tensor, block_size: int, dtype: torch.dtype) -> Ten
     return packed.new_empty((packed.shape[0], packed.shape[1] * 2), dtype=dtype)
 
 
-# Who takes the operators from here can be sure that they are registered.
+# The namespace of the operators: a module that takes them from here has them registered.
 own: Any = torch.ops.torchtrt_bridge
 
 
 def pack_int4(values: Tensor) -> Tensor:
-    """int8 values in -8 to 7, of shape (..., n) with n even, two to a uint8: the first in the lower half."""
+    """Pack int8 values in -8 to 7, of shape (..., n) with n even, two to a uint8: the first in the lower half."""
     pairs: Tensor = values.view(torch.uint8).unflatten(-1, (-1, 2))
     return (pairs[..., 0] & 15) | (pairs[..., 1] << 4)
 
 
 def unpack_int4(packed: Tensor) -> Tensor:
-    """The int8 values that `pack_int4` packed."""
+    """Return the int8 values that `pack_int4` packed."""
     halves = torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2).to(torch.int8)
     return torch.where(halves > 7, halves - 16, halves)
 
 
 def _along(scale: Tensor, x: Tensor, axis: int | None) -> Tensor:
-    """`scale` in a shape that broadcasts with `x` along `axis`."""
+    """Return `scale` in a shape that broadcasts with `x` along `axis`."""
     if axis is None:
         return scale.float()
     shape = [1] * x.dim()

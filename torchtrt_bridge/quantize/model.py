@@ -58,7 +58,7 @@ class LayerEntry:
         return self.sensitivity
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore a pickled entry; up to version 0.1 `sensitivity` was called `alone`."""
+        """Restore a pickled entry, of an earlier version too, where `sensitivity` is called `alone`."""
         values = dict(state)
         if "alone" in values:
             values["sensitivity"] = values.pop("alone")

@@ -1,4 +1,4 @@
-"""Where the time to a first result goes: python benchmarks/first_result.py [--models NAMES] [--out FILE]
+"""The stages of the time to a first result: python -m benchmarks.first_result [--models NAMES] [--out FILE]
 
 Batch 1 in fp16 on a GPU, with empty and then with filled caches, each in a new process; elsewhere it shows that the
 command works.
@@ -27,36 +27,36 @@ from rich.table import Table
 from torch.export import ExportedProgram
 
 from benchmarks.suite import clock
-from benchmarks.suite.entrant import converted, made, strict_torch
+from benchmarks.suite.contenders import CONTENDERS
 from benchmarks.suite.job import PARTS, Job, Row
 from benchmarks.suite.models import SUITE, build
 from benchmarks.suite.results import keep_rows
 from benchmarks.suite.schedule import cache_variables
+from benchmarks.suite.speed import converted, strict_torch
 from torchtrt_bridge import pipeline
 from torchtrt_bridge.cache import EngineCache
-from torchtrt_bridge.capture import cache as recall
-from torchtrt_bridge.capture import dynamo
+from torchtrt_bridge.capture import capture_cache, dynamo
 from torchtrt_bridge.engine import builder
-from torchtrt_bridge.entry import compiled_graph as served
+from torchtrt_bridge.entry.compiled_graph import CompiledGraph
 from torchtrt_bridge.entry.graph_accuracy import GraphAccuracyCheck
 from torchtrt_bridge.runtime.cuda_graph import CudaGraphCall
 from torchtrt_bridge.runtime.engine_module import EngineModule
 from torchtrt_bridge.runtime.tensorrt_runner import GpuRunner
 from torchtrt_bridge.runtime.trial import Trial
-from torchtrt_bridge.trt import library as library
+from torchtrt_bridge.trt import library as libraries
 
 OURS = "torchtrt_bridge"
 
-# Where each stage is entered: its name, what holds the function, and what the function is called there.
+# The stages: the name, the object that holds the function of the stage, and the name of the function there.
 STAGES: tuple[tuple[str, Any, str], ...] = (
-    ("backend", served.CompiledGraph, "__init__"),
-    ("key of the graph", recall, "capture_key"),
-    ("graph is recalled", recall, "graph_from_text"),
+    ("backend", CompiledGraph, "__init__"),
+    ("key of the graph", capture_cache, "capture_key"),
+    ("graph is read from the cache", capture_cache, "graph_from_text"),
     ("capture", dynamo, "capture"),
     ("torch.export", torch.export, "export"),
     ("its decompositions", ExportedProgram, "run_decompositions"),
     ("graph of the program", dynamo, "graph_from_program"),
-    ("TensorRT is imported", library, "load"),
+    ("TensorRT is imported", libraries, "load"),
     ("normalize", pipeline, "normalize"),
     ("partition", pipeline, "propose"),
     ("digest", builder, "engine_key"),
@@ -65,7 +65,7 @@ STAGES: tuple[tuple[str, Any, str], ...] = (
     ("TensorRT builds", builder, "engine_from_network"),
     ("engine is loaded", GpuRunner, "__init__"),
     ("its context is made", GpuRunner, "prepare"),
-    ("first call", served.CompiledGraph, "__call__"),
+    ("first call", CompiledGraph, "__call__"),
     ("the engine is waited for", EngineModule, "wait"),
     ("subgraph in PyTorch", EngineModule, "_in_pytorch"),
     ("trial", Trial, "run"),
@@ -79,7 +79,10 @@ LEAST_SECONDS = 0.02  # shorter spans are left out
 
 @dataclasses.dataclass
 class Span:
-    """A stage from `start`, in seconds since the model was compiled, on its way in the thread that called it."""
+    """A stage, from `start` in seconds since compiling began.
+
+    depth: the number of stages around it. is_aside: True if it ran in a thread beside the one that called the model.
+    """
 
     stage: str
     start: float
@@ -141,26 +144,25 @@ def main() -> None:
 
 
 def in_processes(name: str) -> Iterator[Row]:
-    """The timelines of a model with empty caches, and with those that this left."""
+    """Yield the timelines of a model with empty caches, and with those that this left."""
     with tempfile.TemporaryDirectory() as folder:
         for part in PARTS["start"]:
-            command = [sys.executable, __file__, "--child", name, folder]
+            command = [sys.executable, "-m", "benchmarks.first_result", "--child", name, folder]
             variables = {**os.environ, **cache_variables(Path(folder))}
             done = subprocess.run(command, env=variables, check=True, stdout=subprocess.PIPE, text=True)
             yield {"model": name, "caches": part, **json.loads(done.stdout.splitlines()[-1])}
 
 
 def measured(name: str, folder: str, device: str) -> Row:
-    """The timeline of a first call in this process."""
-    precision, engine = ("fp16", "auto") if device == "cuda" else ("fp32", "reference")
-    job = Job("start", name, 1, precision, (OURS,), device=device, engine=engine, cache_dir=f"{folder}/engines")
+    """Return the timeline of a first call in this process."""
+    job = dataclasses.replace(Job.on(device, "start", name, 1, (OURS,)), cache_dir=f"{folder}/engines")
     strict_torch()
     model, inputs = converted(OURS, job, build(SUITE[name], device), SUITE[name].inputs(1))
     wait = clock.waiter(device)
     timeline = Timeline()
     with torch.inference_mode(), timeline.watching():
         started = time.perf_counter()
-        made(OURS, job, model)(**inputs)
+        CONTENDERS[OURS].compile(model, job)(**inputs)
         wait()
         seconds = time.perf_counter() - started
     spans = sorted((span for span in timeline.spans if span.seconds >= LEAST_SECONDS), key=lambda span: span.start)

@@ -1,4 +1,4 @@
-"""What the host does for one call, and how long: python benchmarks/host_call.py [--models NAMES] [--out FILE]
+"""The host's part of one call, in microseconds: python -m benchmarks.host_call [--models NAMES] [--out FILE]
 
 Batch 1 in fp16, on a GPU and with nothing else on the machine; elsewhere it shows that the command works.
 """
@@ -9,7 +9,6 @@ import argparse
 import functools
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -19,16 +18,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from benchmarks.suite.clock import back_to_back, waiter
-from benchmarks.suite.entrant import converted, made
+from benchmarks.suite.clock import Call, back_to_back, waiter
+from benchmarks.suite.contenders import CONTENDERS
 from benchmarks.suite.job import Job, Row
 from benchmarks.suite.models import SUITE, build
 from benchmarks.suite.results import keep_rows
+from benchmarks.suite.speed import converted
 from torchtrt_bridge.entry.compiled_graph import CompiledGraph
 from torchtrt_bridge.entry.torch_compile import backend_of
 
-Call = Callable[[], Any]
-OURS, THEIRS = "torchtrt_bridge", "inductor-reduce-overhead"
+OURS, INDUCTOR = "torchtrt_bridge", "inductor-reduce-overhead"
 CALLS, ROUNDS = 20, 15
 
 
@@ -46,9 +45,8 @@ def main() -> None:
 
 @torch.inference_mode()
 def measured(name: str, device: str) -> Row:
-    """Microseconds of the host for each part of a call, and milliseconds per call when many are queued."""
-    precision, engine = ("fp16", "auto") if device == "cuda" else ("fp32", "reference")
-    job = Job("speed", name, 1, precision, (OURS, THEIRS), device=device, engine=engine)
+    """Return the host's microseconds for each part of a call, and milliseconds per call when many are queued."""
+    job = Job.on(device, "speed", name, 1, (OURS, INDUCTOR))
     with torch.inference_mode(False):
         original = build(SUITE[name], device)
     fast, call = called(OURS, job, original)
@@ -71,21 +69,21 @@ def measured(name: str, device: str) -> Row:
         row["copy and replay us"] = host(functools.partial(recording, taken), wait)
         row["replay ms"] = milliseconds(recording.replay, wait)
     torch._dynamo.reset()
-    _, call = called(THEIRS, job, original)
+    _, call = called(INDUCTOR, job, original)
     return {**row, "inductor us": host(call, wait), "inductor ms": milliseconds(call, wait)}
 
 
 def called(contender: str, job: Job, original: nn.Module) -> tuple[Any, Call]:
-    """What a contender of the benchmark made of the model, and a call of it; not the first."""
+    """Return the compiled model of a contender, and a call of it, after its first call."""
     with torch.inference_mode(False):
         model, inputs = converted(contender, job, original, SUITE[job.model].inputs(job.batch))
-    fast = made(contender, job, model)
+    fast = CONTENDERS[contender].compile(model, job)
     fast(**inputs)
     return fast, lambda: fast(**inputs)
 
 
 def arguments_of_last_call(call: Call, calls: int = 6) -> list[Any]:
-    """What Dynamo gives to the graph, once the call is recorded."""
+    """Return the arguments that Dynamo passes to the graph, once the call is recorded."""
     seen: list[Any] = []
     own = CompiledGraph.__call__
 
@@ -100,7 +98,7 @@ def arguments_of_last_call(call: Call, calls: int = 6) -> list[Any]:
 
 
 def host(call: Call, wait: Call) -> float:
-    """The median time until a call returns, in microseconds."""
+    """Return the median time until a call returns, in microseconds."""
     return statistics.median(_queued(call, wait) for _ in range(ROUNDS))
 
 

@@ -1,6 +1,6 @@
-"""Kernels of a call, and how long each takes: python benchmarks/kernels.py [--models NAMES] [--batch N] [--out FILE]
+"""Kernels of a call, and the time of each: python -m benchmarks.kernels [--models NAMES] [--batch N] [--out FILE]
 
-In fp16 on a GPU, of an engine alone and of inductor in its place; elsewhere it shows that the command works.
+In fp16 on a GPU, for an engine alone and for inductor in its place; elsewhere it shows that the command works.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch.profiler import ProfilerActivity, profile
 
 import torchtrt_bridge as trtb
 from benchmarks.suite.clock import back_to_back, waiter
-from benchmarks.suite.entrant import converted
 from benchmarks.suite.job import Job, Row
 from benchmarks.suite.models import SUITE, build
 from benchmarks.suite.results import keep_rows
+from benchmarks.suite.speed import converted
 
 OURS = "torchtrt_bridge"
 OPTIONS = {"engine": {"trial": "off"}, "with inductor competing": {"inductor": "compete"}}
@@ -42,12 +42,11 @@ def main() -> None:
 
 
 def measured(model: str, batch: int, name: str, device: str) -> Row:
-    """Milliseconds per call with calls queued, and the kernels of a call: how many, and microseconds in all."""
-    precision, engine = ("fp16", "auto") if device == "cuda" else ("fp32", "reference")
-    job = Job("speed", model, batch, precision, (OURS,), device=device, engine=engine)
+    """Return the milliseconds per call with calls queued, and the kernels of a call with their microseconds."""
+    job = Job.on(device, "speed", model, batch, (OURS,))
     module, inputs = converted(OURS, job, build(SUITE[model], device), SUITE[model].inputs(batch))
     torch._dynamo.reset()
-    fast = trtb.compile(module, dynamic=False, engine=engine, **OPTIONS[name])
+    fast = trtb.compile(module, dynamic=False, engine=job.engine, **OPTIONS[name])
     wait = waiter(device)
     with torch.inference_mode():
         for _ in range(PROFILED):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,12 +14,12 @@ LEAST_CALLS = 3
 
 
 def waiter(device: str) -> Call:
-    """What waits until the device has done all that was queued."""
+    """Return a function that waits until the device has done all that was queued."""
     return torch.cuda.synchronize if device == "cuda" else lambda: None
 
 
 def back_to_back(call: Call, calls: int, wait: Call) -> float:
-    """Time per call of `calls` calls that are queued without waiting, until the last is done."""
+    """Measure the time per call of `calls` calls that are queued without waiting, until the last is done."""
     wait()
     started = time.perf_counter()
     for _ in range(calls):
@@ -28,18 +29,19 @@ def back_to_back(call: Call, calls: int, wait: Call) -> float:
 
 
 def one_by_one(call: Call, calls: int, wait: Call) -> list[float]:
-    """The time of each of `calls` calls, waiting for its results before the next one."""
-    times = []
-    for _ in range(calls):
-        wait()
-        started = time.perf_counter()
-        call()
-        wait()
-        times.append((time.perf_counter() - started) * 1e3)
-    return times
+    """Measure each of `calls` calls, waiting for its results before the next one."""
+    return [back_to_back(call, 1, wait) for _ in range(calls)]
 
 
 def calls_within(seconds: float, call: Call, most: int, wait: Call) -> int:
-    """How many calls fit in `seconds`: at most `most`, and never so few that waiting once would weigh."""
+    """Count the calls that fit in `seconds`: at most `most`, and enough that waiting once does not weigh."""
     one = back_to_back(call, LEAST_CALLS, wait) / 1e3
     return max(LEAST_CALLS, min(most, int(seconds / max(one, 1e-9))))
+
+
+def interquartile_range(values: Sequence[float]) -> float:
+    """Return the distance of the first and third quartile, interpolated between the values; 0 for a single one."""
+    if len(values) < 2:
+        return 0.0
+    first, _, third = statistics.quantiles(values, n=4, method="inclusive")
+    return third - first

@@ -1,4 +1,4 @@
-"""What is measured side by side: one row each. To add one: a function that makes a callable of a model, and a row."""
+"""The contenders, which run the models side by side. To add one: a function that compiles a model, and a row."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from benchmarks.suite.job import Job
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -14,72 +16,53 @@ if TYPE_CHECKING:
     from torchtrt_bridge.report.model import CompileReport
 
 EAGER = "eager"
-Made = Callable[..., Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """What a contender is told beside the model.
-
-    precision: what the row is about; the model is in it already, unless the contender keeps it in fp32.
-    engine: the `engine` option of torchtrt_bridge.
-    cache_dir: where torchtrt_bridge keeps engines; other contenders have their caches named in the environment.
-    """
-
-    precision: str
-    engine: str
-    cache_dir: str
+Compiled = Callable[..., Any]
+Family = Literal["bridge", "eager", "inductor", "peer"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """One way of running a model.
+    """One way to run a model.
 
-    make: of the model, what is called with the inputs. What it raises becomes the contender's row.
-    title: its column in a table.
-    channels_last: whether it takes a CNN's weights and images in that order.
-    keeps_fp32: whether it takes the fp32 model and converts it itself.
-    is_default: whether it runs without being named.
+    compile: returns the callable for a model. An exception becomes the contender's row.
+    title: the heading of its column.
+    channels_last: True if it takes the weights and images of a CNN in that order.
+    keeps_fp32: True if it takes the fp32 model and converts it itself.
+    is_default: True if it runs without being named.
     """
 
-    make: Callable[[nn.Module, Setting], Made]
+    compile: Callable[[nn.Module, Job], Compiled]
     title: str
-    family: Literal["bridge", "eager", "inductor", "peer"]
+    family: Family
     channels_last: bool = False
     keeps_fp32: bool = False
     is_default: bool = True
 
 
-def _bridge(**options: Any) -> Callable[[nn.Module, Setting], Made]:
-    """As the user calls it, with these options."""
+def _bridge(model: nn.Module, job: Job, **options: Any) -> Compiled:
+    import torchtrt_bridge as trtb
 
-    def make(model: nn.Module, setting: Setting) -> Made:
-        import torchtrt_bridge as trtb
-
-        made: Made = trtb.compile(model, engine=setting.engine, cache_dir=setting.cache_dir, **options)
-        return made
-
-    return make
+    compiled: Compiled = trtb.compile(model, engine=job.engine, cache_dir=job.cache_dir, **options)
+    return compiled
 
 
-def _casting_bridge(model: nn.Module, setting: Setting) -> Made:
-    """An fp32 model that torchtrt_bridge itself takes to the precision."""
-    return _bridge(precision=setting.precision)(model, setting)
+def _casting_bridge(model: nn.Module, job: Job) -> Compiled:
+    return _bridge(model, job, precision=job.precision)
 
 
-class Exported:
-    """A program, which is exported when the first inputs are there."""
+class ExportedModel:
+    """A program, exported with the inputs of its first call."""
 
-    def __init__(self, model: nn.Module, setting: Setting, **options: Any) -> None:
-        self._model = model
-        self._options = {"engine": setting.engine, "cache_dir": setting.cache_dir, **options}
+    def __init__(self, model: nn.Module, job: Job) -> None:
+        self._model, self._job = model, job
         self.program: Program | None = None
 
     def __call__(self, **inputs: Any) -> Any:
         if self.program is None:
             import torchtrt_bridge as trtb
 
-            self.program = trtb.export(self._model, inputs, **self._options)
+            options = {"engine": self._job.engine, "cache_dir": self._job.cache_dir, "inductor": "compete"}
+            self.program = trtb.export(self._model, inputs, **options)
         return self.program(**inputs)
 
     @property
@@ -87,67 +70,55 @@ class Exported:
         return None if self.program is None else self.program.report
 
 
-def _eager(model: nn.Module, setting: Setting) -> Made:
-    return model
+def _inductor(model: nn.Module, job: Job, mode: str) -> Compiled:
+    import torch
+
+    compiled: Compiled = torch.compile(model, mode=mode)
+    return compiled
 
 
-def _inductor(mode: str) -> Callable[[nn.Module, Setting], Made]:
-    def make(model: nn.Module, setting: Setting) -> Made:
-        import torch
-
-        made: Made = torch.compile(model, mode=mode)
-        return made
-
-    return make
-
-
-def _torch_tensorrt(model: nn.Module, setting: Setting) -> Made:
-    """As its documentation shows; the import registers the backend."""
+def _torch_tensorrt(model: nn.Module, job: Job) -> Compiled:
+    """Compile as its documentation shows; the import registers the backend."""
     import torch
     import torch_tensorrt  # noqa: F401
 
-    made: Made = torch.compile(model, backend="torch_tensorrt", dynamic=False)
-    return made
+    compiled: Compiled = torch.compile(model, backend="torch_tensorrt", dynamic=False)
+    return compiled
+
+
+def _ours(title: str, is_default: bool = False, **options: Any) -> Contender:
+    return Contender(functools.partial(_bridge, **options), title, "bridge", is_default=is_default)
+
+
+def _inductor_mode(title: str, mode: str) -> Contender:
+    return Contender(functools.partial(_inductor, mode=mode), title, "inductor", channels_last=True)
 
 
 CONTENDERS: Mapping[str, Contender] = {
-    "torchtrt_bridge": Contender(_bridge(), "bridge", "bridge"),
+    "torchtrt_bridge": _ours("bridge", is_default=True),
     "torchtrt_bridge-cast": Contender(_casting_bridge, "bridge, cast", "bridge", keeps_fp32=True, is_default=False),
-    "torchtrt_bridge-no-graphs": Contender(
-        _bridge(cuda_graphs="off"), "bridge, no CUDA graphs", "bridge", is_default=False
-    ),
-    "torchtrt_bridge-background": Contender(
-        _bridge(build="background"), "bridge, built in the background", "bridge", is_default=False
-    ),
-    "torchtrt_bridge-inductor": Contender(_bridge(inductor="compete"), "bridge, inductor competes", "bridge"),
+    "torchtrt_bridge-no-graphs": _ours("bridge, no CUDA graphs", cuda_graphs="off"),
+    "torchtrt_bridge-background": _ours("bridge, built in the background", build="background"),
+    "torchtrt_bridge-inductor": _ours("bridge, inductor competes", is_default=True, inductor="compete"),
     "torchtrt_bridge-export": Contender(
-        functools.partial(Exported, inductor="compete"),
-        "bridge, exported, inductor competes",
-        "bridge",
-        is_default=False,
+        ExportedModel, "bridge, exported, inductor competes", "bridge", is_default=False
     ),
-    "torchtrt_bridge-max-autotune": Contender(
-        _bridge(inductor="max-autotune"), "bridge, inductor competes, tuned", "bridge", is_default=False
-    ),
-    EAGER: Contender(_eager, "eager", "eager", channels_last=True),
-    "inductor": Contender(_inductor("default"), "inductor", "inductor", channels_last=True),
-    "inductor-reduce-overhead": Contender(
-        _inductor("reduce-overhead"), "inductor, reduce-overhead", "inductor", channels_last=True
-    ),
-    "inductor-max-autotune": Contender(
-        _inductor("max-autotune"), "inductor, max-autotune", "inductor", channels_last=True
-    ),
+    "torchtrt_bridge-max-autotune": _ours("bridge, inductor competes, tuned", inductor="max-autotune"),
+    EAGER: Contender(lambda model, job: model, "eager", "eager", channels_last=True),
+    "inductor": _inductor_mode("inductor", "default"),
+    "inductor-reduce-overhead": _inductor_mode("inductor, reduce-overhead", "reduce-overhead"),
+    "inductor-max-autotune": _inductor_mode("inductor, max-autotune", "max-autotune"),
     "torch_tensorrt": Contender(_torch_tensorrt, "torch_tensorrt", "peer"),
 }
 
 DEFAULTS = tuple(name for name, contender in CONTENDERS.items() if contender.is_default)
 
 
-def family(name: str) -> str:
-    """The family of a contender; ``"peer"`` for one in an old file that is no longer in the table."""
+def family(name: str) -> Family:
+    """Return the family of a contender; ``"peer"`` for one of an old file that is no longer in the table."""
     return CONTENDERS[name].family if name in CONTENDERS else "peer"
 
 
 def title(name: str) -> str:
-    """How a table calls a contender."""
+    """Return the heading of a contender's column."""
     return CONTENDERS[name].title if name in CONTENDERS else name

@@ -1,4 +1,4 @@
-"""Where something was measured: the GPU, the driver and the versions; and with which source code."""
+"""The environment of a measurement: the GPU, the driver and the versions."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torchtrt_bridge
-from torchtrt_bridge import cache
 
 PACKAGES = ("torchvision", "transformers", "triton", "torch-tensorrt", "torch-tensorrt-rtx")
 
 
 def environment(device: str, engine: str) -> dict[str, Any]:
-    """What must be the same for rows to be compared."""
+    """Return all that must be equal for rows to be comparable."""
     import torch
 
     from torchtrt_bridge.cli.doctor import driver_version
@@ -36,13 +35,8 @@ def environment(device: str, engine: str) -> dict[str, Any]:
     }
 
 
-def source_digest() -> str:
-    """Twelve letters that change with the source code of torchtrt_bridge, without the benchmarks."""
-    return cache.source_digest()[:12]
-
-
 def _version(package: str) -> str | None:
-    """None for a package that is not installed."""
+    """Return the version of a package; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -62,7 +56,7 @@ def _tensorrt(engine: str) -> str:
 
 
 def _processor() -> str:
-    """The processor's own name, where Linux tells it."""
+    """Return the name of the processor where Linux gives it, else its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

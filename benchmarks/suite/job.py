@@ -1,4 +1,4 @@
-"""A job: what one process measures, and what it tells while it does."""
+"""A job: one model in one batch size and precision, measured in one process, and the events that the process writes."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import Any, Literal
 Kind = Literal["speed", "start", "build"]
 Row = dict[str, Any]
 
-# What the process tells: {"contender": NAME or None, "doing": TEXT}, or {"contender": NAME, "row": ROW}.
-Event = dict[str, Any]
+# A contender (or None) with the step that begins, or with its row.
+Event = tuple["str | None", "str | Row"]
 
-# What it is doing when all that is left is to measure: it waits for the end of its input then.
+# The step before the first measurement of speed. Processes that compile side by side wait here for their turn.
 READY = "waiting for its turn"
 
-# A kind whose jobs take several processes names them. Their figures stand in one row, each behind its part's name.
-PARTS: dict[str, tuple[str, ...]] = {"speed": ("",), "start": ("cold", "warm"), "build": ("stages", "cold", "warm")}
+# The processes of each kind, one after the other. Their figures share a row, each behind the name of its part.
+PARTS: dict[str, tuple[str, ...]] = {"speed": ("",), "start": ("cold", "warm"), "build": ("cold", "warm")}
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One model in one batch size and precision, measured in one process.
+    """The work of one process.
 
-    part: which of the kind's processes this is.
-    calls: how many calls are queued for one time, at most; `rounds`: how many such times.
-    turn_seconds: how long these calls may take; slow models are called less often.
-    cache_dir: where torchtrt_bridge keeps its engines.
-    lock: the file whose lock gives a turn on the GPU, where other processes get ready beside this one; else empty.
+    calls: the largest number of calls queued for one time. rounds: the number of such times.
+    turn_seconds: the limit for these calls; slow models are called less often.
+    part: the part of the kind that this process is.
+    cache_dir: the directory in which torchtrt_bridge keeps its engines.
+    locks: the folder of the locks that processes side by side share; empty for a process that has the machine alone.
     """
 
     kind: Kind
@@ -42,10 +42,20 @@ class Job:
     turn_seconds: float = 0.25
     part: str = ""
     cache_dir: str = ""
-    lock: str = ""
+    locks: str = ""
 
     def __str__(self) -> str:
         return f"{self.model}, batch {self.batch}, {self.precision}, {self.kind}"
+
+    def key(self, contender: str) -> tuple[object, ...]:
+        """Return the key of a contender's row, in the order of results.KEY."""
+        return self.model, self.batch, self.precision, self.kind, contender
+
+    @classmethod
+    def on(cls, device: str, kind: Kind, model: str, batch: int, contenders: tuple[str, ...]) -> Job:
+        """Return a job in fp16 on a GPU; on a CPU in fp32 with the reference interpreter."""
+        precision, engine = ("fp16", "auto") if device == "cuda" else ("fp32", "reference")
+        return cls(kind, model, batch, precision, contenders, device=device, engine=engine)
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))
@@ -57,5 +67,5 @@ class Job:
 
 
 def failure(error: BaseException) -> Row:
-    """The row of what did not work, with the first lines of why."""
+    """Return the row of a contender that failed, with the beginning of the message."""
     return {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}

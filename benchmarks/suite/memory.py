@@ -1,15 +1,13 @@
-"""Memory of this process and of the device.
+"""Memory of this process and of the device, in MiB.
 
-Host: Linux counts the memory that a process has (VmRSS) and the most that it had (VmHWM). Compilers' own helper
-processes are not in it.
+Host: Linux counts the memory of a process (VmRSS) and its peak (VmHWM). Helper processes of compilers are not in it.
 
-Device: `allocated` is what PyTorch's allocator has given out, and its peak is PyTorch's own. `used` is what the
-driver says is in use on the device, of whatever process, once PyTorch's allocator has handed back what it kept in
-store; engines, CUDA graphs and libraries show only there. So `used` is right where nothing else uses the device, and
-rows that got ready side by side have none.
+Device: `peak` is that of PyTorch's allocator. `held` is what the driver counts as in use on the device, of all
+processes, once PyTorch's allocator has given back its reserve; engines, CUDA graphs and libraries show only there. So
+`held` is right if nothing else uses the device, and rows that were compiled side by side have none.
 
-In rows of speed a contender's memory counts from before its copy of the weights, and libraries that an earlier
-contender loaded are not in it. In rows of start the process has one contender, and counts from its loaded model.
+In rows of speed the memory of a contender counts from before its copy of the weights; libraries that an earlier
+contender loaded are not in it. In rows of start it counts from the loaded model.
 """
 
 from __future__ import annotations
@@ -20,30 +18,24 @@ from pathlib import Path
 
 import torch
 
-MIB = 2**20
 
-
-def host_bytes(field: str) -> int | None:
-    """VmRSS or VmHWM of this process; None where the operating system is not Linux."""
+def host_mib(field: str) -> float | None:
+    """Return VmRSS or VmHWM of this process; None where the operating system is not Linux."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), None)
+    return next((_mib(int(line.split()[1]) * 1024) for line in lines if line.startswith(f"{field}:")), None)
 
 
-def forget_host_peak() -> None:
+def reset_host_peak() -> None:
     """Count VmHWM from here on, where Linux allows it."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def mib(size: int | None) -> float | None:
-    return None if size is None else round(size / MIB, 1)
-
-
 class DeviceMemory:
-    """What a contender takes on the device, from here on; None for a CPU."""
+    """The memory taken on the device since this object was made; None for a CPU."""
 
     def __init__(self, device: str) -> None:
         self.is_cuda = device == "cuda"
@@ -53,14 +45,12 @@ class DeviceMemory:
             torch.cuda.reset_peak_memory_stats()
 
     @property
-    def held(self) -> int | None:
-        """Bytes in use on the device above those at the start."""
-        return self._used_bytes() - self._used if self.is_cuda else None
+    def held(self) -> float | None:
+        return _mib(self._used_bytes() - self._used) if self.is_cuda else None
 
     @property
-    def peak(self) -> int | None:
-        """The most bytes that PyTorch's allocator gave out, above those at the start."""
-        return torch.cuda.max_memory_allocated() - self._allocated if self.is_cuda else None
+    def peak(self) -> float | None:
+        return _mib(torch.cuda.max_memory_allocated() - self._allocated) if self.is_cuda else None
 
     @staticmethod
     def _used_bytes() -> int:
@@ -69,3 +59,7 @@ class DeviceMemory:
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info()
         return total - free
+
+
+def _mib(size: int) -> float:
+    return round(size / 2**20, 1)

@@ -1,4 +1,4 @@
-"""The models that are measured: one row each, with random weights of a fixed seed.
+"""The models of the suite: one row each, with random weights of a fixed seed.
 
 To add one: a function that builds it, one that gives its inputs for a batch size, and a row in SUITE.
 """
@@ -6,6 +6,7 @@ To add one: a function that builds it, one that gives its inputs for a batch siz
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,9 +22,9 @@ class Subject:
     """A model to measure.
 
     kind: PyTorch runs a ``"cnn"`` in channels_last.
-    gflop: about how much arithmetic one item takes; it orders the rows, cheap ones first.
+    gflop: the approximate arithmetic of one item; it orders the rows, cheap ones first.
     make: builds the model, in fp32.
-    inputs: keyword arguments of a batch size.
+    inputs: returns the keyword arguments for a batch size.
     """
 
     kind: Literal["cnn", "transformer"]
@@ -34,7 +35,7 @@ class Subject:
 
 
 def build(subject: Subject, device: str = "cpu") -> nn.Module:
-    """The fp32 model in eval mode, the same in each process; on the CPU if it is a CNN, else on `device`.
+    """Build the fp32 model in eval mode, the same in each process; on the CPU if it is a CNN, else on `device`.
 
     Weights as PyTorch initialises them would hide mistakes: outputs of zero (ViT's head), of 1e-14 (EfficientNet,
     whose batch norms have seen nothing), layers scaled by 1e-6 (ConvNeXt). So constant parameters are made random,
@@ -54,19 +55,19 @@ def build(subject: Subject, device: str = "cpu") -> nn.Module:
 
 
 def _settle(model: nn.Module, inputs: Inputs) -> None:
-    """Let each batch norm divide by twice the root mean square of what it sees for these inputs.
+    """Let each batch norm divide by twice the root mean square of its input.
 
     With mean and variance, as in training, a random network is far more sensitive than a trained one: ResNet-50 in
     fp16 was off by 3e-2 then, and is off by 5e-3 this way.
     """
     import torch
 
-    def look(norm: Any, args: Any) -> None:
+    def measure(norm: Any, args: Any) -> None:
         norm.running_mean.zero_()
         norm.running_var.copy_(4 * args[0].square().mean((0, 2, 3)))
 
     norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    hooks = [norm.register_forward_pre_hook(look) for norm in norms]
+    hooks = [norm.register_forward_pre_hook(measure) for norm in norms]
     with torch.no_grad():
         model(**inputs)
     for hook in hooks:
@@ -79,23 +80,20 @@ def _images(batch: int, size: int = 224) -> Inputs:
     return {"x": torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(1))}
 
 
-def _ids(length: int, vocabulary: int, batch: int) -> Inputs:
+def _token_ids(length: int, vocabulary: int, batch: int, is_padded: bool = True) -> Inputs:
+    """Return random token ids; padded ones with a mask that leaves out the last sixth of the last row."""
     import torch
 
-    return {"input_ids": torch.randint(5, vocabulary, (batch, length), generator=torch.Generator().manual_seed(1))}
-
-
-def _padded_text(length: int, vocabulary: int, batch: int) -> Inputs:
-    """Sentences of which the last fills five sixths of its row."""
-    import torch
-
+    ids = torch.randint(5, vocabulary, (batch, length), generator=torch.Generator().manual_seed(1))
+    if not is_padded:
+        return {"input_ids": ids}
     mask = torch.ones(batch, length, dtype=torch.int64)
     mask[-1, length - length // 6 :] = 0
-    return {"input_ids": _ids(length, vocabulary, batch)["input_ids"] * mask, "attention_mask": mask}
+    return {"input_ids": ids * mask, "attention_mask": mask}
 
 
 def _vision(name: str, kind: Literal["cnn", "transformer"], gflop: float) -> Subject:
-    """A classification model of torchvision's, on images of 224 x 224."""
+    """Return the row of a classification model of torchvision's, on images of 224 x 224."""
 
     def make() -> nn.Module:
         from torchvision import models
@@ -106,8 +104,10 @@ def _vision(name: str, kind: Literal["cnn", "transformer"], gflop: float) -> Sub
     return Subject(kind, gflop, make, _images)
 
 
-def _text(model: str, config: str, gflop: float, inputs: Callable[[int], Inputs], **settings: Any) -> Subject:
-    """A model class of transformers' with a configuration of its own."""
+def _text(
+    model: str, config: str, gflop: float, length: int, vocabulary: int, is_padded: bool = True, **settings: Any
+) -> Subject:
+    """Return the row of a model class of transformers' with a configuration of its own."""
 
     def make() -> nn.Module:
         import transformers
@@ -115,15 +115,8 @@ def _text(model: str, config: str, gflop: float, inputs: Callable[[int], Inputs]
         built: nn.Module = getattr(transformers, model)(getattr(transformers, config)(**settings))
         return built
 
+    inputs = functools.partial(_token_ids, length, vocabulary, is_padded=is_padded)
     return Subject("transformer", gflop, make, inputs)
-
-
-def _padded(length: int, vocabulary: int) -> Callable[[int], Inputs]:
-    return lambda batch: _padded_text(length, vocabulary, batch)
-
-
-def _unpadded(length: int, vocabulary: int) -> Callable[[int], Inputs]:
-    return lambda batch: _ids(length, vocabulary, batch)
 
 
 def _tiny_cnn() -> nn.Module:
@@ -172,18 +165,16 @@ SUITE: Mapping[str, Subject] = {
     "convnext-tiny": _vision("convnext_tiny", "cnn", 8.9),
     "vit-b-16": _vision("vit_b_16", "transformer", 35.0),
     "swin-t": _vision("swin_t", "transformer", 9.0),
-    "bert-base": _text("BertModel", "BertConfig", 22.0, _padded(128, 30522)),
-    "distilbert": _text("DistilBertModel", "DistilBertConfig", 11.0, _padded(128, 30522)),
-    "minilm-l6": _text("BertModel", "BertConfig", 2.8, _padded(128, 30522), **MINILM),
-    "gpt2": _text("GPT2LMHeadModel", "GPT2Config", 32.0, _unpadded(128, 50257), use_cache=False),
-    "llama-1b": _text("LlamaForCausalLM", "LlamaConfig", 1200.0, _unpadded(512, 32000), **LLAMA_1B),
-    "tiny-cnn": Subject("cnn", 0.001, _tiny_cnn, lambda batch: _images(batch, 16), is_tiny=True),
-    "tiny-bert": dataclasses.replace(
-        _text("BertModel", "BertConfig", 0.002, _padded(12, 99), **TINY_BERT), is_tiny=True
-    ),
+    "bert-base": _text("BertModel", "BertConfig", 22.0, 128, 30522),
+    "distilbert": _text("DistilBertModel", "DistilBertConfig", 11.0, 128, 30522),
+    "minilm-l6": _text("BertModel", "BertConfig", 2.8, 128, 30522, **MINILM),
+    "gpt2": _text("GPT2LMHeadModel", "GPT2Config", 32.0, 128, 50257, is_padded=False, use_cache=False),
+    "llama-1b": _text("LlamaForCausalLM", "LlamaConfig", 1200.0, 512, 32000, is_padded=False, **LLAMA_1B),
+    "tiny-cnn": Subject("cnn", 0.001, _tiny_cnn, functools.partial(_images, size=16), is_tiny=True),
+    "tiny-bert": dataclasses.replace(_text("BertModel", "BertConfig", 0.002, 12, 99, **TINY_BERT), is_tiny=True),
 }
 
 
 def names(*, tiny: bool = False) -> tuple[str, ...]:
-    """The models of real size, or the tiny ones, which are for trying the command."""
+    """Return the names of the models of real size, or of the tiny ones, which are for trying the command."""
     return tuple(name for name, subject in SUITE.items() if subject.is_tiny == tiny)

@@ -1,4 +1,4 @@
-"""A picture of the results: how many times as fast as inductor's best, a bar for each model and batch."""
+"""A picture of the results: the speed over inductor's best, with a bar for each model and batch."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, which colour-blind people can tell apart; the hatching tells bars apart in print.
 STYLES = (("#0072B2", ""), ("#E69F00", "//"), ("#009E73", ".."), ("#CC79A7", "\\\\"))
-EAGER_COLOUR = "#555555"
 PLATE = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"}  # else the line of 1 crosses numbers
+NUMBER: dict[str, Any] = {
+    "xytext": (3, 0), "textcoords": "offset points", "va": "center", "fontsize": 8, "zorder": 4, "bbox": PLATE,
+}  # fmt: skip
 MEANING = "Speed over the fastest mode of inductor: 1 is as fast, longer is faster"
 INSTALL = 'pip install "torchtrt_bridge[bench]"'
 INCHES_A_ROW, INCHES_A_PANEL = 0.42, 3.6
@@ -40,16 +42,18 @@ def plot(results: Results, path: Path) -> None:
         raise OptionsError(f"A picture needs matplotlib: {error}. Run: {INSTALL}") from error
     batches = sorted({c.batch for c in compared})
     models = _models(compared)
-    lines = [len(names) * (0.6 + 0.4 * len(ours)) for names in models.values()]
-    figure = Figure(figsize=_inches(sum(lines), len(lines), len(batches)), layout="constrained")
-    heights = {"height_ratios": lines}
-    grid = figure.subplots(len(lines), len(batches), sharex=True, sharey="row", squeeze=False, gridspec_kw=heights)
+    heights = [len(names) * (0.6 + 0.4 * len(ours)) for names in models.values()]
+    width, height = INCHES_A_PANEL * len(batches), 0.5 * len(heights) + INCHES_A_ROW * sum(heights)
+    figure = Figure(figsize=(1.8 + width, 1.8 + height), layout="constrained")
+    shape: dict[str, Any] = {"sharex": True, "sharey": "row", "squeeze": False, "height_ratios": heights}
+    grid = figure.subplots(len(heights), len(batches), **shape)
     for line, (precision, names) in zip(grid, models.items(), strict=True):
         for axes, batch in zip(line, batches, strict=True):
             cells = {c.model: c for c in compared if (c.precision, c.batch) == (precision, batch)}
             _panel(axes, names, cells, ours)
             axes.set_title(f"batch {batch}, {precision}", fontsize=10)
-    grid[0][0].set_xlim(0, _right_end(compared, ours))
+    speedups = [_speedup(c, name) or 0.0 for c in compared for name in (*ours, EAGER)]
+    grid[0][0].set_xlim(0, max(1.5, 1.25 * max(speedups)))  # room for the longest bar and its number
     figure.suptitle(_title(results), fontsize=11)
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
@@ -60,7 +64,7 @@ def plot(results: Results, path: Path) -> None:
 
 
 def _models(compared: Sequence[Comparison]) -> dict[str, list[str]]:
-    """The models of each precision, the precision with the most of them first."""
+    """Return the models of each precision, the precision with the most of them first."""
     names = {
         precision: sorted({c.model for c in compared if c.precision == precision}, key=_place)
         for precision in sorted({c.precision for c in compared})
@@ -73,7 +77,7 @@ def _place(model: str) -> int:
 
 
 def _panel(axes: Axes, models: Sequence[str], cells: dict[str, Comparison], ours: Sequence[str]) -> None:
-    """The bars of one precision and batch."""
+    """Draw the bars of one precision and batch."""
     height = 0.8 / len(ours)
     for index, name in enumerate(ours):
         colour, hatch = STYLES[index % len(STYLES)]
@@ -82,21 +86,12 @@ def _panel(axes: Axes, models: Sequence[str], cells: dict[str, Comparison], ours
         lengths = [width or 0.0 for width in widths]
         axes.barh(places, lengths, height * 0.92, color=colour, hatch=hatch, edgecolor="white", label=title(name))
         for model, place, width in zip(models, places, widths, strict=True):
-            text = f"{width:.2f}" if width is not None else _why_none(cells.get(model), name)
-            spot: dict[str, Any] = {
-                "xytext": (3, 0),
-                "textcoords": "offset points",
-                "va": "center",
-                "fontsize": 8,
-                "zorder": 4,
-            }
-            axes.annotate(text, (width or 0.0, place), bbox=PLATE, **spot)
-    eager = [(_speedup(cells.get(model), EAGER), place) for place, model in enumerate(models)]
-    drawn = [(speedup, place) for speedup, place in eager if speedup is not None]
-    axes.scatter(
-        [speedup for speedup, _ in drawn], [place for _, place in drawn],
-        marker="D", s=20, color=EAGER_COLOUR, edgecolor="white", zorder=3, label="PyTorch eager",
-    )  # fmt: skip
+            failed = "failed" if model in cells and name in cells[model].rows else ""
+            axes.annotate(failed if width is None else f"{width:.2f}", (width or 0.0, place), **NUMBER)
+    eager = {place: _speedup(cells.get(model), EAGER) for place, model in enumerate(models)}
+    drawn = {place: speedup for place, speedup in eager.items() if speedup is not None}
+    style: dict[str, Any] = {"marker": "D", "s": 20, "color": "#555555", "edgecolor": "white", "zorder": 3}
+    axes.scatter(list(drawn.values()), list(drawn), label="PyTorch eager", **style)
     axes.axvline(1, color="black", linewidth=1, zorder=2)
     axes.set_yticks(range(len(models)), models, fontsize=9)
     axes.set_ylim(len(models) - 0.5, -0.5)
@@ -109,22 +104,8 @@ def _speedup(cell: Comparison | None, name: str) -> float | None:
     return None if cell is None else cell.speedup(name, cell.best_inductor)
 
 
-def _why_none(cell: Comparison | None, name: str) -> str:
-    return "failed" if cell is not None and name in cell.rows else ""
-
-
-def _right_end(compared: Sequence[Comparison], ours: Sequence[str]) -> float:
-    """Room for the longest bar and its number."""
-    speedups = [speedup for c in compared for name in (*ours, EAGER) if (speedup := _speedup(c, name)) is not None]
-    return max(1.5, 1.25 * max(speedups, default=1.0))
-
-
-def _inches(rows: float, panels: int, batches: int) -> tuple[float, float]:
-    return 1.8 + INCHES_A_PANEL * batches, 1.8 + 0.5 * panels + INCHES_A_ROW * rows
-
-
 def _title(results: Results) -> str:
-    """What was measured where, with which versions, and how to read it."""
+    """Return the title: the GPU, the versions and dates, and the meaning of the bars."""
     environment = results.environment
     dates = sorted({row["date"] for row in results.rows})
     when = " to ".join(sorted({dates[0], dates[-1]}))

@@ -1,16 +1,15 @@
-"""What the rows say: speed-ups row by row, and their geometric means."""
+"""Speed-ups row by row, their geometric means, and the problems of the rows."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from statistics import geometric_mean
 
 from benchmarks.suite.contenders import EAGER, family
-from benchmarks.suite.figures import geometric_mean
 from benchmarks.suite.job import Row
 
-Place = tuple[str, int, str]  # model, batch, precision
-PLACES = 3  # how many a line names
+PLACES = 3  # named in one line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,10 +21,6 @@ class Comparison:
     precision: str
     rows: dict[str, Row]
 
-    def ms(self, contender: str) -> float | None:
-        """Milliseconds per call, back to back; None if there are none."""
-        return self.rows.get(contender, {}).get("ms")
-
     @property
     def best_inductor(self) -> str | None:
         """The fastest of inductor's modes; None if none ran."""
@@ -33,22 +28,22 @@ class Comparison:
         return min(times, key=lambda name: times[name], default=None)
 
     def speedup(self, contender: str, against: str | None) -> float | None:
-        """How many times as fast as another contender; None if one of the two has no time."""
-        mine, theirs = self.ms(contender), self.ms(against) if against is not None else None
-        return theirs / mine if mine is not None and theirs is not None else None
+        """Divide the time of `against` by that of a contender; None if one of the two has no time."""
+        ours, other = (self.rows.get(name or "", {}).get("ms") for name in (contender, against))
+        return None if ours is None or other is None else float(other / ours)
 
     @property
     def spread(self) -> float | None:
         """The largest interquartile range of a contender's times, as a part of their median."""
-        parts = [row["ms_iqr"] / row["ms"] for row in self.rows.values() if "ms" in row]
-        return max(parts, default=None)
+        return max((row["ms_iqr"] / row["ms"] for row in self.rows.values() if "ms" in row), default=None)
 
 
 @dataclasses.dataclass(frozen=True)
 class Mean:
     """The speed-ups of a contender over another in a group of rows.
 
-    total: how many rows the contender was to have there; compared: how many have a time of both.
+    batch: None for all batches.
+    total: the number of the contender's rows; compared: the number of those that have a time of both.
     least: the smallest speed-up, and the model and batch of its row.
     """
 
@@ -64,8 +59,8 @@ class Mean:
 
 
 def comparisons(rows: Sequence[Row]) -> list[Comparison]:
-    """The rows of speed, side by side."""
-    groups: dict[Place, dict[str, Row]] = {}
+    """Put the rows of speed side by side."""
+    groups: dict[tuple[str, int, str], dict[str, Row]] = {}
     for row in rows:
         if row["kind"] == "speed":
             groups.setdefault((row["model"], row["batch"], row["precision"]), {})[row["contender"]] = row
@@ -73,9 +68,9 @@ def comparisons(rows: Sequence[Row]) -> list[Comparison]:
 
 
 def means(compared: Sequence[Comparison]) -> list[Mean]:
-    """Of each contender of ours, against inductor's best and against eager, by precision and batch; then over all."""
+    """Average the speed-ups of our contenders over inductor's best and over eager, by precision and batch, then all."""
     found = []
-    for precision in sorted({each.precision for each in compared}):
+    for precision in sorted({c.precision for c in compared}):
         batches: list[int | None] = [*sorted({c.batch for c in compared if c.precision == precision}), None]
         for batch in batches:
             group = [c for c in compared if c.precision == precision and batch in (None, c.batch)]
@@ -85,25 +80,25 @@ def means(compared: Sequence[Comparison]) -> list[Mean]:
 
 
 def _mean(group: Sequence[Comparison], name: str, against: str, precision: str, batch: int | None) -> Mean:
-    entered = [c for c in group if name in c.rows]
+    rows = [c for c in group if name in c.rows]
     speedups = {}
-    for c in entered:
+    for c in rows:
         speedup = c.speedup(name, EAGER if against == EAGER else c.best_inductor)
         if speedup is not None:
             speedups[f"{c.model}, batch {c.batch}"] = speedup
     least_at = min(speedups, key=lambda at: speedups[at], default="")
-    mean = geometric_mean(list(speedups.values())) if speedups else None
-    return Mean(precision, batch, name, against, len(speedups), len(entered), mean, speedups.get(least_at), least_at)
+    mean = geometric_mean(speedups.values()) if speedups else None
+    return Mean(precision, batch, name, against, len(speedups), len(rows), mean, speedups.get(least_at), least_at)
 
 
 def problems(rows: Sequence[Row]) -> list[str]:
-    """What failed, and what torchtrt_bridge says did not go as it should, with where; one line for each."""
+    """Return a line for each failure, and for each problem that torchtrt_bridge reports, with its places."""
     places: dict[tuple[str, str, str], list[str]] = {}
     for row in rows:
-        told = [row["failed"]] if "failed" in row else []
+        found = [row["failed"]] if "failed" in row else []
         for field in ("problems", "cold_problems", "warm_problems"):
-            told += [problem for problem in row.get(field, []) if problem not in told]
-        for problem in told:
+            found += row.get(field, [])
+        for problem in dict.fromkeys(found):
             place = f"{row['model']} {row['batch']} {row['precision']}"
             places.setdefault((row["contender"], row["kind"], problem), []).append(place)
     return [

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import torchtrt_bridge as trtb
-from benchmarks.suite.command import add_arguments, bench
 from torchtrt_bridge.errors import BridgeError, CaptureError, OptionsError
 from torchtrt_bridge.options import Fallback, Precision
 
@@ -25,7 +24,10 @@ IMAGE = "1x3x224x224"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status: 0 if all is well, 1 with a message on stderr if not."""
+    """Run the command and return its exit status: 0 if all is well, 1 with a message on stderr if not."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["bench"]:
+        return _bench(argv[1:])
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.run(arguments))
@@ -62,11 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--output", type=Path, help="a directory for the .pt2 file and the report")
     demo.set_defaults(run=_demo)
 
-    measure = commands.add_parser(
-        "bench", help="speed, start and memory of models, beside everything else that runs them"
-    )
-    add_arguments(measure)
-    measure.set_defaults(run=bench)
+    commands.add_parser("bench", help="speed, start and memory of models beside other compilers; in a checkout")
     return parser
 
 
@@ -81,6 +79,23 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--precision", choices=get_args(Precision), default="fp32")
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write the report as an HTML page")
+
+
+def _bench(argv: Sequence[str]) -> int:
+    """Hand the arguments to the benchmark suite, which is part of the repository and not of the installed package."""
+    for root in (Path(trtb.__file__).parents[1], Path.cwd()):
+        if (root / "benchmarks" / "suite" / "command.py").is_file():
+            if str(root) not in sys.path:
+                sys.path.insert(0, str(root))
+            command = importlib.import_module("benchmarks.suite.command")
+            return int(command.main(argv, prog="torchtrt-bridge bench"))
+    print(
+        "torchtrt-bridge bench: the benchmark suite is part of the repository, and neither this directory nor the one "
+        f"that contains {Path(trtb.__file__).parent} is a checkout of it. Run this command, or "
+        "`python -m benchmarks`, in the top directory of a checkout.",
+        file=sys.stderr,
+    )
+    return 2
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

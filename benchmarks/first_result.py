@@ -41,7 +41,7 @@ from torchtrt_bridge.entry.compiled_graph import CompiledGraph
 from torchtrt_bridge.entry.graph_accuracy import GraphAccuracyCheck
 from torchtrt_bridge.runtime.cuda_graph import CudaGraphCall
 from torchtrt_bridge.runtime.engine_module import EngineModule
-from torchtrt_bridge.runtime.tensorrt_runner import GpuRunner
+from torchtrt_bridge.runtime.runners import GpuRunner
 from torchtrt_bridge.runtime.trial import Trial
 from torchtrt_bridge.trt import library as libraries
 

@@ -65,7 +65,7 @@ def measured(name: str, device: str) -> Row:
     results = graph(*arguments)
     with patch.object(CompiledGraph, "__call__", lambda graph, *arguments: results):
         row["Dynamo us"] = host(call, wait)
-    for recording in run.lane.replays():
+    for recording in run.thread_state.graphs.captured():
         row["copy and replay us"] = host(functools.partial(recording, taken), wait)
         row["replay ms"] = milliseconds(recording.replay, wait)
     torch._dynamo.reset()

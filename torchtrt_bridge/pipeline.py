@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any
 
-import torch
 from torch import fx
 from torch.export import ExportedProgram
 
 from torchtrt_bridge.capture.export import CapturedGraph
-from torchtrt_bridge.engine.builder import Builder, RepartitionError
+from torchtrt_bridge.engine.builder import BuildContext, Builder, RepartitionError
 from torchtrt_bridge.errors import UnsupportedOpError
 from torchtrt_bridge.graph.edit import copy_graph, own_constants
 from torchtrt_bridge.graph.nodes import describe
 from torchtrt_bridge.graph.shapes import Range, TensorSpec, spec_of
-from torchtrt_bridge.interop import provider_for
 from torchtrt_bridge.lower import is_foreign
 from torchtrt_bridge.options import Options
-from torchtrt_bridge.partition import TORCH_SUBGRAPH_PREFIX, Proposal, extract_subgraphs, propose, propose_torch_subgraphs
+from torchtrt_bridge.partition import (
+    TORCH_SUBGRAPH_PREFIX,
+    Proposal,
+    extract_subgraphs,
+    propose,
+    propose_torch_subgraphs,
+)
 from torchtrt_bridge.passes import drop_quantization, normalize, quantizes, without_quantization, without_rounding
 from torchtrt_bridge.report.log import warn_once
-from torchtrt_bridge.report.model import CompileReport, EngineEntry, TorchEntry, engine_entry, op_name, torch_entry
-from torchtrt_bridge.runtime import EngineModule, Execution, QuantizedEngineModule, TorchSubgraph
-from torchtrt_bridge.runtime.engine_module import Runner
-from torchtrt_bridge.runtime.pytorch_form import flatten_linear_inputs
-from torchtrt_bridge.trt import library as libraries
+from torchtrt_bridge.report.model import (
+    CompileReport,
+    EngineEntry,
+    TorchEntry,
+    dtypes_of,
+    engine_entry,
+    op_name,
+    torch_entry,
+)
+from torchtrt_bridge.runtime import EngineModule, Execution, TorchSubgraph
+from torchtrt_bridge.runtime.inductor import flatten_linear_inputs
+from torchtrt_bridge.runtime.runners import Built
 from torchtrt_bridge.trt.library import TensorRTLibrary
 from torchtrt_bridge.trt.probe import supports
 
@@ -53,97 +64,107 @@ class EngineGraph:
 def compile_graph(
     captured: CapturedGraph, options: Options, run: bool = True, original: ExportedProgram | None = None
 ) -> EngineGraph:
-    """All stages for one graph; its module is changed.
+    """Run all stages for one graph; its module is changed.
 
     run: load the engines, so that the module computes with them. Without it the plans are the result.
     original: the program that `captured` comes from, if the result is to keep no memory of the user's model.
     Raises, with ``fallback="error"``, what would otherwise become an entry of the report.
     """
-    library = libraries.choose(options.engine)
-    theirs = [] if original is not None else list(captured.module.buffers())
+    context = BuildContext.from_options(options, bounded(captured.ranges, options))
+    user_tensors = [] if original is not None else list(captured.module.buffers())
     module = normalize(captured.module, options)
-    floats = left_in_float(module, library, options)
+    in_float = left_in_float(module, context.library, options)
     is_reference = options.engine == "reference"
     if original is not None and is_reference:
         # now, as the interpreter reads them from the network, which holds addresses
         own_constants([module], _tensors_of(original))
-    provider, compiled = provider_for(options), None
     is_result = original is not None or not run  # else the engines that run are, and nobody asks for their bytes
-    while compiled is None:
-        proposal = propose(module, options, provider)
+    while True:
+        proposal = propose(module, options, context.provider)
         flat = fx.GraphModule(module, copy_graph(module.graph))
-        ranges = bounded(captured.ranges, options)
         try:
-            with Builder(library, options, ranges, provider, run=run, keep=is_result) as builder:
-                compiled = _compiled(captured, module, proposal, builder, theirs)
+            with Builder(context, run=run, keep=is_result) as builder:
+                report = _build_engines(module, proposal, builder)
+            break
         except RepartitionError:  # without the nodes that its provider wrote, the graph is cut anew
             module = flat
-    compiled.report.in_float = floats
-    if is_result:
-        compiled.flat = flat
+    report.in_float = in_float
+    execution = Execution(module, captured.outputs, captured.mutations, options, report, user_tensors)
     if original is not None and not is_reference:
-        rivals = [rival.pytorch for engine in compiled.run.engines for rival in engine.rivals]
+        alternatives = [other.pytorch for engine in execution.engines for other in engine.alternatives]
         # not earlier, as the builds need the memory
-        own_constants([compiled.module, flat, *rivals], _tensors_of(original))
-    return compiled
+        own_constants([module, flat, *alternatives], _tensors_of(original))
+    return EngineGraph(
+        captured, module, execution, flat if is_result else None, proposal, _plans(report, builder), report
+    )
 
 
 def _tensors_of(program: ExportedProgram) -> list[Any]:
     return [*program.state_dict.values(), *program.constants.values()]
 
 
-def _compiled(
-    captured: CapturedGraph, module: fx.GraphModule, proposal: Proposal, builder: Builder, theirs: list[torch.Tensor]
-) -> EngineGraph:
-    """Cut `module` as proposed, and begin to build its subgraphs; theirs: tensors of the user's model."""
+def _plans(report: CompileReport, builder: Builder) -> dict[str, bytes]:
+    """Return the bytes of the engines in the order of the subgraphs, without those of alternatives."""
+    return {entry.name: builder.plans[entry.name] for entry in report.engines if entry.name in builder.plans}
+
+
+def _build_engines(module: fx.GraphModule, proposal: Proposal, builder: Builder) -> CompileReport:
+    """Cut `module` as proposed, and begin to build its subgraphs."""
     options = builder.options
     report = CompileReport(options, graphs=1)
     _report_rejections(proposal, options, report)
-    engines = []
     subgraphs = extract_subgraphs(module, proposal.subgraphs)
-    rivals = _rivals(subgraphs, builder)
+    alternatives = _alternatives(subgraphs, builder)
+    count = len(subgraphs) + len(alternatives)
+    awaited = []
     for name, subgraph in subgraphs.items():
-        engine = _begun(name, subgraph, rivals.get(name), builder, len(subgraphs) + len(rivals))
+        entry = planned_entry(name, subgraph)
+        engine = _begin(subgraph, entry, builder, count, alternatives.get(name))
         module.set_submodule(name, engine)
-        report.engines.append(engine.entry)
-        engines.append(engine)
-    for engine in engines:
-        if builder.keep or options.fallback == "error" or engine.entry.by_torch_tensorrt:
-            engine.wait()
+        report.engines.append(entry)
+        if builder.keep or options.fallback == "error" or entry.by_torch_tensorrt:
+            awaited.append(engine)
+    for engine in awaited:
+        engine.wait()
     if builder.run:
         compile_torch_subgraphs(module, report)
-    plans = {name: builder.plans[name] for name in subgraphs if name in builder.plans}
-    run = Execution(module, captured.outputs, captured.mutations, options, report, theirs)
-    return EngineGraph(captured, module, run, None, proposal, plans, report)
+    return report
 
 
-def _begun(
-    name: str, subgraph: fx.GraphModule, rival: fx.GraphModule | None, builder: Builder, count: int
+def _begin(
+    subgraph: fx.GraphModule,
+    entry: EngineEntry,
+    builder: Builder,
+    count: int,
+    unquantized: fx.GraphModule | None = None,
 ) -> EngineModule:
-    """The module of a subgraph, and of its rival, of which the engines are being built."""
-    entry = planned_entry(name, subgraph)
-    runner = builder.begin(subgraph, entry, count)
-    flatten_linear_inputs(subgraph)
-    other = None if rival is None else _begun(f"{name} without quantization", rival, None, builder, count)
-    return engine_module(subgraph, input_specs(subgraph, builder.ranges), runner, entry, builder.options, other)
+    """Begin to build the engines of a subgraph, and of the same without quantization; return its module."""
+    ranges, options = builder.context.ranges, builder.options
+    build = builder.begin(subgraph, entry, count)
+    alternative = None
+    if unquantized is not None:
+        other = planned_entry(f"{entry.name} without quantization", unquantized)
+        alternative = _begin(unquantized, other, builder, count)
+    return engine_module(subgraph, ranges, build, entry, options, alternative)
 
 
 def engine_module(
     subgraph: fx.GraphModule,
-    specs: Sequence[TensorSpec],
-    runner: Future[Runner | None] | Runner | None,
+    ranges: Mapping[Any, Range],
+    build: Future[Built] | Built,
     entry: EngineEntry,
     options: Options,
-    rival: EngineModule | None = None,
+    alternative: EngineModule | None = None,
 ) -> EngineModule:
-    """The module of one subgraph, quantized or not."""
-    if quantizes(subgraph):
-        return QuantizedEngineModule(subgraph, specs, runner, entry, options, without_rounding, rival)
-    return EngineModule(subgraph, specs, runner, entry, options)
+    """Return the module of one subgraph, quantized or not, whose engine has been lowered; `subgraph` is changed."""
+    dtypes, specs = set(dtypes_of(subgraph)), input_specs(subgraph, ranges)
+    in_floats = without_rounding if quantizes(subgraph) else None
+    flatten_linear_inputs(subgraph)
+    return EngineModule(subgraph, specs, build, dtypes, entry, options, in_floats, alternative)
 
 
-def _rivals(subgraphs: Mapping[str, fx.GraphModule], builder: Builder) -> dict[str, fx.GraphModule]:
-    """The quantized subgraphs without their quantization, where the trial is to compare the two."""
+def _alternatives(subgraphs: Mapping[str, fx.GraphModule], builder: Builder) -> dict[str, fx.GraphModule]:
+    """Return the quantized subgraphs without their quantization, where the trial is to compare the two."""
     options = builder.options
     if not builder.run or options.keep_int8 or options.trial != "check+time" or options.engine == "reference":
         return {}
@@ -157,36 +178,36 @@ def _rivals(subgraphs: Mapping[str, fx.GraphModule], builder: Builder) -> dict[s
 def compile_torch_subgraphs(module: fx.GraphModule, report: CompileReport) -> None:
     """Let inductor compile what stays in PyTorch between the engines of `module`, if the options say so."""
     if report.options.inductor != "off":
-        for name, piece in extract_subgraphs(module, propose_torch_subgraphs(module), TORCH_SUBGRAPH_PREFIX).items():
-            module.set_submodule(name, TorchSubgraph(name, piece, report))
+        for name, nodes in extract_subgraphs(module, propose_torch_subgraphs(module), TORCH_SUBGRAPH_PREFIX).items():
+            module.set_submodule(name, TorchSubgraph(name, nodes, report))
 
 
 def left_in_float(module: fx.GraphModule, library: TensorRTLibrary, options: Options) -> list[TorchEntry]:
-    """Hand floats to the quantized layers that this TensorRT cannot build, and tell of them; `module` is changed."""
+    """Hand floats to the quantized layers that this TensorRT cannot build, and return them; `module` is changed."""
     dropped = drop_quantization(module, lambda capability: _missing(capability, library, options))
     return [torch_entry(node, reason) for node, reason in dropped.items()]
 
 
 def _missing(capability: str, library: TensorRTLibrary, options: Options) -> str | None:
-    """Why TensorRT cannot build a quantized layer; None if it can."""
+    """Return why TensorRT cannot build a quantized layer; None if it can."""
     support = supports(capability, library, options)
     return None if support.yes else f"{library} does not build {capability}: {support.reason}"
 
 
 def planned_entry(name: str, subgraph: fx.GraphModule) -> EngineEntry:
-    """The report's entry of a subgraph that is to be built, with the nodes that are torch_tensorrt's to write."""
+    """Return the report's entry of a subgraph, with the nodes that torch_tensorrt is to write."""
     entry = engine_entry(name, subgraph)
     entry.by_torch_tensorrt = {node.name: op_name(node) for node in subgraph.graph.nodes if is_foreign(node)}
     return entry
 
 
 def input_specs(subgraph: fx.GraphModule, ranges: Mapping[Any, Range]) -> list[TensorSpec]:
-    """The specs of a graph's inputs."""
+    """Return the specs of a graph's inputs."""
     return [spec_of(n.name, n.meta["val"], ranges) for n in subgraph.graph.nodes if n.op == "placeholder"]
 
 
 def bounded(ranges: Mapping[Any, tuple[int, int | None]], options: Options) -> dict[Any, Range]:
-    """The ranges of the symbols, each with an upper end."""
+    """Return the ranges of the symbols, each with an upper end."""
     return {
         symbol: (low, max(low, options.max_dynamic_size) if high is None else high)
         for symbol, (low, high) in ranges.items()
@@ -197,11 +218,11 @@ def _report_rejections(proposal: Proposal, options: Options, report: CompileRepo
     report.in_torch = [torch_entry(r.node, r.reason) for r in proposal.rejections]
     if not proposal.rejections:
         return
-    told = "; ".join(f"{describe(r.node)}: {r.reason}" for r in proposal.rejections[:3])
+    first = "; ".join(f"{describe(r.node)}: {r.reason}" for r in proposal.rejections[:3])
     more = f" and {len(proposal.rejections) - 3} more" if len(proposal.rejections) > 3 else ""
     count = len(proposal.rejections)
     if options.fallback == "error":
         raise UnsupportedOpError(
-            f"TensorRT cannot run {count} of the nodes: {told}{more}. fallback='pytorch' leaves them to PyTorch."
+            f"TensorRT cannot run {count} of the nodes: {first}{more}. fallback='pytorch' leaves them to PyTorch."
         )
-    warn_once(f"{count} of the nodes stay in PyTorch: {told}{more}. trtb.report(...) lists all.")
+    warn_once(f"{count} of the nodes stay in PyTorch: {first}{more}. trtb.report(...) lists all.")

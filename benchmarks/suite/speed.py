@@ -162,7 +162,7 @@ def engine_replay(compiled: Any) -> Callable[[], Any] | None:
 
     None for another contender, and for several CUDA graphs or none.
     """
-    graphs = [graph for run in _executions(compiled) for graph in run.lane.replays()]
+    graphs = [graph for run in _executions(compiled) for graph in run.thread_state.graphs.captured()]
     return graphs[0].replay if len(graphs) == 1 else None
 
 

@@ -211,8 +211,9 @@ def nothing() -> None:
 
 @pytest.mark.parametrize(("recorded", "found"), [(1, nothing), (0, None), (2, None)], ids=["one", "none", "several"])
 def test_the_replay_is_that_of_the_only_recording(recorded: int, found: Any) -> None:
-    lane = SimpleNamespace(replays=lambda: [SimpleNamespace(replay=nothing)] * recorded)
-    graph = SimpleNamespace(compiled=SimpleNamespace(run=SimpleNamespace(lane=lane)))
+    graphs = SimpleNamespace(captured=lambda: [SimpleNamespace(replay=nothing)] * recorded)
+    run = SimpleNamespace(thread_state=SimpleNamespace(graphs=graphs))
+    graph = SimpleNamespace(compiled=SimpleNamespace(run=run))
     backend = Backend(trtb.Options())
     backend.graphs = [graph, SimpleNamespace(compiled=None)]  # type: ignore[list-item]
     assert engine_replay(SimpleNamespace(_torchtrt_bridge_backend=backend)) is found

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import torchtrt_bridge as trtb
-from torchtrt_bridge.runtime.reference_runner import ReferenceRunner
+from torchtrt_bridge.runtime.runners import ReferenceRunner
 
 transformers = pytest.importorskip("transformers")
 

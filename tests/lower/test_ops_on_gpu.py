@@ -16,8 +16,8 @@ from tests.lower.table import POINTS
 from torchtrt_bridge.engine.build import engine_from_network
 from torchtrt_bridge.errors import EngineLoadError
 from torchtrt_bridge.options import Options
-from torchtrt_bridge.runtime.tensorrt_runner import GpuRunner
-from torchtrt_bridge.runtime.tolerance import difference
+from torchtrt_bridge.runtime.runners import GpuRunner
+from torchtrt_bridge.runtime.tolerance import compare
 from torchtrt_bridge.trt import library as libraries
 
 # The largest relative L2 distance that passes beyond the default bounds. TensorRT-RTX 1.6 rounds fp32 products to
@@ -54,7 +54,7 @@ def test_case_on_gpu(point: Point) -> None:
             expected = flat_tensors(lowered.model(*inputs))
             for _ in range(4):  # the later ones replay a CUDA graph where the shapes are static
                 results = lowered.outputs(functools.partial(_on_gpu, runner), inputs)
-                if difference(results, expected, NEAR).problem is None:
+                if compare(results, expected, NEAR).problem is None:
                     continue
                 tolerance = point.case.tolerance.get(point.dtype)
                 assert_matches(results, expected, functools.partial(in_float64, lowered.model, inputs), tolerance)

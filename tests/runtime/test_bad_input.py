@@ -1,4 +1,4 @@
-"""Calls in surroundings that engines know nothing of: each gives what PyTorch gives, or says why not."""
+"""Calls under transforms, modes and captures that engines know nothing of: right results, or an error that says why."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from torch.autograd import forward_ad
 
 import torchtrt_bridge as trtb
-from torchtrt_bridge.entry import compiled_graph as served
+from torchtrt_bridge.entry import compiled_graph
 
 Call = Callable[[torch.Tensor], torch.Tensor]
 
@@ -120,10 +120,10 @@ def test_grad_modes(road: str, context: Any, model: Scores) -> None:
 def test_gradients_that_are_asked_for(model: Scores) -> None:
     x = torch.randn(5, 4)
     fast = compiled(model, x)
-    mine, theirs = (x.clone().requires_grad_() for _ in range(2))
-    fast(mine)[:, 0].sum().backward()
-    model(theirs)[:, 0].sum().backward()
-    torch.testing.assert_close(mine.grad, theirs.grad)
+    compiled_x, eager_x = (x.clone().requires_grad_() for _ in range(2))
+    fast(compiled_x)[:, 0].sum().backward()
+    model(eager_x)[:, 0].sum().backward()
+    torch.testing.assert_close(compiled_x.grad, eager_x.grad)
 
 
 def test_a_program_says_that_it_computes_no_gradients(model: Scores, caplog: pytest.LogCaptureFixture) -> None:
@@ -139,14 +139,14 @@ def test_a_program_says_that_it_computes_no_gradients(model: Scores, caplog: pyt
 def test_autocast(dtype: torch.dtype, options: dict[str, Any], model: Scores, caplog: pytest.LogCaptureFixture) -> None:
     x = torch.randn(5, 4)
     fast = compiled(model, x, **options)
-    told = len(caplog.records)
+    before = len(caplog.records)
     with torch.no_grad():
         with torch.autocast("cpu", dtype=dtype):
             results, expected = [fast(x) for _ in range(2)], model(x)
         torch.testing.assert_close(results, [expected] * 2, rtol=2e-2, atol=2e-2)
         torch.testing.assert_close(fast(x), model(x))
     assert [
-        r.message for r in caplog.records[told:] if "runs this subgraph" in r.message or "engine serves" in r.message
+        r.message for r in caplog.records[before:] if "runs this subgraph" in r.message or "engine serves" in r.message
     ] == []
 
 
@@ -191,7 +191,7 @@ def test_nothing_is_built_during_a_capture(
     model: Scores, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     x = torch.randn(5, 4)
-    monkeypatch.setattr(served, "is_capturing", lambda values: True)
+    monkeypatch.setattr(compiled_graph, "is_capturing", lambda values: True)
     fast = trtb.compile(model, engine="reference")
     torch.testing.assert_close(fast(x), model(x))
     assert "engines are built at the next one" in caplog.text
@@ -207,7 +207,7 @@ def test_changed_weights_are_not_built_during_a_capture(model: Scores, monkeypat
     fast = compiled(model, x)
     (before,) = trtb.report(fast).engines
     model.last.weight.mul_(2)
-    monkeypatch.setattr(served, "is_capturing", lambda values: True)
+    monkeypatch.setattr(compiled_graph, "is_capturing", lambda values: True)
     torch.testing.assert_close([fast(x), fast(x), fast(x)], [model(x)] * 3)
     assert trtb.report(fast).engines[0] is before
     monkeypatch.undo()

@@ -16,7 +16,7 @@ from tests.gpu import assert_near, images
 from tests.models import ConvNet, trained
 from tests.runtime.test_forks import in_child, with_fork
 from torchtrt_bridge.errors import EngineLoadError
-from torchtrt_bridge.runtime.tensorrt_runner import Session
+from torchtrt_bridge.runtime.runners import Session
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]
 
@@ -30,7 +30,7 @@ def model() -> ConvNet:
 
 
 def roads(model: nn.Module, x: torch.Tensor, **options: Any) -> dict[str, Any]:
-    """The model by both roads, each called often enough to be recorded."""
+    """The model by both roads, each called often enough to be captured."""
     both = {
         "compile": trtb.compile(model, **{**OPTIONS, **options}),
         "export": trtb.export(model, x, **{**OPTIONS, **options}),
@@ -77,8 +77,7 @@ def test_tensors_on_the_cpu(road: str, model: ConvNet) -> None:
 
 @with_fork
 @with_each_road
-def test_after_a_fork_cuda_is_out_of_reach(road: str, model: ConvNet) -> None:
-    """As PyTorch says of its own tensors."""
+def test_a_forked_process_gets_an_error(road: str, model: ConvNet) -> None:
     x = images()
     fast = roads(model, x)[road]
     assert "forked" in in_child(lambda: pickle.dumps(float(fast(x).sum())))
@@ -86,7 +85,7 @@ def test_after_a_fork_cuda_is_out_of_reach(road: str, model: ConvNet) -> None:
 
 
 @with_each_road
-def test_the_caller_records_what_was_called_before(road: str, model: ConvNet) -> None:
+def test_the_caller_captures_what_was_called_before(road: str, model: ConvNet) -> None:
     x = images()
     fast = roads(model, x)[road]
     graph = torch.cuda.CUDAGraph()
@@ -158,7 +157,7 @@ def test_released_weights_come_back() -> None:
 
 
 def test_a_capture_of_the_caller_keeps_its_weights() -> None:
-    """Recorded before the trial, the caller's graph reads PyTorch's weights, which are then not released."""
+    """Captured before the trial, the caller's graph reads PyTorch's weights, which are then not released."""
     model, x = wide(), torch.randn(4, 2048, device="cuda")
     program = trtb.export(model, x, **OPTIONS, release_weights=True)
     graph = torch.cuda.CUDAGraph()
@@ -178,7 +177,7 @@ def test_a_capture_of_the_caller_keeps_its_weights() -> None:
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA out of memory"), EngineLoadError("OutOfMemory (Requested size 8)")]
 )
-def test_a_shortage_leaks_nothing(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lack_of_memory_leaks_nothing(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = wide(), torch.randn(4, 2048, device="cuda")
     fast = trtb.compile(model, **OPTIONS, cuda_graphs="off")
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""When recordings read an input where it lies, on a GPU that is not there; real graphs: test_execution_on_gpu.py."""
+"""When CUDA graphs read an input in place, on a GPU that is not there; real graphs: test_execution_on_gpu.py."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from torchtrt_bridge.runtime import cuda_graph as recording
-from torchtrt_bridge.runtime import execution as home
-from torchtrt_bridge.runtime.cuda_graph import CudaGraphCall
-from torchtrt_bridge.runtime.execution import CudaGraphCache
+from torchtrt_bridge.runtime import cuda_graph
+from torchtrt_bridge.runtime.cuda_graph import MOST_SHAPES, CudaGraphCache, CudaGraphCall, CudaGraphPair, GraphedModule
 
 
 class Replayed(CudaGraphCall):
-    """Replays by computing from the very tensors that it was recorded with, as a CUDA graph does from their memory."""
+    """Replays by computing from the very tensors that it was captured with, as a CUDA graph does from their memory."""
 
     made: list[Replayed]
 
@@ -38,68 +36,86 @@ def computed(x: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor]:
     return (x * 2 + state,)
 
 
+def graphed(is_static: bool) -> GraphedModule:
+    module: Any = SimpleNamespace(forward=computed)
+    return GraphedModule(module, None, is_static, reuse_outputs=False, resources=list, give_up=pytest.fail)
+
+
 @pytest.fixture
-def recordings(monkeypatch: pytest.MonkeyPatch) -> CudaGraphCache:
+def pair(monkeypatch: pytest.MonkeyPatch) -> CudaGraphPair:
     monkeypatch.setattr(torch.cuda, "CUDAGraph", SimpleNamespace)
     monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "device", lambda *_: contextlib.nullcontext())
-    monkeypatch.setattr(recording, "_own_workspaces", contextlib.nullcontext)
-    monkeypatch.setattr(home, "CudaGraphCall", Replayed)
+    monkeypatch.setattr(cuda_graph, "_own_workspaces", contextlib.nullcontext)
+    monkeypatch.setattr(cuda_graph, "CudaGraphCall", Replayed)
     Replayed.made = []
-    options = SimpleNamespace(reuse_outputs=False)
-    execution = SimpleNamespace(
-        module=SimpleNamespace(forward=computed), engines=[], is_static=True, options=options, device=None
-    )
-    return CudaGraphCache(execution)  # type: ignore[arg-type]
+    return CudaGraphPair(graphed(is_static=True))
 
 
-def assert_right(recordings: CudaGraphCache, *inputs: torch.Tensor) -> None:
-    torch.testing.assert_close(recordings(inputs)[0], computed(*inputs)[0])
+def assert_right(pair: CudaGraphPair, *inputs: torch.Tensor) -> None:
+    torch.testing.assert_close(pair(inputs)[0], computed(*inputs)[0])
 
 
-def test_what_lies_still_is_read_in_place(recordings: CudaGraphCache) -> None:
+def test_what_lies_still_is_read_in_place(pair: CudaGraphPair) -> None:
     x, state = torch.randn(3), torch.randn(3)
     for _ in range(5):
-        assert_right(recordings, x.normal_(), state.normal_())
+        assert_right(pair, x.normal_(), state.normal_())
     assert [each.in_place for each in Replayed.made] == [[0, 1]]
 
 
-def test_what_moves_is_copied(recordings: CudaGraphCache) -> None:
+def test_what_moves_is_copied(pair: CudaGraphPair) -> None:
     state = torch.randn(3)
     inputs = [torch.randn(3) for _ in range(5)]
     for x in inputs:
-        assert_right(recordings, x, state.normal_())
+        assert_right(pair, x, state.normal_())
     assert [each.in_place for each in Replayed.made] == [[1]]
 
 
 @pytest.mark.parametrize("moved", [0, 1])
-def test_what_moves_later_is_copied_from_then_on(moved: int, recordings: CudaGraphCache) -> None:
+def test_what_moves_later_is_copied_from_then_on(moved: int, pair: CudaGraphPair) -> None:
     still = [torch.randn(3), torch.randn(3)]
     for _ in range(4):
-        assert_right(recordings, *still)
+        assert_right(pair, *still)
     for _ in range(3):
         other = list(still)
         other[moved] = torch.randn(3)
-        assert_right(recordings, *other)
-        assert_right(recordings, *still)
+        assert_right(pair, *other)
+        assert_right(pair, *still)
     assert [each.in_place for each in Replayed.made] == [[0, 1], [1 - moved]]
 
 
-def test_the_same_memory_in_another_order_is_another_place(recordings: CudaGraphCache) -> None:
+def test_the_same_memory_in_another_order_is_another_place(pair: CudaGraphPair) -> None:
     x, state = torch.randn(3, 3), torch.randn(3, 3)
     for _ in range(3):
-        assert_right(recordings, x, state)
-    assert_right(recordings, x.t(), state)
+        assert_right(pair, x, state)
+    assert_right(pair, x.t(), state)
 
 
-def test_results_that_are_kept_and_given_back_as_inputs(recordings: CudaGraphCache) -> None:
-    """They lie in a recording's own memory, which only a copy of it may be computed from."""
+def test_results_that_are_kept_and_given_back_as_inputs(pair: CudaGraphPair) -> None:
+    """They lie in a graph's own memory, which only a copy of it may be computed from."""
     state = torch.randn(3)
     y, kept = torch.randn(3), []
     for _ in range(8):
         expected = computed(y, state)[0].clone()
-        y = recordings([y, state])[0]
+        y = pair([y, state])[0]
         torch.testing.assert_close(y, expected)
         kept.append((y, expected))
     for result, expected in kept:
         torch.testing.assert_close(result, expected)
+
+
+def test_the_shapes_that_were_used_last_are_kept() -> None:
+    cache = CudaGraphCache(graphed(is_static=False))
+    often = cache.pair_for([torch.empty(99)])
+    for size in range(3 * MOST_SHAPES):
+        pair = cache.pair_for([torch.empty(size)])
+        assert cache.pair_for([torch.empty(size)]) is pair
+        assert cache.pair_for([torch.empty(99)]) is often
+    assert len(cache.pairs()) == MOST_SHAPES
+
+
+def test_static_calls_have_one_shape() -> None:
+    cache = CudaGraphCache(graphed(is_static=True))
+    assert cache.pair_for([torch.empty(3)]) is cache.pair_for([torch.empty(3)])
+    cache.clear()
+    assert cache.pairs() == []

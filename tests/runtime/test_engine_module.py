@@ -1,4 +1,4 @@
-"""The engine as a module: it trusts an engine only once it has been right, and PyTorch serves whatever it is not."""
+"""The engine as a module: an engine is trusted only once it has been right, and PyTorch computes all other calls."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torchtrt_bridge.graph.shapes import TensorSpec
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.report.model import EngineEntry
 from torchtrt_bridge.runtime import EngineModule
+from torchtrt_bridge.runtime.engine_module import MOST_ACCEPTED, EngineInputs
 
 SPEC = TensorSpec("x", torch.float32, ((1, 4), (3, 3)), (2, 3), ("s0", 3))
 Compute = Callable[[torch.Tensor], torch.Tensor]
@@ -73,7 +74,12 @@ class InPyTorch(torch.nn.Module):
 def module_of(runner: Any, engine: str = "reference", **options: Any) -> EngineModule:
     entry = EngineEntry("trt_0", {"aten.sin.default": 1}, [], [], {"float32": 1})
     pytorch: Any = InPyTorch()
-    return EngineModule(pytorch, [SPEC], runner, entry, Options.from_mapping({"engine": engine, **options}))
+    checked = Options.from_mapping({"engine": engine, **options})
+    return EngineModule(pytorch, [SPEC], runner, [torch.float32], entry, checked)
+
+
+def static_inputs() -> EngineInputs:
+    return EngineInputs([TensorSpec("x", torch.float32, ((2, 2), (3, 3)), (2, 3), (2, 3))])
 
 
 def in_pytorch(module: EngineModule) -> int:
@@ -91,7 +97,9 @@ def assert_right(module: EngineModule, x: torch.Tensor) -> None:
 def test_a_right_engine_serves_after_its_check() -> None:
     runner = FakeRunner()
     module = module_of(runner)
+    assert module.state == "untried"
     assert_right(module, x_of())
+    assert module.state == "serving"
     assert_right(module, x_of())
     assert_right(module, x_of(3))
     assert (runner.count, in_pytorch(module)) == (3, 1)
@@ -117,6 +125,7 @@ def test_pytorch_serves_instead_of_a_wrong_engine(name: str, caplog: pytest.LogC
     assert runner.count == 1, "an engine that was caught is not asked again"
     assert words in module.entry.state
     assert words in caplog.text
+    assert module.state == "failed"
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -185,7 +194,7 @@ def test_inductor_takes_part_when_it_may(wanted: str, tuned: bool, monkeypatch: 
 
     monkeypatch.setattr("torchtrt_bridge.runtime.inductor.compiled_by_inductor", compiler)
     module = module_of(FakeRunner(slow, slow), engine="auto", inductor=wanted)
-    module.specs = (TensorSpec("x", torch.float32, ((2, 2), (3, 3)), (2, 3), (2, 3)),)
+    module.inputs = static_inputs()
     module.pytorch.delay = 0.02  # type: ignore[assignment]
     assert_right(module, x_of())
     assert set(module.entry.milliseconds) == {"engine", "PyTorch", "inductor"}
@@ -195,10 +204,10 @@ def test_inductor_takes_part_when_it_may(wanted: str, tuned: bool, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("compiled", "told"), [(wrong, "its relative L2 distance"), (lambda x: x[:, 0, 0, 0], "IndexError")]
+    ("compiled", "words"), [(wrong, "its relative L2 distance"), (lambda x: x[:, 0, 0, 0], "IndexError")]
 )
 def test_an_inductor_that_is_wrong_never_serves(
-    compiled: Any, told: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    compiled: Any, words: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """However fast it is; the engine stays."""
     module = static_module(monkeypatch, FakeRunner(), engine="auto", inductor="compete")
@@ -207,7 +216,7 @@ def test_an_inductor_that_is_wrong_never_serves(
     for _ in range(2):
         assert_right(module, x_of())
     assert module.entry.choice == "engine"
-    assert f"not compiled by inductor, which failed: {told}" in caplog.text
+    assert f"not compiled by inductor, which failed: {words}" in caplog.text
 
 
 def test_a_wrong_inductor_leaves_a_failed_engine_to_pytorch(
@@ -291,6 +300,16 @@ def test_inputs_outside_the_ranges_raise_with_fallback_error(name: str) -> None:
         module(make())
 
 
+def test_few_shapes_are_remembered() -> None:
+    """A server meets any number of sizes."""
+    spec = TensorSpec("x", torch.float32, ((1, 500), (3, 3)), (2, 3), ("s0", 3))
+    module = module_of(FakeRunner())
+    module.inputs = EngineInputs([spec])
+    for batch in range(1, 3 * MOST_ACCEPTED):
+        assert_right(module, x_of(batch))
+        assert len(module.inputs.accepted) <= MOST_ACCEPTED
+
+
 def test_inputs_on_another_device_run_in_pytorch(caplog: pytest.LogCaptureFixture) -> None:
     runner = FakeRunner(device="cuda")
     module = module_of(runner)
@@ -367,7 +386,7 @@ def test_a_subgraph_is_what_serves(caplog: pytest.LogCaptureFixture) -> None:
     """As the pipeline makes it: the subgraph is a graph module."""
     graph = fx.symbolic_trace(lambda x: (right(x),))
     entry = EngineEntry("trt_0", {}, [], [], {"float32": 1})
-    module = EngineModule(graph, [SPEC], FakeRunner(wrong), entry, Options(engine="reference"))
+    module = EngineModule(graph, [SPEC], FakeRunner(wrong), [torch.float32], entry, Options(engine="reference"))
     assert_right(module, x_of())
     assert "PyTorch runs this subgraph from now on" in caplog.text
 
@@ -382,7 +401,7 @@ def broken_inductor(*_: Any) -> Any:
 def static_module(monkeypatch: pytest.MonkeyPatch, runner: Any, **options: Any) -> EngineModule:
     monkeypatch.setattr("torchtrt_bridge.runtime.inductor.compiled_by_inductor", broken_inductor)
     module = module_of(runner, **options)
-    module.specs = (TensorSpec("x", torch.float32, ((2, 2), (3, 3)), (2, 3), (2, 3)),)
+    module.inputs = static_inputs()
     return module
 
 

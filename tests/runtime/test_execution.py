@@ -12,7 +12,6 @@ import torchtrt_bridge as trtb
 from tests.models import ConvNet, image, trained
 from torchtrt_bridge.runtime import Execution
 from torchtrt_bridge.runtime import execution as home
-from torchtrt_bridge.runtime.execution import CudaGraphCache
 
 
 @pytest.fixture
@@ -22,11 +21,11 @@ def program() -> trtb.Program:
     return program
 
 
-def let_an_engine_go(run: Execution) -> None:
+def drop_an_engine(run: Execution) -> None:
     def fail(inputs: Any) -> Any:
         raise RuntimeError("planted")
 
-    run.engines[0].runner = run.engines[0]._serve = fail  # type: ignore[assignment]
+    run.engines[0].runner = fail  # type: ignore[assignment]
     run.engines[0](image())
 
 
@@ -34,20 +33,21 @@ def give_up_graphs(run: Execution) -> None:
     run.give_up_graphs("planted")
 
 
-@pytest.mark.parametrize("end", [let_an_engine_go, give_up_graphs])
+@pytest.mark.parametrize("end", [drop_an_engine, give_up_graphs])
 @pytest.mark.parametrize("is_capturing", [False, True])
-def test_recordings_end_with_what_they_recorded(
+def test_graphs_end_with_the_engines_that_they_hold(
     end: Callable[[Execution], None], is_capturing: bool, program: trtb.Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They hold its memory. While the caller captures a CUDA graph, nothing may be freed."""
+    """They hold their memory. While the caller captures a CUDA graph, nothing may be freed."""
     run, x = program._run, image()
-    run.lane._shapes[None] = CudaGraphCache(run)
+    graphs = run.thread_state.graphs
+    graphs.pair_for([x])
     program(x)
-    assert len(run.lane._shapes) == 1
+    assert len(graphs.pairs()) == 1
     end(run)
     monkeypatch.setattr(home, "is_capturing", lambda inputs: is_capturing)
     program(x)
-    assert len(run.lane._shapes) == is_capturing
+    assert len(graphs.pairs()) == is_capturing
 
 
 def test_in_pytorch_asks_no_engine(program: trtb.Program, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,8 @@ import torchtrt_bridge as trtb
 from tests.gpu import assert_near, assert_serves_threads, images
 from tests.models import ConvNet, WithUnsupported, trained
 from torchtrt_bridge.entry import torch_compile as backend
-from torchtrt_bridge.runtime.cuda_graph import CudaGraphCall
-from torchtrt_bridge.runtime.execution import CudaGraphCache, Execution
+from torchtrt_bridge.runtime import Execution
+from torchtrt_bridge.runtime.cuda_graph import CudaGraphCall, CudaGraphPair
 
 pytestmark = pytest.mark.gpu
 
@@ -34,8 +34,8 @@ def execution() -> Execution:
     return graph.compiled.run
 
 
-def recordings() -> list[CudaGraphCache]:
-    return list(execution().lane._shapes.values())
+def pairs() -> list[CudaGraphPair]:
+    return execution().thread_state.graphs.pairs()
 
 
 @pytest.fixture(autouse=True)
@@ -44,14 +44,14 @@ def _no_other_graphs() -> None:
     backend._all_graphs.clear()
 
 
-def test_a_static_call_is_recorded(model: ConvNet) -> None:
+def test_a_static_call_is_captured(model: ConvNet) -> None:
     fast = compiled(model)
     with torch.inference_mode():
         for _ in range(4):
             x = images()
             assert_near(fast(x), model(x))
-    assert [r.lent is not None for r in recordings()] == [True]
-    assert recordings()[0].lent.kept == [engine.runner for engine in execution().engines]
+    assert [pair.aliased is not None for pair in pairs()] == [True]
+    assert pairs()[0].aliased.resources == [engine.runner for engine in execution().engines]
     assert trtb.report(fast).notes == []
 
 
@@ -61,10 +61,10 @@ def test_an_input_that_stays_is_read_where_it_lies(model: ConvNet) -> None:
         x = images()
         for _ in range(4):
             assert_near(fast(x.normal_()), model(x))
-        assert recordings()[0].lent._buffers == []
+        assert pairs()[0].aliased._buffers == []
         for y in (images(), x.normal_(), images()):
             assert_near(fast(y), model(y))
-    assert len(recordings()[0].lent._buffers) == 1
+    assert len(pairs()[0].aliased._buffers) == 1
 
 
 def test_results_given_back_as_inputs() -> None:
@@ -110,7 +110,7 @@ def test_off(model: ConvNet) -> None:
         for _ in range(4):
             x = images()
             assert_near(fast(x), model(x))
-    assert recordings() == []
+    assert pairs() == []
 
 
 def test_engines_and_pytorch_in_one_graph() -> None:
@@ -131,7 +131,7 @@ class Counted(nn.Module):
         return y.sum() + y.nonzero().shape[0] * 0.5
 
 
-def test_what_cannot_be_recorded_is_enqueued(model: ConvNet) -> None:
+def test_what_cannot_be_captured_is_enqueued(model: ConvNet) -> None:
     counted = Counted().cuda()
     fast, x = compiled(counted), images()
     with torch.inference_mode():
@@ -139,18 +139,17 @@ def test_what_cannot_be_recorded_is_enqueued(model: ConvNet) -> None:
             assert_near(fast(x), counted(x))
 
 
-def test_dynamic_sizes_are_recorded_when_they_come_again(model: ConvNet) -> None:
+def test_dynamic_sizes_are_captured_when_they_come_again(model: ConvNet) -> None:
     fast = compiled(model, dynamic=True)
     with torch.inference_mode():
         for batch in [4, 5, 7] * 6 + list(range(4, 20)):
             x = images(batch)
             assert_near(fast(x), model(x))
-        lane = execution().lane
-        assert len(lane._shapes) <= 8
+        assert len(pairs()) <= 8
         for batch in [5] * 6:
             x = images(batch)
             assert_near(fast(x), model(x))
-    assert any(r.lent is not None for r in recordings())
+    assert any(pair.aliased is not None for pair in pairs())
 
 
 def test_eight_threads_each_on_its_stream(model: ConvNet) -> None:
@@ -158,11 +157,11 @@ def test_eight_threads_each_on_its_stream(model: ConvNet) -> None:
     with torch.inference_mode():
         fast(images())
     assert_serves_threads(fast, model, calls=20)
-    assert len(execution()._lanes) <= 9
+    assert len(execution()._threads) <= 9
 
 
 def test_streams_in_turn(model: ConvNet) -> None:
-    """A lane's buffers are written on one stream after the other, in the order of the calls."""
+    """A thread's buffers are written on one stream after the other, in the order of the calls."""
     fast = compiled(model)
     streams = [torch.cuda.Stream() for _ in range(3)]
     inputs = [images() for _ in range(12)]
@@ -178,7 +177,7 @@ def test_streams_in_turn(model: ConvNet) -> None:
 
 
 @pytest.mark.parametrize("warm", [True, False], ids=["later", "at first"])
-def test_the_caller_records_a_graph(model: ConvNet, warm: bool) -> None:
+def test_the_caller_captures_a_graph(model: ConvNet, warm: bool) -> None:
     x = images()
     with torch.inference_mode():
         program = trtb.export(model, x, precision="fp16", trial="check")
@@ -267,8 +266,8 @@ def test_scratch_memory_is_given_back() -> None:
     assert torch.cuda.max_memory_allocated() < 2**31
 
 
-def test_a_recording_outlives_others_and_pytorchs_workspaces() -> None:
-    """cuBLAS writes into a workspace that PyTorch may free: each recording has its own."""
+def test_a_graph_outlives_others_and_pytorchs_workspaces() -> None:
+    """cuBLAS writes into a workspace that PyTorch may free: each graph has its own."""
     torch.manual_seed(0)
     weight, x = torch.randn(512, 512, device="cuda").half(), torch.randn(512, 512, device="cuda").half()
 

@@ -1,4 +1,4 @@
-"""Forked processes and workers of a DataLoader: what the parent compiled serves there too, and no call hangs."""
+"""Forked processes and workers of a DataLoader: what the parent compiled raises there, and no call hangs."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import multiprocessing
 import os
 import pickle
 import threading
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -16,9 +15,6 @@ from torch.utils.data import DataLoader, Dataset
 
 import torchtrt_bridge as trtb
 from tests.models import ConvNet, image, trained
-from tests.runtime.test_engine_module import FakeRunner, module_of, right, x_of
-from torchtrt_bridge.runtime import thread_state as slots
-from torchtrt_bridge.trt import probe
 
 SECONDS = 60
 
@@ -26,10 +22,19 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 with_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
 
+@pytest.fixture
+def _one_thread() -> Iterator[None]:
+    """In the parent too: Dynamo compiles anew where the number of threads is another than when it compiled."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(count)
+
+
 def in_child(function: Callable[[], Any]) -> Any:
     """What `function` gives in a forked process, which must end in time; an exception of its comes back as text."""
     context: Any = multiprocessing.get_context("fork")
-    mine, theirs = context.Pipe()
+    parent_end, child_end = context.Pipe()
 
     def work() -> None:
         torch.set_num_threads(1)  # the threads of OpenMP do not survive either; a DataLoader does the same
@@ -37,41 +42,56 @@ def in_child(function: Callable[[], Any]) -> Any:
             answer = function()
         except BaseException as error:
             answer = f"{type(error).__name__}: {error}"
-        theirs.send_bytes(pickle.dumps(answer))
+        child_end.send_bytes(pickle.dumps(answer))
 
     process = context.Process(target=work)
     process.start()
     try:
-        assert mine.poll(SECONDS), "the child waits for something that no thread will do"
-        return pickle.loads(mine.recv_bytes())
+        assert parent_end.poll(SECONDS), "the child waits for something that no thread will do"
+        return pickle.loads(parent_end.recv_bytes())
     finally:
         process.kill()
         process.join()
 
 
-def difference(fast: Any, model: Any, x: torch.Tensor) -> float:
+def error_of(fast: Any, model: Any, x: torch.Tensor) -> float:
     with torch.no_grad():
         return float((fast(x) - model(x)).abs().max())
 
 
+def assert_says_what_to_do(answer: Any) -> None:
+    assert str(answer).startswith("EngineLoadError: ")
+    for words in (f"compiled in process {os.getpid()}", "was forked", "'spawn'", "compile or load the model within it"):
+        assert words in answer
+
+
 @with_fork
-@pytest.mark.parametrize("called_before", [True, False])
-def test_a_compiled_model(called_before: bool) -> None:
+@pytest.mark.usefixtures("_one_thread")
+def test_a_model_that_was_compiled_before() -> None:
     model, x = trained(ConvNet()), image()
     fast = trtb.compile(model, engine="reference")
-    if called_before:
-        assert difference(fast, model, x) < 1e-5
-    error, served = in_child(lambda: (difference(fast, model, x), trtb.report(fast).is_whole))
-    assert error < 1e-5
-    assert served
-    assert difference(fast, model, x) < 1e-5
+    assert error_of(fast, model, x) < 1e-5
+    assert_says_what_to_do(in_child(lambda: error_of(fast, model, x)))
+    assert error_of(fast, model, x) < 1e-5
 
 
 @with_fork
-def test_a_program() -> None:
+def test_a_model_that_is_compiled_in_the_child() -> None:
+    model, x = trained(ConvNet()), image()
+    fast = trtb.compile(model, engine="reference")
+    error, is_whole = in_child(lambda: (error_of(fast, model, x), trtb.report(fast).is_whole))
+    assert error < 1e-5
+    assert is_whole
+
+
+@with_fork
+@pytest.mark.parametrize("transform", [lambda call: call, torch.func.vmap], ids=["plain", "vmap"])
+def test_a_program(transform: Any) -> None:
     model, x = trained(ConvNet()), image()
     program = trtb.export(model, x, engine="reference")
-    assert in_child(lambda: difference(program, model, x)) < 1e-5
+    assert_says_what_to_do(
+        in_child(lambda: transform(program)(torch.stack([x]) if transform is torch.func.vmap else x))
+    )
 
 
 class Held:
@@ -100,41 +120,16 @@ class Held:
 
 
 @with_fork
-def test_locks_that_another_thread_held() -> None:
+@pytest.mark.usefixtures("_one_thread")
+def test_locks_that_another_thread_holds_are_not_waited_for() -> None:
     model, x = trained(ConvNet()), image()
     fast = trtb.compile(model, engine="reference", release_weights=True)
-    difference(fast, model, x)
+    error_of(fast, model, x)
     (graph,) = fast._torchtrt_bridge_backend.graphs
     run = graph.compiled.run
     (engine,) = run.engines
-
-    def serve() -> float:
-        with slots._lock, probe._lock, engine._lock, engine.weights._lock, engine._inductor._lock:
-            return difference(fast, model, x)
-
-    with Held(run.lane.lock, engine._lock, engine.weights._lock, engine._inductor._lock, slots._lock, probe._lock):
-        assert in_child(serve) < 1e-5
-
-
-@with_fork
-@pytest.mark.parametrize("options", [{}, {"build": "background"}, {"fallback": "error"}], ids=str)
-def test_an_engine_that_was_being_built(options: dict[str, Any]) -> None:
-    """The thread that builds it is the parent's."""
-    pending: Future[Any] = Future()
-    module, x = module_of(pending, **options), x_of()
-
-    def serve() -> Any:
-        return [bool((module(x)[0] == right(x)).all()) for _ in range(2)], module.entry.state
-
-    answer = in_child(serve)
-    if "fallback" in options:
-        assert answer.startswith("EngineLoadError: trt_0 is not trusted: it was being built")
-    else:
-        assert answer[0] == [True, True]
-        assert "being built when this process was forked" in answer[1]
-    pending.set_result(FakeRunner())
-    torch.testing.assert_close(module(x)[0], right(x))
-    assert module.entry.state == "ready", "the parent has its engine"
+    with Held(run.thread_state.lock, engine._lock, engine.weights._lock, engine._inductor._lock):
+        assert_says_what_to_do(in_child(lambda: error_of(fast, model, x)))
 
 
 class Scored(Dataset[torch.Tensor]):
@@ -153,11 +148,25 @@ class Scored(Dataset[torch.Tensor]):
         return scores
 
 
-@pytest.mark.parametrize("start", [pytest.param("fork", marks=with_fork), "spawn"])
-def test_in_the_worker_of_a_data_loader(start: str) -> None:
+def scores_of(start: str, called_before: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The scores from the worker of a DataLoader, and those of the model itself."""
     model, images = trained(ConvNet()), image(4)
     fast = trtb.compile(model, engine="reference")
-    difference(fast, model, images[:1])
+    if called_before:
+        error_of(fast, model, images[:1])
     loader = DataLoader(Scored(fast, images), 2, num_workers=1, multiprocessing_context=start, timeout=SECONDS)
     with torch.no_grad():
-        torch.testing.assert_close(torch.cat(list(loader)), model(images), rtol=1e-5, atol=1e-5)
+        return torch.cat(list(loader)), model(images)
+
+
+@pytest.mark.parametrize(("start", "called_before"), [pytest.param("fork", False, marks=with_fork), ("spawn", True)])
+def test_in_the_worker_of_a_data_loader(start: str, called_before: bool) -> None:
+    scores, expected = scores_of(start, called_before)
+    torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-5)
+
+
+@with_fork
+@pytest.mark.usefixtures("_one_thread")
+def test_a_forked_worker_raises_what_is_wrong() -> None:
+    with pytest.raises(trtb.EngineLoadError, match="multiprocessing_context='spawn'"):
+        scores_of("fork", called_before=True)

@@ -17,8 +17,9 @@ from tests.runtime.test_engine_module import FakeRunner, assert_right, in_pytorc
 from torchtrt_bridge import pipeline
 from torchtrt_bridge.engine import builder
 from torchtrt_bridge.errors import EngineLoadError
-from torchtrt_bridge.runtime import tensorrt_runner as gpu
-from torchtrt_bridge.runtime.out_of_memory import MOST_SHORTAGES, is_shortage
+from torchtrt_bridge.runtime import runners
+from torchtrt_bridge.runtime.engine_module import MOST_SHORTAGES
+from torchtrt_bridge.runtime.runners import is_out_of_memory
 
 NO_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB."
 ERRORS: dict[str, Exception] = {
@@ -30,13 +31,13 @@ ERRORS: dict[str, Exception] = {
 
 
 @pytest.mark.parametrize("name", ERRORS)
-def test_a_shortage_is_known(name: str) -> None:
-    assert is_shortage(ERRORS[name])
+def test_a_lack_of_memory_is_known(name: str) -> None:
+    assert is_out_of_memory(ERRORS[name])
 
 
 @pytest.mark.parametrize("text", ["CUDA error: an illegal memory access was encountered", "could not run the engine"])
 def test_another_failure_is_none(text: str) -> None:
-    assert not is_shortage(RuntimeError(text))
+    assert not is_out_of_memory(RuntimeError(text))
 
 
 class ShortRunner(FakeRunner):
@@ -71,7 +72,7 @@ def test_the_next_call_tries_again(name: str, first: int, caplog: pytest.LogCapt
 
 
 @pytest.mark.parametrize("first", [0, 3], ids=["in the trial", "later"])
-def test_an_engine_that_is_short_again_and_again_is_let_go(first: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_engine_that_lacks_memory_again_and_again_is_dropped(first: int, caplog: pytest.LogCaptureFixture) -> None:
     runner = ShortRunner(range(first, 100), ERRORS["PyTorch's"])
     alive = weakref.ref(runner)
     module = module_of(runner)
@@ -108,7 +109,7 @@ def test_fallback_error_raises_it(first: int) -> None:
         module(x_of())
 
 
-def test_a_shortage_of_pytorch_itself_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lack_of_pytorch_itself_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     def short(x: torch.Tensor) -> None:
         raise torch.OutOfMemoryError(NO_MEMORY)
 
@@ -122,7 +123,7 @@ def test_a_shortage_of_pytorch_itself_is_raised(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(("home", "stage"), [(pipeline, "normalize"), (builder, "network_from_graph")])
-def test_a_shortage_during_the_build(
+def test_a_lack_during_the_build(
     home: Any, stage: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     allocated: list[weakref.ref[torch.Tensor]] = []
@@ -190,7 +191,7 @@ def emptied(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize("what", ["engine", "context"])
 def test_pytorch_gives_back_what_tensorrt_lacks(what: str, emptied: list[str]) -> None:
-    runner = gpu.GpuRunner(b"", FakeTensorRT("[resizePhysical] OutOfMemory", **{what: 1}))  # type: ignore[arg-type]
+    runner = runners.GpuRunner(b"", FakeTensorRT("[resizePhysical] OutOfMemory", **{what: 1}))  # type: ignore[arg-type]
     runner.prepare()
     assert emptied == ["empty"]
 
@@ -199,12 +200,12 @@ def test_pytorch_gives_back_what_tensorrt_lacks(what: str, emptied: list[str]) -
 @pytest.mark.parametrize("what", ["engine", "context"])
 def test_what_fails_still_says_why(what: str, words: str, times: int, emptied: list[str]) -> None:
     with pytest.raises(EngineLoadError, match=words):
-        gpu.GpuRunner(b"", FakeTensorRT(words, **{what: 2})).prepare()  # type: ignore[arg-type]
+        runners.GpuRunner(b"", FakeTensorRT(words, **{what: 2})).prepare()  # type: ignore[arg-type]
     assert emptied == ["empty"] * times
 
 
-def test_an_engine_that_is_let_go_goes_at_once(emptied: list[str]) -> None:
-    runner = gpu.GpuRunner(b"", FakeTensorRT(""))  # type: ignore[arg-type]
+def test_a_dropped_engine_is_freed_at_once(emptied: list[str]) -> None:
+    runner = runners.GpuRunner(b"", FakeTensorRT(""))  # type: ignore[arg-type]
     runner.prepare()
     alive = weakref.ref(runner)
     gc.disable()

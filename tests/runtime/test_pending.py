@@ -12,6 +12,7 @@ import torch
 from tests.runtime.test_engine_module import FakeRunner, assert_right, in_pytorch, module_of, x_of
 from torchtrt_bridge.errors import BuildError
 from torchtrt_bridge.runtime import EngineModule
+from torchtrt_bridge.runtime.runners import NoEngine
 
 
 @pytest.fixture
@@ -69,13 +70,13 @@ def test_an_unseen_engine_is_waited_for_without_pytorch(pending: Future[Any]) ->
 @pytest.mark.parametrize("build", ["wait", "background"])
 def test_a_failed_build_leaves_the_subgraph_to_pytorch(pending: Future[Any], build: str) -> None:
     module = module_of(pending, build=build)
-    module.entry.state = "it could not be built"
-    pending.set_result(None)
+    pending.set_result(NoEngine("it could not be built"))
     assert_right(module, x_of())
     assert module.is_settled
+    assert (module.state, module.entry.state) == ("failed", "it could not be built")
 
 
-def test_who_waits_is_told_of_a_failed_build(pending: Future[Any]) -> None:
+def test_a_failed_build_is_raised_to_those_who_wait(pending: Future[Any]) -> None:
     module = module_of(pending, fallback="error")
     pending.set_exception(BuildError("TensorRT could not build the engine"))
     with pytest.raises(BuildError, match="could not build"):

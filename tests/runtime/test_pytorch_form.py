@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import torchtrt_bridge as trtb
 from torchtrt_bridge.capture.export import CapturedGraph, export_program, graph_from_program
-from torchtrt_bridge.runtime.pytorch_form import flatten_linear_inputs
+from torchtrt_bridge.runtime.inductor import flatten_linear_inputs
 
 
 class SequenceFirst(nn.Module):

@@ -19,7 +19,8 @@ from torchtrt_bridge.engine.builder import Builder
 from torchtrt_bridge.errors import BuildError
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.report.model import CompileReport, EngineEntry
-from torchtrt_bridge.runtime import EngineModule, QuantizedEngineModule
+from torchtrt_bridge.runtime import EngineModule
+from torchtrt_bridge.runtime.runners import NoEngine
 
 FLOAT = 1.01  # what the subgraph without quantization gives, in parts of the quantized one's results
 
@@ -43,21 +44,27 @@ class InFloat(InPyTorch):
 
 def built(runner: Any) -> Future[Any]:
     future: Future[Any] = Future()
-    future.set_result(runner)
+    future.set_result(NoEngine("it could not be built") if runner is None else runner)
     return future
 
 
-def module_of(mine: Any, other: Any, **options: Any) -> QuantizedEngineModule:
+def unquantized_in(options: Options, runner: Any) -> EngineModule:
+    pytorch: Any = InFloat()
+    pytorch.delay = 0.02
+    entry = EngineEntry("other", {}, [], [], {"float32": 1})
+    return EngineModule(pytorch, [SPEC], built(runner), [torch.float32], entry, options)
+
+
+def module_of(quantized: Any, unquantized: Any, **options: Any) -> EngineModule:
     """Both in PyTorch take 20 ms, so that no trial is about them."""
     checked = Options.from_mapping({"engine": "auto", **options})
-    entries = [EngineEntry(name, {}, [], [], {dtype: 1}) for name, dtype in (("trt_0", "int8"), ("other", "float32"))]
-    forms: list[Any] = [InPyTorch(), InFloat()]
-    for form in forms:
-        form.delay = 0.02
-    for runner, entry in zip((mine, other), entries, strict=True):
-        entry.state = "it could not be built" if runner is None else entry.state
-    rival = EngineModule(forms[1], [SPEC], built(other), entries[1], checked)
-    return QuantizedEngineModule(forms[0], [SPEC], built(mine), entries[0], checked, lambda form: form, rival)
+    pytorch: Any = InPyTorch()
+    pytorch.delay = 0.02
+    entry = EngineEntry("trt_0", {}, [], [], {"int8": 1})
+    alternative = unquantized_in(checked, unquantized)
+    return EngineModule(
+        pytorch, [SPEC], built(quantized), [torch.int8], entry, checked, lambda module: module, alternative
+    )
 
 
 def assert_serves(module: EngineModule, compute: Compute, runner: FakeRunner) -> None:
@@ -69,18 +76,18 @@ def assert_serves(module: EngineModule, compute: Compute, runner: FakeRunner) ->
 
 
 def test_a_fast_quantized_engine_stays() -> None:
-    mine, other = FakeRunner(), FakeRunner(slow(of_float), slow(of_float))
-    module = module_of(mine, other)
+    narrow, other = FakeRunner(), FakeRunner(slow(of_float), slow(of_float))
+    module = module_of(narrow, other)
     module(x_of())
-    assert_serves(module, right, mine)
+    assert_serves(module, right, narrow)
     assert module.entry.milliseconds["unquantized"] >= 20 > module.entry.milliseconds["engine"]
     report = CompileReport(Options(), [module.entry])
     assert "trt_0 is quantized: it takes" in str(report)
 
 
 def test_a_slow_quantized_engine_goes() -> None:
-    mine, other = FakeRunner(slow(right), slow(right)), FakeRunner(of_float, of_float)
-    module = module_of(mine, other)
+    narrow, other = FakeRunner(slow(right), slow(right)), FakeRunner(of_float, of_float)
+    module = module_of(narrow, other)
     module(x_of())
     assert_serves(module, of_float, other)
     assert module.entry.name == "trt_0"
@@ -109,32 +116,32 @@ def test_one_that_could_not_be_built_goes() -> None:
     assert module.entry.unquantized == "it could not be built"
 
 
-BAD_RIVALS: dict[str, Callable[[], Any]] = {
+BAD_ALTERNATIVES: dict[str, Callable[[], Any]] = {
     "not built": lambda: None,
     "wrong": lambda: FakeRunner(right, right),
     "slow": lambda: FakeRunner(slow(slow(of_float)), slow(slow(of_float))),
 }
 
 
-@pytest.mark.parametrize("name", BAD_RIVALS)
-def test_a_bad_rival_is_no_reason_to_go(name: str) -> None:
-    mine = FakeRunner()
-    module = module_of(mine, BAD_RIVALS[name]())
+@pytest.mark.parametrize("name", BAD_ALTERNATIVES)
+def test_a_bad_alternative_is_no_reason_to_go(name: str) -> None:
+    narrow = FakeRunner()
+    module = module_of(narrow, BAD_ALTERNATIVES[name]())
     module(x_of())
-    assert_serves(module, right, mine)
+    assert_serves(module, right, narrow)
     assert module.entry.is_ready
 
 
 @pytest.mark.parametrize("error", [BuildError("planted"), RuntimeError("planted"), MemoryError("planted")])
-def test_a_rival_that_raises_is_no_reason_to_go(error: Exception) -> None:
+def test_an_alternative_that_raises_is_no_reason_to_go(error: Exception) -> None:
     """As its build does with ``fallback="error"``."""
-    mine = FakeRunner()
-    module = module_of(mine, None, fallback="error")
+    narrow = FakeRunner()
+    module = module_of(narrow, None, fallback="error")
     pending: Future[Any] = Future()
     pending.set_exception(error)
-    module.rivals[0]._pending = pending
+    module.alternatives[0]._build = pending
     module(x_of())
-    assert_serves(module, right, mine)
+    assert_serves(module, right, narrow)
 
 
 def test_without_either_engine_pytorch_serves() -> None:
@@ -145,10 +152,10 @@ def test_without_either_engine_pytorch_serves() -> None:
 
 
 def test_in_the_background_both_are_waited_for() -> None:
-    mine, other = FakeRunner(slow(right), slow(right)), FakeRunner(of_float, of_float)
-    module = module_of(mine, other, build="background")
-    (rival,) = module.rivals
-    rival._pending = pending = Future()
+    narrow, other = FakeRunner(slow(right), slow(right)), FakeRunner(of_float, of_float)
+    module = module_of(narrow, other, build="background")
+    (alternative,) = module.alternatives
+    alternative._build = pending = Future()
     module(x_of())
     assert not module.is_settled
     pending.set_result(other)
@@ -179,27 +186,28 @@ class Rounded(InPyTorch):
         return (rounded_by(self.noise)(x),)
 
 
-def judged(of_pytorch: float, of_engine: float) -> EngineModule:
+def compared(of_pytorch: float, of_engine: float) -> EngineModule:
     """A quantized subgraph after its check; how far PyTorch and the engine are from floats."""
     entry = EngineEntry("trt_0", {}, [], [], {"int8": 1, "float16": 2})
     runner = built(FakeRunner(rounded_by(of_engine), rounded_by(of_engine)))
-    forms: list[Any] = [Rounded(of_pytorch), InPyTorch()]
-    options = Options(engine="reference")
-    module = QuantizedEngineModule(forms[0], [SPEC], runner, entry, options, lambda form: forms[1])
+    rounded: Any = Rounded(of_pytorch)
+    floats: Any = InPyTorch()
+    options, dtypes = Options(engine="reference"), [torch.int8, torch.float16]
+    module = EngineModule(rounded, [SPEC], runner, dtypes, entry, options, lambda module: floats)
     module(torch.randn(4, 3))
     return module
 
 
 @pytest.mark.parametrize(("of_pytorch", "of_engine"), [(0.02, 0.04), (0.25, 0.25), (0.25, 0.01), (0.0, 0.04)])
 def test_an_engine_as_near_to_floats_as_pytorch_is_right(of_pytorch: float, of_engine: float) -> None:
-    module = judged(of_pytorch, of_engine)
+    module = compared(of_pytorch, of_engine)
     assert module.has_won
     assert module.entry.error == pytest.approx(of_engine, rel=0.01)
 
 
 @pytest.mark.parametrize(("of_pytorch", "of_engine"), [(0.02, 0.1), (0.25, 0.5), (0.0, 0.1)])
 def test_one_that_is_further_is_wrong(of_pytorch: float, of_engine: float) -> None:
-    module = judged(of_pytorch, of_engine)
+    module = compared(of_pytorch, of_engine)
     assert not module.has_won
     assert "relative L2 distance" in module.entry.state
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from torchtrt_bridge.runtime.tolerance import BOUNDS, TF32_BOUND, difference, error_bound, relative_distance
+from torchtrt_bridge.runtime.tolerance import BOUNDS, TF32_BOUND, compare, error_bound, relative_distance
 
 FP32 = BOUNDS[torch.float32]
 
@@ -46,21 +46,21 @@ WRONG: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
 def test_wrong_answers_are_caught(name: str) -> None:
     change, words = WRONG[name]
     expected = expected_of()
-    comparison = difference([change(expected)], [expected], FP32)
+    comparison = compare([change(expected)], [expected], FP32)
     assert comparison.problem is not None
     assert re.search(words, comparison.problem)
 
 
 def test_the_right_answer_passes() -> None:
     expected = expected_of()
-    assert difference([expected.clone()], [expected], FP32) == difference([expected], [expected], 0.0)
-    assert difference([expected.clone()], [expected], 0.0).problem is None
+    assert compare([expected.clone()], [expected], FP32) == compare([expected], [expected], 0.0)
+    assert compare([expected.clone()], [expected], 0.0).problem is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_rounding_passes(dtype: torch.dtype) -> None:
     expected = expected_of()
-    comparison = difference([expected.to(dtype).float()], [expected], error_bound([dtype], tf32=False))
+    comparison = compare([expected.to(dtype).float()], [expected], error_bound([dtype], tf32=False))
     assert comparison.problem is None
     assert 0 < comparison.error < 1e-2
 
@@ -69,7 +69,7 @@ def test_rounding_of_fp32_sums_passes() -> None:
     a, b = expected_of(64, 512), expected_of(512, 64)
     expected = a @ b
     other = (a.double() @ b.double()).float()
-    assert difference([other], [expected], FP32).problem is None
+    assert compare([other], [expected], FP32).problem is None
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_rounding_of_fp32_sums_passes() -> None:
 )
 def test_tf32_is_hinted_at_where_it_may_be_the_cause(scale: float, hinted: bool) -> None:
     expected = expected_of()
-    problem = difference([expected * scale], [expected], FP32).problem
+    problem = compare([expected * scale], [expected], FP32).problem
     assert problem is not None
     assert ("tf32=True" in problem) is hinted
 
@@ -105,25 +105,25 @@ def test_integers(differing: int, caught: bool, dtype: torch.dtype) -> None:
     expected = torch.zeros(100, dtype=dtype)
     result = expected.clone()
     result[:differing] = 1
-    problem = difference([result], [expected], FP32).problem
+    problem = compare([result], [expected], FP32).problem
     assert (problem is not None) is caught
     assert problem is None or f"differs in {differing} of 100" in problem
 
 
 def test_the_share_of_integers_that_may_differ_is_the_callers() -> None:
     results, expected = torch.arange(10), torch.arange(10).flip(0)
-    comparison = difference([results], [expected], FP32, most=1.0)
+    comparison = compare([results], [expected], FP32, most=1.0)
     assert (comparison.problem, comparison.share) == (None, 1.0)
-    assert difference([results], [expected], FP32, most=0.9).problem is not None
+    assert compare([results], [expected], FP32, most=0.9).problem is not None
 
 
 def test_a_single_wrong_integer_is_caught() -> None:
-    assert difference([torch.tensor([3])], [torch.tensor([4])], FP32).problem is not None
+    assert compare([torch.tensor([3])], [torch.tensor([4])], FP32).problem is not None
 
 
 def test_infinities_in_the_same_places_pass() -> None:
     expected = with_value(expected_of(), float("inf"))
-    comparison = difference([expected.clone()], [expected], FP32)
+    comparison = compare([expected.clone()], [expected], FP32)
     assert comparison.problem is None
     assert comparison.error == 0.0
 
@@ -131,29 +131,29 @@ def test_infinities_in_the_same_places_pass() -> None:
 @pytest.mark.parametrize("value", [float("-inf"), float("nan")])
 def test_another_infinity_is_caught(value: float) -> None:
     expected = with_value(expected_of(), float("inf"))
-    assert difference([with_value(expected, value)], [expected], FP32).problem is not None
+    assert compare([with_value(expected, value)], [expected], FP32).problem is not None
 
 
 def test_infinities_do_not_hide_other_errors() -> None:
     expected = with_value(expected_of(), float("inf"))
-    assert difference([expected * 1.01], [expected], FP32).problem is not None
+    assert compare([expected * 1.01], [expected], FP32).problem is not None
 
 
 def test_every_output_counts() -> None:
     expected = [expected_of(), torch.arange(8), expected_of(4, 4)]
     wrong = [expected[0], expected[1], expected[2] * 1.01]
-    comparison = difference(wrong, expected, FP32)
+    comparison = compare(wrong, expected, FP32)
     assert comparison.problem is not None
     assert comparison.error == pytest.approx(0.01, rel=1e-3)
 
 
 def test_a_small_wrong_output_is_not_hidden_by_a_large_right_one() -> None:
     expected = [expected_of() * 1e6, expected_of(4, 4) * 1e-6]
-    assert difference([expected[0], -expected[1]], expected, FP32).problem is not None
+    assert compare([expected[0], -expected[1]], expected, FP32).problem is not None
 
 
 @pytest.mark.parametrize(
-    ("mine", "theirs", "distance"),
+    ("actual", "expected", "distance"),
     [
         (torch.zeros(3), torch.zeros(3), 0.0),
         (torch.zeros(0), torch.zeros(0), 0.0),
@@ -162,9 +162,9 @@ def test_a_small_wrong_output_is_not_hidden_by_a_large_right_one() -> None:
     ],
     ids=["zeros", "empty", "three of four", "beyond fp16"],
 )
-def test_relative_distance(mine: torch.Tensor, theirs: torch.Tensor, distance: float) -> None:
-    assert relative_distance(mine, theirs) == pytest.approx(distance)
+def test_relative_distance(actual: torch.Tensor, expected: torch.Tensor, distance: float) -> None:
+    assert relative_distance(actual, expected) == pytest.approx(distance)
 
 
 def test_noise_where_zeros_are_expected_is_caught() -> None:
-    assert difference([torch.full((4,), 1e-3)], [torch.zeros(4)], FP32).problem is not None
+    assert compare([torch.full((4,), 1e-3)], [torch.zeros(4)], FP32).problem is not None

@@ -40,9 +40,9 @@ def called(model: nn.Module, x: torch.Tensor, times: int = 3, **options: Any) ->
     return fast
 
 
-def pieces_of(fast: Any) -> list[TorchSubgraph]:
+def torch_subgraphs_of(fast: Any) -> list[TorchSubgraph]:
     (graph,) = fast._torchtrt_bridge_backend.graphs
-    return list(graph.compiled.run.pieces)
+    return list(graph.compiled.run.torch_subgraphs)
 
 
 @pytest.mark.parametrize("wanted", ["fallback", "compete", "max-autotune"])
@@ -52,19 +52,19 @@ def test_inductor_compiles_what_stays_between_engines(wanted: str) -> None:
     assert report.notes == ["torch_0 (4 of the nodes in PyTorch) is compiled by inductor"]
     assert [entry.serves for entry in report.engines] == [True, True]
     assert sorted({entry.op for entry in report.in_torch}) == ["aten.cos.default", "aten.mul.Tensor"]
-    assert [piece.is_settled for piece in pieces_of(fast)] == [True]
+    assert [part.is_settled for part in torch_subgraphs_of(fast)] == [True]
     assert "is compiled by inductor" in str(report)
 
 
-def test_constants_go_with_their_piece() -> None:
+def test_constants_go_with_their_nodes() -> None:
     fast = called(Between().eval(), torch.randn(4, 6), **LEFT)
-    (piece,) = pieces_of(fast)
-    assert [tuple(value.shape) for value in piece.pytorch.buffers()] == [(6,)]
+    (part,) = torch_subgraphs_of(fast)
+    assert [tuple(value.shape) for value in part.pytorch.buffers()] == [(6,)]
 
 
-def test_without_inductor_there_are_no_pieces() -> None:
+def test_without_inductor_nothing_is_cut_out() -> None:
     fast = called(Between().eval(), torch.randn(4, 6), **{**LEFT, "inductor": "off"})
-    assert pieces_of(fast) == []
+    assert torch_subgraphs_of(fast) == []
     assert trtb.report(fast).notes == []
 
 
@@ -75,7 +75,7 @@ def test_an_operator_without_a_converter() -> None:
 
 def test_sizes_that_are_not_static_stay_as_they_are() -> None:
     fast = called(Between().eval(), torch.randn(4, 6), **LEFT, dynamic=True)
-    assert pieces_of(fast) == []
+    assert torch_subgraphs_of(fast) == []
 
 
 class Random(nn.Module):
@@ -98,7 +98,7 @@ def test_random_numbers_are_pytorchs_own() -> None:
         result = fast(x)
         torch.manual_seed(3)
         torch.testing.assert_close(result, model(x))
-    assert pieces_of(fast) == []
+    assert torch_subgraphs_of(fast) == []
 
 
 class Viewing(nn.Module):
@@ -117,7 +117,7 @@ def test_views_stay_views() -> None:
         assert of_input.data_ptr() == x.data_ptr()
         whole.zero_()
         assert of_whole.abs().sum() == 0
-    assert len(pieces_of(fast)) == 1
+    assert len(torch_subgraphs_of(fast)) == 1
 
 
 def failing(*_: Any) -> Any:
@@ -164,8 +164,8 @@ def slow(module: Any, *_: Any) -> Any:
 def test_pytorch_stays_where_inductor_is_slower(trial: str, stays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inductor, "compiled_by_inductor", slow)
     report = trtb.CompileReport(trtb.Options(trial=trial))  # type: ignore[arg-type]
-    piece, x = TorchSubgraph("torch_0", torch.fx.symbolic_trace(lambda x: (x.cos(),)), report), torch.randn(3)
-    torch.testing.assert_close([piece(x)[0], piece(x)[0]], [x.cos()] * 2)
+    part, x = TorchSubgraph("torch_0", torch.fx.symbolic_trace(lambda x: (x.cos(),)), report), torch.randn(3)
+    torch.testing.assert_close([part(x)[0], part(x)[0]], [x.cos()] * 2)
     (note,) = report.notes
     assert ("is not: inductor takes" in note) is stays
 
@@ -183,20 +183,17 @@ def test_a_tensor_that_lies_otherwise_in_memory(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(inductor, "compiled_by_inductor", noting)
     report = trtb.CompileReport(trtb.Options(trial="off"))
-    piece, x = TorchSubgraph("torch_0", torch.fx.symbolic_trace(lambda x: (x.cos(),)), report), torch.randn(3, 4)
+    part, x = TorchSubgraph("torch_0", torch.fx.symbolic_trace(lambda x: (x.cos(),)), report), torch.randn(3, 4)
     values = [x, x.t().contiguous().t(), x]
-    torch.testing.assert_close([piece(value)[0] for value in [x, *values]], [x.cos()] * 4)
+    torch.testing.assert_close([part(value)[0] for value in [x, *values]], [x.cos()] * 4)
     assert asked == [(4, 1), (4, 1)]
 
 
 def test_values_that_are_no_check(caplog: pytest.LogCaptureFixture) -> None:
     report = trtb.CompileReport(trtb.Options())
-    piece, x = (
-        TorchSubgraph("torch_0", torch.fx.symbolic_trace(lambda x: (x.cos(),)), report),
-        torch.full((3,), float("nan")),
-    )
-    piece(x)
-    assert not piece.is_settled
+    part = TorchSubgraph("torch_0", torch.fx.symbolic_trace(lambda x: (x.cos(),)), report)
+    part(torch.full((3,), float("nan")))
+    assert not part.is_settled
 
 
 def test_a_loaded_program(tmp_path: Path) -> None:

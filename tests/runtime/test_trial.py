@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from torchtrt_bridge.runtime.tolerance import Reference
-from torchtrt_bridge.runtime.trial import BUDGET_CALLS, ENGINE, PYTORCH, Outcome, Trial
+from torchtrt_bridge.runtime.trial import BUDGET_CALLS, ENGINE, INDUCTOR, PYTORCH, Candidate, Outcome, Trial, ready
 
 Tensors = Sequence[torch.Tensor]
+Run = Callable[[Tensors], Tensors]
 
 
 class Clock:
-    """Stands in for `time` in the trial: only contenders let it advance."""
+    """Stands in for `time` in the trial: only candidates let it advance."""
 
     now = 0.0
 
@@ -48,14 +49,16 @@ class Sequenced:
         return self.runs[min(self.count, len(self.runs)) - 1](inputs)
 
 
-def trial(plain_runs: int = 4) -> Trial:
+def tried(engine: Run, *others: Candidate, plain_runs: int = 4) -> Outcome:
+    """The outcome of a trial of an engine and others."""
     inputs = [torch.randn(4, 3)]
-    return Trial(inputs, Reference(right(inputs), bound=1e-4), recorded=False, plain_runs=plain_runs)
+    candidates = [ready(ENGINE, engine, Reference(right(inputs), bound=1e-4)), *others]
+    return Trial(inputs, candidates, is_replayed=False, plain_runs=plain_runs).run()
 
 
 def test_a_right_engine() -> None:
     engine = Sequenced(right)
-    outcome = trial().run(engine, {})
+    outcome = tried(engine)
     assert (outcome.problem, outcome.error, outcome.seconds, outcome.winner) == (None, 0.0, {}, ENGINE)
     assert engine.count == 4
 
@@ -64,14 +67,14 @@ def test_a_right_engine() -> None:
 @pytest.mark.parametrize("factor", [3.0, float("nan")])
 def test_one_wrong_run_is_enough(position: int, factor: float) -> None:
     engine = Sequenced(*[right] * position, lambda inputs: [inputs[0] * factor], right)
-    outcome = trial().run(engine, {})
+    outcome = tried(engine)
     assert outcome.problem is not None
     assert engine.count == position + 1, "the first wrong run ends the trial"
 
 
 def test_rounding_that_differs_from_run_to_run_is_right() -> None:
     engine = Sequenced(right, lambda inputs: [inputs[0] * (2 + 1e-5)], right)
-    outcome = trial().run(engine, {})
+    outcome = tried(engine)
     assert outcome.problem is None
     assert outcome.error == pytest.approx(5e-6, rel=0.1)
 
@@ -81,15 +84,28 @@ def test_rounding_that_differs_from_run_to_run_is_right() -> None:
 )
 def test_the_faster_one_wins(engine_seconds: float, pytorch_seconds: float, winner: str) -> None:
     engine, pytorch = Sequenced(right, seconds=engine_seconds), Sequenced(right, seconds=pytorch_seconds)
-    outcome = trial(plain_runs=1).run(engine, {PYTORCH: pytorch})
+    outcome = tried(engine, ready(PYTORCH, pytorch), plain_runs=1)
     assert outcome.winner == winner
     assert outcome.seconds == pytest.approx({ENGINE: engine_seconds, PYTORCH: pytorch_seconds})
 
 
-def test_a_third_contender_may_win() -> None:
-    others = {PYTORCH: Sequenced(right, seconds=0.02), "inductor": Sequenced(right, seconds=0.001)}
-    outcome = trial(plain_runs=1).run(Sequenced(right, seconds=0.01), others)
-    assert outcome.winner == "inductor"
+def test_a_third_candidate_may_win() -> None:
+    others = [ready(PYTORCH, Sequenced(right, seconds=0.02)), ready(INDUCTOR, Sequenced(right, seconds=0.001))]
+    outcome = tried(Sequenced(right, seconds=0.01), *others, plain_runs=1)
+    assert outcome.winner == INDUCTOR
+
+
+def test_a_candidate_that_cannot_be_prepared_takes_no_part() -> None:
+    others = [ready(PYTORCH, Sequenced(right, seconds=0.02)), Candidate(INDUCTOR, lambda inputs: None)]
+    outcome = tried(Sequenced(right, seconds=0.01), *others, plain_runs=1)
+    assert set(outcome.seconds) == {ENGINE, PYTORCH}
+
+
+def test_nothing_is_prepared_beside_a_wrong_engine() -> None:
+    prepared: list[Tensors] = []
+    outcome = tried(lambda inputs: [inputs[0] * 3], Candidate(PYTORCH, prepared.append))
+    assert outcome.problem is not None
+    assert prepared == []
 
 
 class Disturbed(Sequenced):
@@ -104,7 +120,7 @@ class Disturbed(Sequenced):
 def test_what_disturbs_a_turn_decides_nothing(engine_seconds: float, winner: str) -> None:
     """Heavy load on the GPU meets now the one, now the other."""
     engine, pytorch = Disturbed(right, seconds=engine_seconds), Disturbed(right, seconds=1.0)
-    assert trial(plain_runs=1).run(engine, {PYTORCH: pytorch}).winner == winner
+    assert tried(engine, ready(PYTORCH, pytorch), plain_runs=1).winner == winner
 
 
 @pytest.mark.parametrize("ratio", [0.01, 0.3, 1.0, 3.0, 30.0])
@@ -112,10 +128,10 @@ def test_what_a_trial_costs(ratio: float) -> None:
     """Ten calls of PyTorch, and what was begun before these were over."""
     engine, pytorch = Sequenced(right, seconds=ratio), Sequenced(right, seconds=1.0)
     started = clock.now
-    trial(plain_runs=2).run(engine, {PYTORCH: pytorch})
+    tried(engine, ready(PYTORCH, pytorch), plain_runs=2)
     assert clock.now - started < BUDGET_CALLS + 2 + 3 * ratio
 
 
 @pytest.mark.parametrize(("pytorch", "winner"), [(1.0, ENGINE), (0.99, ENGINE), (0.98, PYTORCH)])
 def test_the_engine_wins_ties(pytorch: float, winner: str) -> None:
-    assert Outcome([], seconds={ENGINE: 1.0, PYTORCH: pytorch}).winner == winner
+    assert Outcome(ENGINE, seconds={ENGINE: 1.0, PYTORCH: pytorch}).winner == winner

@@ -38,8 +38,8 @@ def compiled(model: nn.Module, **options: Any) -> tuple[Any, Execution]:
 
 def held(run: Execution, model: nn.Module | None = None) -> int:
     """What a graph holds on its device beyond the user's model."""
-    theirs = {memory_of(value.detach()) for value in (*model.parameters(), *model.buffers())} if model else set()
-    return bytes_of(value for value in run.module.buffers() if memory_of(value) not in theirs)
+    own = {memory_of(value.detach()) for value in (*model.parameters(), *model.buffers())} if model else set()
+    return bytes_of(value for value in run.module.buffers() if memory_of(value) not in own)
 
 
 HALVED = 2 * (8 * 3 * 9 + 8 + 5 * 8 + 5)  # bytes of the folded convolution and the linear layer in fp16
@@ -72,7 +72,7 @@ def failing(engine: Any) -> None:
     def fail(inputs: Any) -> Any:
         raise RuntimeError("planted")
 
-    engine.runner = engine._serve = fail
+    engine.runner = fail
 
 
 def test_they_come_back_when_an_engine_fails(caplog: pytest.LogCaptureFixture) -> None:
@@ -111,12 +111,12 @@ def test_all_engines_of_a_graph() -> None:
 def test_an_engine_that_is_not_trusted_keeps_its_weights(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     is_right = Trial._is_right
 
-    def wrong(trial: Any, results: Any, outcome: Any) -> bool:
+    def wrong(trial: Any, results: Any) -> bool:
         is_first = results[0].dim() == 4
         if is_first == (broken == "trt_0"):
-            outcome.problem = "planted"
+            trial.outcome.problem = "planted"
             return False
-        return is_right(trial, results, outcome)
+        return is_right(trial, results)
 
     monkeypatch.setattr(Trial, "_is_right", wrong)
     model, x = trained(WithUnsupported()), image()
@@ -208,7 +208,7 @@ def test_tensors_of_one_memory_share_one_again() -> None:
     weights.release([first, second], needed=())
     assert (first, second) == ({}, {})
     assert weights.bytes_away == 4 * 6 * 4
-    with weights.at_hand():
+    with weights.loaded():
         torch.testing.assert_close([first["a"], first["t"]], [content, content.t()], rtol=0, atol=0)
         torch.testing.assert_close([second["row"], second["wide"]], [content[1], content[0, :1].expand(5)])
     assert first["t"].stride() == (1, 6)
@@ -231,7 +231,7 @@ def test_other_kinds_of_tensors_stay() -> None:
 def test_a_capture_pins_them() -> None:
     """A CUDA graph of the user's reads the weights where they were when it was captured."""
     weights, holder = SpareWeights(), {"a": torch.ones(3)}
-    with weights.at_hand(is_captured=True):
+    with weights.loaded(is_captured=True):
         pass
     weights.release([holder], needed=())
     assert list(holder) == ["a"]
@@ -240,16 +240,16 @@ def test_a_capture_pins_them() -> None:
 def test_a_capture_cannot_bring_them_back() -> None:
     weights, holder = SpareWeights(), {"a": torch.ones(3)}
     weights.release([holder], needed=())
-    with pytest.raises(EngineLoadError, match="before the capture"), weights.at_hand(is_captured=True):
+    with pytest.raises(EngineLoadError, match="before the capture"), weights.loaded(is_captured=True):
         pass
-    with weights.at_hand():
+    with weights.loaded():
         assert list(holder) == ["a"]
 
 
 def test_they_do_not_leave_while_they_are_used() -> None:
     weights, holder = SpareWeights(), {"a": torch.ones(3)}
     thread = threading.Thread(target=weights.release, args=([holder], ()))
-    with weights.at_hand():
+    with weights.loaded():
         thread.start()
         thread.join(0.2)
         assert list(holder) == ["a"]
@@ -260,6 +260,6 @@ def test_they_do_not_leave_while_they_are_used() -> None:
 def test_they_come_back_from_inference_mode_for_all() -> None:
     weights, holder = SpareWeights(), {"a": torch.ones(3)}
     weights.release([holder], needed=())
-    with torch.inference_mode(), weights.at_hand():
+    with torch.inference_mode(), weights.loaded():
         pass
     assert not holder["a"].is_inference()

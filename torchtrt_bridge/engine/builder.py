@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import os
 import threading
 import time
@@ -19,15 +20,14 @@ from torchtrt_bridge.engine.build import OnProgress, engine_from_network
 from torchtrt_bridge.engine.engine_key import engine_key
 from torchtrt_bridge.errors import BridgeError, BuildError, EngineLoadError, LoweringError
 from torchtrt_bridge.graph.shapes import Range
-from torchtrt_bridge.interop import TorchTensorRT
+from torchtrt_bridge.interop import TorchTensorRT, provider_for
 from torchtrt_bridge.lower.network import Network, network_from_graph
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.report.log import warn_once
 from torchtrt_bridge.report.model import READY, EngineEntry
 from torchtrt_bridge.report.progress import BuildProgress
-from torchtrt_bridge.runtime.engine_module import Runner
-from torchtrt_bridge.runtime.reference_runner import ReferenceRunner
-from torchtrt_bridge.runtime.tensorrt_runner import GpuRunner
+from torchtrt_bridge.runtime.runners import Built, GpuRunner, NoEngine, ReferenceRunner, Runner
+from torchtrt_bridge.trt import library as libraries
 from torchtrt_bridge.trt.inspector import product_dtypes
 from torchtrt_bridge.trt.library import TensorRTLibrary
 from torchtrt_bridge.trt.probe import supports
@@ -40,28 +40,38 @@ class RepartitionError(Exception):
     """A subgraph of which the provider wrote nodes came to nothing; these nodes it refuses from now on."""
 
 
+@dataclasses.dataclass(frozen=True)
+class BuildContext:
+    """All that the subgraphs of one graph are built with, looked up once.
+
+    ranges: of the sizes that may vary.
+    provider: writes the nodes that have no converter here.
+    """
+
+    options: Options
+    library: TensorRTLibrary
+    ranges: Mapping[Any, Range]
+    cache: EngineCache | None
+    provider: TorchTensorRT | None
+
+    @classmethod
+    def from_options(cls, options: Options, ranges: Mapping[Any, Range]) -> BuildContext:
+        """Look up what the options name. Raises EngineLoadError where there is no TensorRT."""
+        library = libraries.choose(options.engine)
+        return cls(options, library, ranges, EngineCache.from_options(options), provider_for(options))
+
+
 class Builder:
     """Takes the subgraphs of one graph, one after the other; a failure of any kind is kept to its subgraph.
 
-    provider: writes the nodes that have no converter here.
     run: load the engines, to compute with them. keep: put their bytes into `plans`, by subgraph.
     """
 
-    def __init__(
-        self,
-        library: TensorRTLibrary,
-        options: Options,
-        ranges: Mapping[Any, Range],
-        provider: TorchTensorRT | None = None,
-        *,
-        run: bool,
-        keep: bool,
-    ) -> None:
-        self.library, self.options, self.ranges, self.provider = library, options, ranges, provider
+    def __init__(self, context: BuildContext, *, run: bool, keep: bool) -> None:
+        self.context, self.options = context, context.options
         self.run, self.keep = run, keep
         self.plans: dict[str, bytes] = {}
-        self.cache = EngineCache.from_options(options)
-        self._progress = BuildProgress(options.progress)
+        self._progress = BuildProgress(self.options.progress)
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="torchtrt_bridge-build")
         self._free = threading.BoundedSemaphore(AT_ONCE)
 
@@ -72,8 +82,8 @@ class Builder:
         """What was begun goes on in its thread."""
         self._threads.shutdown(wait=False)
 
-    def begin(self, module: fx.GraphModule, entry: EngineEntry, count: int) -> Future[Runner | None]:
-        """What will run the subgraph; None if PyTorch does, for a reason that the entry has then.
+    def begin(self, module: fx.GraphModule, entry: EngineEntry, count: int) -> Future[Built]:
+        """Begin to build the engine of a subgraph, in a thread beside.
 
         count: how many subgraphs there will be.
         With ``fallback="error"`` the reason is raised, here or by the future; RepartitionError in any case.
@@ -85,20 +95,18 @@ class Builder:
             engine.prepare(module)  # reads the graph, which belongs to this thread
         except BaseException as error:
             self._end(entry)
-            done: Future[Runner | None] = Future()
-            self._note_failure(error, entry)
-            done.set_result(None)
+            done: Future[Built] = Future()
+            done.set_result(self._failed(error, entry))
             return done
         return self._threads.submit(self._carry_out, engine)
 
-    def _carry_out(self, engine: _Engine) -> Runner | None:
+    def _carry_out(self, engine: _Engine) -> Built:
         try:
             runner = engine.runner()
             engine.entry.state = READY
             return runner
         except Exception as error:
-            self._note_failure(error, engine.entry)
-            return None
+            return self._failed(error, engine.entry)
         finally:
             self._end(engine.entry)
 
@@ -106,14 +114,16 @@ class Builder:
         self._free.release()
         self._progress.end(entry.name)
 
-    def _note_failure(self, error: BaseException, entry: EngineEntry) -> None:
+    def _failed(self, error: BaseException, entry: EngineEntry) -> NoEngine:
         if self.options.fallback == "error" or not isinstance(error, Exception):
             raise error
-        if self.provider is not None and entry.by_torch_tensorrt and isinstance(error, (LoweringError, BuildError)):
-            self.provider.refuse(list(entry.by_torch_tensorrt), str(error))
+        provider = self.context.provider
+        if provider is not None and entry.by_torch_tensorrt and isinstance(error, (LoweringError, BuildError)):
+            provider.refuse(list(entry.by_torch_tensorrt), str(error))
             raise RepartitionError from error
         entry.state = str(error) if isinstance(error, BridgeError) else f"{type(error).__name__}: {error}"
         warn_once(f"{entry.name} stays in PyTorch: {error}")
+        return NoEngine(entry.state)
 
 
 class _Engine:
@@ -121,7 +131,8 @@ class _Engine:
 
     def __init__(self, builder: Builder, entry: EngineEntry, on_progress: OnProgress | None) -> None:
         self.builder, self.entry, self.on_progress = builder, entry, on_progress
-        self.library, self.options, self.cache = builder.library, builder.options, builder.cache
+        self.context, self.options, self.cache = builder.context, builder.options, builder.context.cache
+        self.library = builder.context.library
         self._key = ""
         self._plan: bytes | None = None
         self._network: Network | None = None
@@ -130,7 +141,8 @@ class _Engine:
     def prepare(self, module: fx.GraphModule) -> None:
         """Find the engine in the cache, or lower the subgraph."""
         if self.options.engine != "reference":
-            self._key = engine_key(module, self.library, self.options, self.builder.ranges, self.builder.provider)
+            context = self.context
+            self._key = engine_key(module, self.library, self.options, context.ranges, context.provider)
             self._plan = self._cached()
         if self._plan is None:
             self._lower(module)
@@ -154,8 +166,8 @@ class _Engine:
             return runner
 
     def _lower(self, module: fx.GraphModule) -> None:
-        builder = self.builder
-        network = self._network = network_from_graph(module, self.library, builder.ranges, self._can, builder.provider)
+        context = self.context
+        network = self._network = network_from_graph(module, self.library, context.ranges, self._can, context.provider)
         self.entry.layers = network.layers
         self.entry.inputs = [f"{spec.name}: {spec}" for spec in network.inputs]
         self.entry.outputs = [str(spec) for spec in network.outputs]

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._guards import tracing
 
 from torchtrt_bridge.capture import dynamo
 from torchtrt_bridge.capture.cache import load_or_capture
@@ -15,11 +14,12 @@ from torchtrt_bridge.capture.constant_guard import ConstantGuard
 from torchtrt_bridge.capture.export import CapturedGraph
 from torchtrt_bridge.entry.graph_accuracy import GraphAccuracyCheck
 from torchtrt_bridge.errors import BridgeError, CaptureError
+from torchtrt_bridge.graph.torch_internals import is_transformed, tracing_disabled
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.pipeline import EngineGraph, compile_graph
 from torchtrt_bridge.report.log import warn_once
 from torchtrt_bridge.report.model import CompileReport
-from torchtrt_bridge.runtime.call_context import is_capturing, is_transformed
+from torchtrt_bridge.runtime.call_context import is_capturing
 
 
 class CompiledGraph:
@@ -88,8 +88,7 @@ class CompiledGraph:
             self.report.error = max(comparison.error, self.report.error or 0.0)
         else:
             self.compiled = None
-            for entry in self.report.engines:
-                entry.state = "the graph that it is part of gives other results than the model"
+            compiled.run.drop_engines("the graph that it is part of gives other results than the model")
             hint = "; precision='bf16' has the range of fp32" if self.options.precision == "fp16" else ""
             self._leave_to_pytorch(f"with engines its results are not the model's own: {comparison.problem}{hint}")
         return results
@@ -131,7 +130,7 @@ class CompiledGraph:
         try:
             captured, inputs = load_or_capture(self.original, args, self.weights, self._numbers, self.options)
             self._check_aliases(captured, inputs)
-            with tracing(None):  # the passes look for the fake mode of the captured graph, not of Dynamo's trace
+            with tracing_disabled():  # the passes look for the fake mode of the captured graph, not of Dynamo's trace
                 compiled = compile_graph(captured, self.options)
         except Exception as error:  # whatever goes wrong here, the user's model runs
             if self.options.fallback == "error":

@@ -23,11 +23,11 @@ from torchtrt_bridge.entry.program import Program
 from torchtrt_bridge.errors import BridgeError, CaptureError, EngineLoadError, OptionsError
 from torchtrt_bridge.options import AT_LOAD, KeywordOptions, LoadOptions, Options
 from torchtrt_bridge.partition import extract_subgraphs
-from torchtrt_bridge.pipeline import bounded, compile_graph, compile_torch_subgraphs, engine_module, input_specs
+from torchtrt_bridge.pipeline import bounded, compile_graph, compile_torch_subgraphs, engine_module
 from torchtrt_bridge.report.log import warn_once
 from torchtrt_bridge.report.model import CompileReport, EngineEntry
 from torchtrt_bridge.runtime import Execution
-from torchtrt_bridge.runtime.pytorch_form import flatten_linear_inputs
+from torchtrt_bridge.runtime.runners import Built, NoEngine
 from torchtrt_bridge.trt import library as libraries
 
 if TYPE_CHECKING:
@@ -157,19 +157,17 @@ def _with_engines(
         raise EngineLoadError(f"The program's graph has no node {error}, which its manifest names.") from error
     ranges = bounded(captured.ranges, report.options)
     for entry in report.engines:
-        entry.error, entry.milliseconds, entry.choice = None, {}, "engine"  # another machine's trial
-        subgraph = subgraphs[entry.name]
-        flatten_linear_inputs(subgraph)
+        entry.forget_trial()  # that of another machine
         runner = _runner(entry, plans, manifest, report.options)
-        specs = input_specs(subgraph, ranges)
-        module.set_submodule(entry.name, engine_module(subgraph, specs, runner, entry, report.options))
+        module.set_submodule(entry.name, engine_module(subgraphs[entry.name], ranges, runner, entry, report.options))
     compile_torch_subgraphs(module, report)
     return module
 
 
-def _runner(entry: EngineEntry, plans: Mapping[str, bytes], manifest: archive.Manifest, options: Options) -> Any:
+def _runner(entry: EngineEntry, plans: Mapping[str, bytes], manifest: archive.Manifest, options: Options) -> Built:
+    """Load the engine of a subgraph; entry: as the manifest has it."""
     if entry.name not in plans:
-        return None
+        return None if entry.is_ready else NoEngine(entry.state)
     try:
         library = libraries.load(
             "tensorrt" if manifest.versions["tensorrt"].startswith("TensorRT ") else "tensorrt_rtx"
@@ -179,6 +177,5 @@ def _runner(entry: EngineEntry, plans: Mapping[str, bytes], manifest: archive.Ma
     except BridgeError as error:
         if options.fallback == "error":
             raise
-        entry.state = str(error)
         warn_once(f"{entry.name} runs in PyTorch: {error}")
-        return None
+        return NoEngine(str(error))

@@ -7,7 +7,6 @@ subgraphs.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,12 +16,8 @@ from torch import fx
 from torchtrt_bridge.graph.nodes import is_random
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.passes.precision import DTYPES
-from torchtrt_bridge.runtime import Execution, QuantizedEngineModule
-from torchtrt_bridge.runtime.tolerance import INTEGER_SHARE, Comparison, difference, error_bound
-
-# Rounding adds up over subgraphs, and normalization rounds otherwise (a folded batch norm): the bound of one engine,
-# times this. What is wrong is 3e-1 and up.
-SEVERAL = 5
+from torchtrt_bridge.runtime import Execution
+from torchtrt_bridge.runtime.tolerance import Comparison, compare, graph_tolerance
 
 
 class GraphAccuracyCheck:
@@ -55,25 +50,22 @@ class GraphAccuracyCheck:
         except torch.OutOfMemoryError:
             self.is_due = False
             return results, None
-        mine = [*results, *(args[index] for index in self._written)]
-        theirs = [*expected, *(before[index] for index in self._written)]
-        comparison = self._verdict(mine, theirs)
+        actual = [*results, *(args[index] for index in self._written)]
+        wanted = [*expected, *(before[index] for index in self._written)]
+        comparison = self._compare(actual, wanted)
         if comparison.problem is not None:
             for index in self._written:
                 args[index].copy_(before[index])
             results = expected
         return results, comparison
 
-    def _verdict(self, mine: Sequence[Any], theirs: Sequence[Any]) -> Comparison:
-        pairs = [(a, b) for a, b in zip(mine, theirs, strict=True) if isinstance(b, torch.Tensor)]
+    def _compare(self, actual: Sequence[Any], expected: Sequence[Any]) -> Comparison:
+        pairs = [(a, b) for a, b in zip(actual, expected, strict=True) if isinstance(b, torch.Tensor)]
         dtypes = {DTYPES.get(self.options.precision, torch.float32), *(value.dtype for _, value in pairs)}
-        is_narrow = bool(dtypes & {torch.float16, torch.bfloat16})
         on_gpu = any(value.is_cuda for _, value in pairs)  # where PyTorch may use TF32
-        bound = SEVERAL * error_bound(dtypes, tf32=on_gpu or self.options.tf32)
-        if any(isinstance(engine, QuantizedEngineModule) for engine in self.run.engines):
-            bound = math.inf  # two roundings to 8 bits lie as far apart as each from floats: engines are held to those
-        share = 1.0 if is_narrow or math.isinf(bound) else INTEGER_SHARE  # near ties, an argmax may be another
-        return difference([a for a, _ in pairs], [b for _, b in pairs], bound, share)
+        is_quantized = any(engine.is_quantized for engine in self.run.engines)
+        bound, share = graph_tolerance(dtypes, on_gpu or self.options.tf32, is_quantized)
+        return compare([a for a, _ in pairs], [b for _, b in pairs], bound, share)
 
 
 def _nodes(module: fx.GraphModule) -> Iterator[fx.Node]:

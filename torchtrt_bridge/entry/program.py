@@ -11,10 +11,10 @@ from torch.utils import _pytree as pytree
 from torchtrt_bridge.capture.export import CapturedGraph
 from torchtrt_bridge.entry.archive import Manifest
 from torchtrt_bridge.entry.call_signature import Signature
+from torchtrt_bridge.graph.torch_internals import is_transformed
 from torchtrt_bridge.report.log import warn_once
 from torchtrt_bridge.report.model import CompileReport
 from torchtrt_bridge.runtime import Execution
-from torchtrt_bridge.runtime.call_context import is_transformed
 
 
 class Program:

@@ -45,7 +45,7 @@ def tracing_disabled() -> contextlib.AbstractContextManager[Any]:
 # CUDA --------------------------------------------------------------------------------------------------------------
 
 
-def current_raw_stream(device_index: int | None) -> int:
+def current_raw_stream(device_index: int) -> int:
     """Return the handle of the current CUDA stream; as an object it takes 7 us."""
     return int(torch._C._cuda_getCurrentRawStream(device_index))
 
@@ -55,7 +55,7 @@ def clear_cublas_workspaces() -> None:
     torch._C._cuda_clearCublasWorkspaces()
 
 
-def copy_all(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:
+def copy_all(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
     """Copy `sources` into `targets`, in one launch where the dtypes allow it."""
     torch._foreach_copy_(targets, sources)
 

@@ -25,7 +25,7 @@ from torchtrt_bridge.passes.batch_norm import fold_batch_norm
 from torchtrt_bridge.passes.cleanup import drop_metadata_checks
 from torchtrt_bridge.passes.constant_folding import fold_constants
 from torchtrt_bridge.quantize.calls import ForwardCall, ForwardSignature
-from torchtrt_bridge.runtime.tolerance import difference, error_bound
+from torchtrt_bridge.runtime.tolerance import compare, error_bound
 
 aten = torch.ops.aten
 ATTENTION = aten.scaled_dot_product_attention.default
@@ -169,7 +169,7 @@ def _problem_of(model: nn.Module, call: ForwardCall, outputs: Iterable[Any]) -> 
     wanted = [value for _, value in pairs]
     dtypes = {value.dtype for value in (*wanted, *model.parameters())}
     on_gpu = any(value.is_cuda for value in wanted)
-    return difference([value for value, _ in pairs], wanted, error_bound(dtypes, tf32=on_gpu)).problem
+    return compare([value for value, _ in pairs], wanted, error_bound(dtypes, tf32=on_gpu)).problem
 
 
 def _captured(

@@ -18,20 +18,19 @@ READY = "ready"
 
 @dataclasses.dataclass
 class EngineEntry:
-    """One subgraph in TensorRT.
+    """One subgraph in TensorRT, as a report shows it; nothing that computes reads it.
 
     nodes: how many ATen operators it computes, by operator.
     engine: what built it, as "TensorRT-RTX 1.7.1.116"; "not built" in the report of `explain`.
     state: ``"ready"``, ``"building"``, or why PyTorch runs this subgraph after all.
     error: relative L2 distance to PyTorch on the first real inputs; None before that. Of a quantized subgraph, the
         distance to PyTorch without rounding activations to 8 bits.
-    milliseconds: time per call of the engine, of PyTorch and of who else took part in the trial.
-    choice: who serves since the trial: ``"engine"``, ``"PyTorch"`` or ``"inductor"``.
+    milliseconds: time per call of the engine, of PyTorch and of what else took part in the trial.
+    choice: the winner of the trial: ``"engine"``, ``"PyTorch"`` or ``"inductor"``.
     by_torch_tensorrt: the nodes that converters of torch_tensorrt wrote, each with its operator.
-    products: of a quantized subgraph, in which dtypes the engine computes convolutions and matrix products, and how
-        many; empty where the engine does not tell.
-    unquantized: why the trial preferred this engine to one of the same subgraph in 8 bits; empty if there was none, or
-        it was as good.
+    products: of a quantized subgraph, how many convolutions and matrix products the engine computes in each dtype;
+        empty where the engine does not say.
+    unquantized: why this engine replaces one of the same subgraph in 8 bits; empty if it does not.
     """
 
     name: str
@@ -59,11 +58,15 @@ class EngineEntry:
 
     @property
     def serves(self) -> bool:
-        """Whether the engine is what runs."""
+        """Whether it is the engine that runs."""
         return self.is_ready and self.choice == "engine"
 
-    def become(self, other: EngineEntry) -> None:
-        """Tell of another engine from now on, under the same name."""
+    def forget_trial(self) -> None:
+        """Leave out what a trial found, as on another machine."""
+        self.error, self.milliseconds, self.choice = None, {}, "engine"
+
+    def copy_from(self, other: EngineEntry) -> None:
+        """Describe another engine from now on, under the same name."""
         for field in dataclasses.fields(self):
             if field.name != "name":
                 setattr(self, field.name, getattr(other, field.name))
@@ -85,10 +88,10 @@ class TorchEntry:
 
 @dataclasses.dataclass
 class CompileReport:
-    """What became of a model: `print` it, take it as data with `to_dict`, or `save` it as HTML.
+    """The outcome of a compilation: `print` it, take it as data with `to_dict`, or `save` it as HTML.
 
     graphs: how many graphs PyTorch captured; more than one means graph breaks or several input shapes.
-    notes: what happened to whole graphs, as "gradients are needed: PyTorch runs it".
+    notes: remarks on whole graphs, as "gradients are needed: PyTorch runs it".
     in_float: the layers that TensorRT runs in floating point although the model has them quantized.
     error: relative L2 distance of the first results to those of the model itself; None where it was not measured.
     """
@@ -143,7 +146,7 @@ class CompileReport:
 
 
 def merged(reports: Iterable[CompileReport]) -> CompileReport:
-    """One report of several graphs."""
+    """Return one report of several graphs."""
     reports = list(reports)
     options = reports[0].options if reports else Options()
     errors = [report.error for report in reports if report.error is not None]
@@ -158,13 +161,19 @@ def merged(reports: Iterable[CompileReport]) -> CompileReport:
 
 
 def engine_entry(name: str, module: fx.GraphModule) -> EngineEntry:
-    """The entry of a subgraph that is to be built."""
-    calls = [n for n in module.graph.nodes if n.op == "call_function" and n.target.__name__ != "getitem"]
-    nodes = collections.Counter(op_name(node) for node in calls)
-    dtypes = collections.Counter(
-        str(v.dtype).removeprefix("torch.") for n in calls for v in _tensors(n.meta.get("val"))
-    )
+    """Return the entry of a subgraph that is to be built."""
+    nodes = collections.Counter(map(op_name, _calls(module)))
+    dtypes = collections.Counter(str(dtype).removeprefix("torch.") for dtype in dtypes_of(module))
     return EngineEntry(name, dict(nodes.most_common()), [], [], dict(dtypes.most_common()))
+
+
+def dtypes_of(module: fx.GraphModule) -> list[Any]:
+    """Return the dtypes of the results of all operators, one for each tensor."""
+    return [value.dtype for node in _calls(module) for value in _tensors(node.meta.get("val"))]
+
+
+def _calls(module: fx.GraphModule) -> list[fx.Node]:
+    return [n for n in module.graph.nodes if n.op == "call_function" and n.target.__name__ != "getitem"]
 
 
 def torch_entry(node: fx.Node, reason: str) -> TorchEntry:

@@ -2,7 +2,6 @@
 
 from torchtrt_bridge.runtime.engine_module import EngineModule
 from torchtrt_bridge.runtime.execution import Execution
-from torchtrt_bridge.runtime.quantized import QuantizedEngineModule
 from torchtrt_bridge.runtime.torch_subgraph import TorchSubgraph
 
-__all__ = ["EngineModule", "Execution", "QuantizedEngineModule", "TorchSubgraph"]
+__all__ = ["EngineModule", "Execution", "TorchSubgraph"]

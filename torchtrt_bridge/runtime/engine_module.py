@@ -1,268 +1,309 @@
-"""The engine as a module: it runs what its engine serves, and PyTorch whatever it does not."""
+"""The engine as a module: it computes the calls that its engine is for, and PyTorch computes the others."""
 
 from __future__ import annotations
 
 import contextlib
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from torchtrt_bridge.errors import BridgeError, EngineLoadError, ShapeRangeError
-from torchtrt_bridge.graph.fork_safety import renewed_in_children
 from torchtrt_bridge.graph.shapes import TensorSpec
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.report.log import warn_once
 from torchtrt_bridge.report.model import EngineEntry
 from torchtrt_bridge.runtime.call_context import is_capturing
 from torchtrt_bridge.runtime.inductor import Inductor
-from torchtrt_bridge.runtime.out_of_memory import MOST_SHORTAGES, is_shortage
-from torchtrt_bridge.runtime.tolerance import Reference, error_bound, holds_nan
-from torchtrt_bridge.runtime.trial import ENGINE, INDUCTOR, PLAIN_RUNS, PYTORCH, Outcome, Run, Trial
+from torchtrt_bridge.runtime.runners import Built, NoEngine, Runner, is_out_of_memory
+from torchtrt_bridge.runtime.tolerance import Reference, error_bound, quantized_reference
+from torchtrt_bridge.runtime.trial import (
+    ENGINE,
+    INDUCTOR,
+    PLAIN_RUNS,
+    PYTORCH,
+    UNQUANTIZED,
+    Candidate,
+    Outcome,
+    Run,
+    Trial,
+    TriedModule,
+    ready,
+)
 from torchtrt_bridge.runtime.weights import SpareWeights
 
+# An engine that runs out of memory this often is dropped, which gives its own memory back. Before that a later call may
+# have more room: other tensors are gone, or its sizes are smaller.
+MOST_SHORTAGES = 3
 
-class Runner(Protocol):
-    """Something that computes an engine: TensorRT on a GPU, or the reference interpreter."""
+# Combinations of input shapes that are known to be in range; beyond so many, all are forgotten and checked anew.
+MOST_ACCEPTED = 64
 
-    device: torch.device
-
-    def __call__(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]: ...
+Pass = Callable[[fx.GraphModule], fx.GraphModule]
 
 
-class Changes:
-    """A count that engines of one graph share with who must know of it."""
+class EngineInputs:
+    """The inputs that an engine is for: those of its dtypes, within its ranges, on its device.
+
+    accepted: the keys of inputs that were checked.
+    """
+
+    def __init__(self, specs: Sequence[TensorSpec]) -> None:
+        self.specs = tuple(specs)
+        self.accepted: set[Any] = set()
+
+    @property
+    def is_static(self) -> bool:
+        """Whether there is one size for each dimension."""
+        return all(low == high for spec in self.specs for low, high in spec.ranges)
+
+    def check(self, key: Any, inputs: Sequence[torch.Tensor], device: torch.device) -> str | None:
+        """Return why these inputs are not for the engine; None if they are, after which `key` is accepted."""
+        for value, spec in zip(inputs, self.specs, strict=True):
+            if not spec.accepts(value):
+                return f"input {spec.name} is {_kind(value)}, the engine serves {spec}"
+            if value.device != device:
+                return f"input {spec.name} is on {value.device}, the engine runs on {device}"
+        if len(self.accepted) >= MOST_ACCEPTED:
+            self.accepted.clear()
+        self.accepted.add(key)
+        return None
+
+
+class Generation:
+    """Counts how often an engine of a graph was dropped; CUDA graphs of an older generation are invalid."""
 
     count = 0
 
 
-class EngineModule(nn.Module):
-    """One subgraph: `runner` computes it once the trial on the first real inputs has found it right and fast.
+class EngineModule(TriedModule):
+    """One subgraph: its engine computes it once the trial on the first real inputs has found it right and fast.
 
-    pytorch: the same subgraph in PyTorch; it serves inputs outside the engine's ranges, and everything once
-        the engine has failed, differed, or lost.
-    runner: one that is still being built is waited for in the first call, or with ``build="background"`` until it is
-        there; None leaves all to PyTorch.
-    entry: its line in the report, kept up to date.
-    weights: with ``release_weights=True``, what brings back those of `pytorch`.
-    rivals: others that may take its place in the trial; in a list, as they are no parts of the graph.
-    changes: how often an engine of the graph was let go, so that recordings of it are no longer good; shared by all.
+    pytorch: also computes calls outside the engine's ranges, and all of them once the engine has failed or lost.
+    build: the engine, or the future of one that is being built.
+    dtypes: those that the engine computes in, which say how far from PyTorch rounding explains its results.
+    entry: its line in the report, which is written from the state and never read.
+    is_quantized: whether the model has this subgraph in 8 bits, whatever computes it.
+    in_floats: of a quantized subgraph, the pass that leaves out rounding to 8 bits; engine and PyTorch are both
+        compared with the result.
+    alternative: of a quantized subgraph, the one without quantization, with a trial of its own. It takes over where
+        the quantized engine is missing, wrong, or slower.
+    weights: with ``release_weights=True``, those of `pytorch`, which may be in host memory.
+    generation: shared by the engines of a graph.
     """
 
     def __init__(
         self,
         pytorch: fx.GraphModule,
         specs: Sequence[TensorSpec],
-        runner: Future[Runner | None] | Runner | None,
+        build: Future[Built] | Built,
+        dtypes: Iterable[torch.dtype],
         entry: EngineEntry,
         options: Options,
+        in_floats: Pass | None = None,
+        alternative: EngineModule | None = None,
     ) -> None:
-        super().__init__()
-        self.pytorch = pytorch
-        self.specs = tuple(specs)
+        super().__init__(entry.name, pytorch, options, ENGINE)
+        self.inputs = EngineInputs(specs)
+        self.dtypes = tuple(dtypes)
         self.entry = entry
-        self.options = options
+        self.is_quantized = in_floats is not None
+        self.in_floats = in_floats
+        self.alternatives = [] if alternative is None else [alternative]  # in a list, as it is no part of the graph
         self.runner: Runner | None = None
-        self._serve: Run | None = None
-        self._pending: Future[Runner | None] | None = None
+        self.failure: str | None = None
         self.weights: SpareWeights | None = None
-        self.changes = Changes()
-        self.rivals: list[EngineModule] = []
+        self.generation = Generation()
         self._inductor = self._new_inductor()
-        self._accepted: set[Any] = set()
-        self._told_unserved = False
+        self._has_warned_of_range = False
         self._shortages = 0
-        self._lock = threading.RLock()
-        renewed_in_children(self)
-        if isinstance(runner, Future):
+        self._build: Future[Built] | None = None
+        if isinstance(build, Future):
             self.device = _computing_device(options)
-            self._pending = runner
+            self._build = build
+            self.state = "building"
         else:
-            self.device = torch.device("cpu") if runner is None else runner.device
-            self._take(runner)
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether it is decided what serves this subgraph."""
-        return self._serve is not None
+            self.device = torch.device("cpu") if build is None or isinstance(build, NoEngine) else build.device
+            self._load(build)
 
     @property
     def has_won(self) -> bool:
-        """Whether it is the engine that serves."""
-        return self.runner is not None and self._serve is self.runner
+        """Whether it is the engine that computes calls."""
+        return self.state == "serving" and self.runner is not None
 
     def forward(self, *inputs: torch.Tensor) -> Sequence[torch.Tensor]:
-        if self._pending is not None:
+        state = self.state  # read before `runner`, and written after it
+        if state == "building":
             return self._while_building(inputs)
         runner = self.runner
         if runner is None:
-            assert self._serve is not None
-            return self._serve(inputs)
+            return self._without_engine(inputs)
         key = tuple((value.shape, value.dtype, value.device) for value in inputs)
-        if key not in self._accepted:
-            problem = self._problem(inputs, runner)
+        if key not in self.inputs.accepted:
+            problem = self.inputs.check(key, inputs, runner.device)
             if problem is not None:
-                return self._unserved(problem, inputs)
-            self._accepted.add(key)
-        if self._serve is None:
-            return self._first_call(runner, inputs)
+                return self._out_of_range(problem, inputs)
+        if state == "untried":
+            return self._first_call(inputs)
         try:
-            return self._serve(inputs)
+            return runner(inputs)
         except (BridgeError, RuntimeError, MemoryError) as error:
-            failure = self._noted(error)
+            failure = self._failure_of(error)
         return self._after(failure, inputs)  # not above, where the error still holds what the engine had allocated
 
     def in_pytorch(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """The subgraph computed by PyTorch, whoever serves it."""
-        with self._weights_at_hand(inputs):
-            return self._in_pytorch(inputs)
+        """Compute the subgraph in PyTorch, whatever else computes it."""
+        with self._weights_loaded(inputs):
+            return super().in_pytorch(inputs)
 
-    def after_fork(self) -> None:
-        """In a forked process: no thread builds there."""
-        self._lock = threading.RLock()
-        if self._pending is not None:
-            self._pending = None
-            self.entry.state = "it was being built when this process was forked, which threads do not survive"
-            self._serve = self._orphaned
+    def drop(self, why: str) -> bool:
+        """Drop the engine for good. Return whether an alternative takes over; if untried, the next call tries it.
 
-    def _orphaned(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        warn_once(f"{self.entry.name} runs in PyTorch in this process: {self.entry.state}.")
-        self._serve = self._without_engine
-        return self._serve(inputs)
+        CUDA graphs that hold the engine are invalid from now on.
+        """
+        self.generation.count += 1
+        if self.alternatives:
+            self._become(self.alternatives.pop(), why)
+            return True
+        self.failure = self.entry.state = why
+        self.state = "failed"
+        self.runner = None
+        return False
+
+    def _become(self, other: EngineModule, why: str) -> None:
+        """Be the unquantized alternative from now on."""
+        other.wait()
+        self.pytorch, self.inputs, self.dtypes = other.pytorch, other.inputs, other.dtypes
+        self.in_floats, self._inductor = None, other._inductor
+        self.entry.copy_from(other.entry)
+        self.entry.unquantized = why
+        warn_once(f"{self.name} is computed without quantization: {why}.")
+        self.failure, self.choice, self.runner = other.failure, other.choice, other.runner
+        self.state = other.state
+
+    # Building ------------------------------------------------------------------------------------------------------
 
     def wait(self) -> None:
         """Wait for the engine. Raises, with ``fallback="error"``, why there is none."""
         with self._lock:
-            if self._pending is not None:
-                self._take(self._pending.result())
-                self._pending = None
-
-    def _take(self, runner: Runner | None) -> None:
-        self.runner = runner
-        if runner is None:
-            self._serve = self._without_engine
-        elif self.options.trial == "off":
-            self._serve = runner
+            if self._build is not None:
+                self._load(self._build.result())
+                self._build = None
 
     def is_built(self) -> bool:
-        """Whether nobody is building its engine any more."""
-        return self._pending is None or self._pending.done()
+        """Return whether nobody is building an engine of this subgraph any more."""
+        is_done = self._build is None or self._build.done()
+        return is_done and all(other.is_built() for other in self.alternatives)
+
+    def _load(self, built: Built) -> None:
+        if isinstance(built, NoEngine):
+            self.drop(built.reason)
+        else:
+            self.runner = built
+            self.state = "serving" if built is None or self.options.trial == "off" else "untried"
 
     def _while_building(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         if is_capturing(inputs) or (not self.is_built() and self.options.build == "background"):
-            return self.in_pytorch(inputs)  # no engine is loaded while the caller records a CUDA graph
+            return self.in_pytorch(inputs)  # no engine is loaded while the caller captures a CUDA graph
         if not self.is_built() and self.options.trial != "off":
             self._in_pytorch(inputs)  # the trial will: so what PyTorch loads for its first call is loaded meanwhile
         self.wait()
         return self.forward(*inputs)
 
-    def _in_pytorch(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """The same for calls that come before the weights may be released."""
-        results: Sequence[torch.Tensor] = self.pytorch(*inputs)
-        return results
-
-    def _problem(self, inputs: Sequence[torch.Tensor], runner: Runner) -> str | None:
-        """Why the engine does not serve these inputs; None if it does."""
-        for value, spec in zip(inputs, self.specs, strict=True):
-            if not spec.accepts(value):
-                return f"input {spec.name} is {_kind(value)}, the engine serves {spec}"
-            if value.device != runner.device:
-                return f"input {spec.name} is on {value.device}, the engine runs on {runner.device}"
-        return None
-
-    def _unserved(self, problem: str, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    def _out_of_range(self, problem: str, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         widen = "Widen the range (dynamic_shapes, torch._dynamo.mark_dynamic, max_dynamic_size)"
         if self.options.fallback == "error":
             raise ShapeRangeError(
-                f"{self.entry.name}: {problem}. {widen}, or let PyTorch serve such calls with fallback='pytorch'."
+                f"{self.name}: {problem}. {widen}, or let PyTorch serve such calls with fallback='pytorch'."
             )
-        if not self._told_unserved:
-            self._told_unserved = True
-            warn_once(f"{self.entry.name}: {problem}; PyTorch runs such calls. {widen} to have them in TensorRT.")
+        if not self._has_warned_of_range:
+            self._has_warned_of_range = True
+            warn_once(f"{self.name}: {problem}; PyTorch runs such calls. {widen} to have them in TensorRT.")
         return self.in_pytorch(inputs)
 
-    def _first_call(self, runner: Runner, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """Try the engine on these inputs, beside PyTorch; the results are right in any case."""
-        with self._lock:
-            if self._serve is not None or self.runner is None:
-                return self.forward(*inputs)
-            expected = self.in_pytorch(inputs)
-            if is_capturing(inputs):
-                return expected  # nothing can be looked at while the caller records a CUDA graph
-            if holds_nan((*inputs, *expected)):
-                warn_once(f"{self.entry.name}: its inputs or results hold NaN; PyTorch runs it until they do not.")
-                return expected
-            try:
-                runs = PLAIN_RUNS if runner.device.type == "cuda" else 1
-                trial = Trial(inputs, self._reference(inputs, expected), self._is_recorded, runs)
-                outcome = trial.run(runner, self._others(inputs))
-            except (BridgeError, RuntimeError, MemoryError) as error:
-                failure = self._noted(error)
-                return self._after(failure, inputs, expected)
-            self.entry.error = outcome.error
-            if outcome.problem is not None:
-                return self._give_up(outcome.problem, inputs, expected)
-            self._settle(outcome)
-            return outcome.results
+    # The trial -----------------------------------------------------------------------------------------------------
 
-    def _others(self, inputs: Sequence[torch.Tensor]) -> dict[str, Run]:
-        """What the engine is timed against."""
+    def _try(self, inputs: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        runner = self.runner
+        assert runner is not None
+        runs = PLAIN_RUNS if runner.device.type == "cuda" else 1
+        try:
+            outcome = Trial(inputs, self._candidates(runner, inputs, expected), self._is_replayed, runs).run()
+        except (BridgeError, RuntimeError, MemoryError) as error:
+            failure = self._failure_of(error)
+            return self._after(failure, inputs, expected)
+        self.entry.error = outcome.error
+        if outcome.problem is not None:
+            return self._after(outcome.problem, inputs, expected)
+        self._settle(outcome)
+        return outcome.results
+
+    def _candidates(
+        self, runner: Runner, inputs: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]
+    ) -> list[Candidate]:
+        """Return the engine, and what it is timed against."""
+        candidates = [ready(ENGINE, runner, self._reference(inputs, expected))]
         if self.options.trial == "check" or self.options.engine == "reference":
-            return {}
-        others: dict[str, Run] = {PYTORCH: self._in_pytorch}
-        if self.options.inductor_competes and self._is_static and self._inductor.prepare(inputs):
-            others[INDUCTOR] = self._inductor
-        return others
+            return candidates
+        candidates.append(ready(PYTORCH, self._in_pytorch))
+        if self.options.inductor_competes and self.inputs.is_static:
+            candidates.append(Candidate(INDUCTOR, self._inductor.run_for))
+        return candidates + [Candidate(UNQUANTIZED, other.run_for) for other in self.alternatives]
+
+    def run_for(self, inputs: Sequence[torch.Tensor]) -> Run | None:
+        """Have a trial of its own on these inputs; return what won it, None where the engine is not right."""
+        try:
+            self(*inputs)
+        except (BridgeError, RuntimeError, MemoryError):  # with fallback="error"
+            return None
+        return None if self.state != "serving" else self.runner or self._without_engine
+
+    def _reference(self, inputs: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> Reference:
+        """Return what the engine's results for `inputs` are compared with; expected: PyTorch's."""
+        usual = Reference(expected, error_bound(self.dtypes, self.options.tf32))
+        if self.in_floats is None:
+            return usual
+        return quantized_reference(usual, self.in_floats(self.pytorch)(*inputs), expected)
 
     def _settle(self, outcome: Outcome) -> None:
-        """Let the winner serve from now on."""
-        self.entry.milliseconds = {name: seconds * 1e3 for name, seconds in outcome.seconds.items()}
-        self.entry.choice = outcome.winner
-        self._let_serve(outcome.winner)
-
-    def _let_serve(self, name: str) -> None:
-        serving: dict[str, Run | None] = {
-            ENGINE: self.runner, PYTORCH: self._in_pytorch, INDUCTOR: self._inductor
-        }  # fmt: skip
-        self._serve = serving[name]
-        if name != ENGINE:
+        """Let the winner compute all calls from now on."""
+        times = self.entry.milliseconds = outcome.milliseconds
+        if outcome.winner == UNQUANTIZED:
+            self.drop(f"in 8 bits it takes {times[ENGINE]:.3g} ms, without quantization {times[UNQUANTIZED]:.3g} ms")
+            return
+        self.alternatives.clear()
+        self.choice = self.entry.choice = outcome.winner
+        if outcome.winner != ENGINE:
             self.runner = None
-        if name != INDUCTOR:
-            self._inductor = self._new_inductor()  # lets go of what was compiled
+        if outcome.winner != INDUCTOR:
+            self._inductor = self._new_inductor()  # frees what was compiled
+        self.state = "serving"
+
+    @property
+    def _is_replayed(self) -> bool:
+        """Whether calls of this subgraph will be replayed from CUDA graphs."""
+        return self.options.cuda_graphs == "auto" and self.device.type == "cuda" and self.inputs.is_static
 
     def _new_inductor(self) -> Inductor:
         options = self.options
-        return Inductor(self.entry.name, self.pytorch, options.tunes_inductor, is_checked=options.trial != "off")
+        return Inductor(self.name, self.pytorch, options.tunes_inductor, is_checked=options.trial != "off")
 
-    @property
-    def _is_recorded(self) -> bool:
-        """Whether calls of this subgraph will be replayed from CUDA graphs."""
-        return self.options.cuda_graphs == "auto" and self.device.type == "cuda" and self._is_static
+    # Without the engine --------------------------------------------------------------------------------------------
 
-    @property
-    def _is_static(self) -> bool:
-        return all(low == high for spec in self.specs for low, high in spec.ranges)
+    def _failure_of(self, error: Exception) -> str | None:
+        """Return why the engine is not to be used again; None if a later call may have more memory.
 
-    def _reference(self, inputs: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> Reference:
-        """What the engine's results for `inputs` are held against; expected: PyTorch's."""
-        at_work = [getattr(torch, name) for name in self.entry.dtypes]
-        return Reference(expected, error_bound(at_work, self.options.tf32))
-
-    def _noted(self, error: Exception) -> str | None:
-        """Why the engine is not to be used again; None if a later call may have more memory.
-
-        A shortage of memory is raised with ``fallback="error"``.
+        A lack of memory is raised with ``fallback="error"``.
         """
-        if not is_shortage(error):
+        if not is_out_of_memory(error):
             return f"it failed at run time: {error}"
         self._shortages += 1
         if self.options.fallback == "error":
             raise error
         if self._shortages == 1:
-            warn_once(f"{self.entry.name}: too little memory ({error}); PyTorch runs this call, later ones try again.")
+            warn_once(f"{self.name}: too little memory ({error}); PyTorch runs this call, later ones try again.")
         if self._shortages < MOST_SHORTAGES:
             return None
         return f"{self._shortages} calls had too little memory: {error}"
@@ -270,39 +311,40 @@ class EngineModule(nn.Module):
     def _after(
         self, failure: str | None, inputs: Sequence[torch.Tensor], expected: Sequence[torch.Tensor] | None = None
     ) -> Sequence[torch.Tensor]:
-        """The results of a call that the engine did not compute."""
-        if failure is not None:
-            return self._give_up(failure, inputs, expected)
-        return self.in_pytorch(inputs) if expected is None else expected
-
-    def _give_up(
-        self, why: str, inputs: Sequence[torch.Tensor], expected: Sequence[torch.Tensor] | None = None
-    ) -> Sequence[torch.Tensor]:
-        self.runner = None
-        self._serve = self._without_engine
-        self.changes.count += 1
-        self.entry.state = why
-        warn_once(f"{self.entry.name}: {why}; PyTorch runs this subgraph from now on.")
+        """Return the results of a call that the engine did not compute; failure: why it is dropped, if it is."""
+        if failure is None:
+            return self.in_pytorch(inputs) if expected is None else expected
+        if self.drop(failure):
+            return self.forward(*inputs)
+        warn_once(f"{self.name}: {failure}; PyTorch runs this subgraph from now on.")
         return self._without_engine(inputs) if expected is None or self.options.fallback == "error" else expected
 
     def _without_engine(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        if self.options.fallback == "error" and not self.entry.is_ready:
+        if self.choice == PYTORCH:
+            return self._in_pytorch(inputs)
+        if self.choice == INDUCTOR:
+            return self._inductor(inputs)
+        if self.options.fallback == "error" and self.failure is not None:
             raise EngineLoadError(
-                f"{self.entry.name} is not trusted: {self.entry.state}. fallback='pytorch' lets PyTorch run it; "
+                f"{self.name} is not trusted: {self.failure}. fallback='pytorch' lets PyTorch run it; "
                 "torch_ops=(...) keeps chosen operators in PyTorch."
             )
-        if self.options.inductor == "off" or not self._is_static:
+        if self.options.inductor == "off" or not self.inputs.is_static:
             return self.in_pytorch(inputs)
-        with self._weights_at_hand(inputs):
+        with self._weights_loaded(inputs):
             return self._inductor(inputs)
 
-    def _weights_at_hand(self, inputs: Sequence[torch.Tensor]) -> contextlib.AbstractContextManager[None]:
+    def _in_pytorch(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Compute the subgraph in PyTorch where its weights are on the device for certain."""
+        return super().in_pytorch(inputs)
+
+    def _weights_loaded(self, inputs: Sequence[torch.Tensor]) -> contextlib.AbstractContextManager[None]:
         weights = self.weights
-        return contextlib.nullcontext() if weights is None else weights.at_hand(is_capturing(inputs))
+        return contextlib.nullcontext() if weights is None else weights.loaded(is_capturing(inputs))
 
 
 def _computing_device(options: Options) -> torch.device:
-    """Where an engine that is built here will run."""
+    """Return where an engine that is built here will run."""
     on_gpu = options.engine != "reference" and torch.cuda.is_available()
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
 

@@ -1,4 +1,4 @@
-"""PyTorch's own compiler, for what stays in PyTorch and as a contender in trials."""
+"""Fast forms of a subgraph in PyTorch: linear layers in two dimensions, and all of it compiled by inductor."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._guards import tracing
 
 from torchtrt_bridge.graph.edit import copy_graph
-from torchtrt_bridge.graph.fork_safety import renewed_in_children
+from torchtrt_bridge.graph.torch_internals import compile_with_inductor
 from torchtrt_bridge.report.log import warn_once
 from torchtrt_bridge.runtime.call_context import is_capturing
-from torchtrt_bridge.runtime.tolerance import difference, error_bound
+from torchtrt_bridge.runtime.tolerance import compare, error_bound
 
 aten = torch.ops.aten
 
@@ -23,8 +22,8 @@ class Inductor:
     """A module as inductor compiles it at its first call, for inputs laid out as those; PyTorch runs it for others.
 
     tuned: by PyTorch's mode "max-autotune", which tries many kernels for each product.
-    is_checked: whether its first results are held against those of `module` when it is prepared, which loads its
-        kernels too; not where who calls it does so.
+    is_checked: whether its first results are compared with those of `module` when it is prepared, which loads its
+        kernels too; False where the caller compares them.
     failure: why it is not used, after which PyTorch runs the module always.
     """
 
@@ -37,10 +36,6 @@ class Inductor:
         self._compiled: Callable[..., Any] | None = None
         self._layouts: list[Any] = []
         self._lock = threading.RLock()
-        renewed_in_children(self)
-
-    def after_fork(self) -> None:
-        self._lock = threading.RLock()
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         run = self._compiled if self.prepare(inputs) else self.module
@@ -48,8 +43,12 @@ class Inductor:
         results: Sequence[torch.Tensor] = run(*inputs)
         return results
 
+    def run_for(self, inputs: Sequence[torch.Tensor]) -> Inductor | None:
+        """Return this, compiled for such inputs; None where it is not."""
+        return self if self.prepare(inputs) else None
+
     def prepare(self, inputs: Sequence[torch.Tensor]) -> bool:
-        """Whether such inputs are compiled for, once the first of them were."""
+        """Compile at the first call. Return whether there is code for inputs laid out as these."""
         if self._compiled is None and self.failure is None and not is_capturing(inputs):
             with self._lock:
                 if self._compiled is None and self.failure is None:
@@ -60,7 +59,7 @@ class Inductor:
         self._layouts = _layouts(inputs)
         try:
             compiled = compiled_by_inductor(self.module, inputs, self.tuned)
-            self.failure = self._difference(compiled, inputs) if self.is_checked else None
+            self.failure = self._problem(compiled, inputs) if self.is_checked else None
         except Exception as error:  # whatever goes wrong there, PyTorch runs what it was to compile
             self.failure = f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
         if self.failure is None:
@@ -68,36 +67,28 @@ class Inductor:
         else:
             warn_once(f"{self.name} is not compiled by inductor, which failed: {self.failure}")
 
-    def _difference(self, compiled: Callable[..., Any], inputs: Sequence[torch.Tensor]) -> str | None:
-        """How results differ from PyTorch's beyond rounding; None if they do not."""
+    def _problem(self, compiled: Callable[..., Any], inputs: Sequence[torch.Tensor]) -> str | None:
+        """Return why the results are not PyTorch's, beyond rounding; None if they are."""
         values = [node.meta.get("val") for node in self.module.graph.nodes]
         dtypes = {value.dtype for value in values if isinstance(value, torch.Tensor)}
         on_gpu = any(value.is_cuda for value in inputs)  # where PyTorch may use TF32
-        return difference(compiled(*inputs), self.module(*inputs), error_bound(dtypes, tf32=on_gpu)).problem
+        return compare(compiled(*inputs), self.module(*inputs), error_bound(dtypes, tf32=on_gpu)).problem
 
 
 def _layouts(inputs: Sequence[torch.Tensor]) -> list[Any]:
-    """What inductor's code takes for granted of its inputs."""
+    """Return the properties of inputs that inductor's code takes for granted."""
     return [(value.shape, value.stride(), value.dtype, value.device) for value in inputs]
 
 
 def compiled_by_inductor(
     module: fx.GraphModule, inputs: Sequence[torch.Tensor], tuned: bool = False
 ) -> Callable[..., Any]:
-    """`module` compiled for inputs of these sizes; CUDA graphs are ours to record.
-
-    `torch.compile` would do nothing here: what Dynamo calls runs with Dynamo switched off.
-    """
-    from torch import _inductor
-
-    options = _inductor.list_mode_options("max-autotune-no-cudagraphs") if tuned else None
-    with tracing(None), torch.no_grad():
-        compiled: Callable[..., Any] = _inductor.compile(_in_channels_last(module), list(inputs), options=options)
-    return compiled
+    """Return `module` compiled for inputs of these sizes; CUDA graphs are left to this package."""
+    return compile_with_inductor(_in_channels_last(module), inputs, tuned)
 
 
 def _in_channels_last(module: fx.GraphModule) -> fx.GraphModule:
-    """`module` with the weights of 2-D convolutions as inductor wants them on a GPU; else each call converts them."""
+    """Return `module` with the weights of 2-D convolutions in channels-last, else each call on a GPU converts them."""
     convolutions = [n for n in module.graph.nodes if n.op == "call_function" and n.target is aten.convolution.default]
     weights = {n.args[1].target for n in convolutions if n.args[1].op == "get_attr"}
     weights = {name for name in weights if getattr(module, name).dim() == 4}
@@ -107,3 +98,30 @@ def _in_channels_last(module: fx.GraphModule) -> fx.GraphModule:
     for name in weights:
         setattr(twin, name, getattr(module, name).to(memory_format=torch.channels_last))
     return twin
+
+
+def flatten_linear_inputs(module: fx.GraphModule) -> None:
+    """Give linear layers two dimensions where their input is not contiguous; `module` is changed.
+
+    PyTorch itself does so for weights that require gradients, and not for constants: these it would expand into a
+    batch of small products. With the sequence first in attention, ViT-B/16's took twice the time on an H100.
+    """
+    graph = module.graph
+    for node in graph.find_nodes(op="call_function", target=aten.linear.default):
+        source = node.args[0]
+        value = source.meta.get("val") if isinstance(source, fx.Node) else None
+        if not isinstance(value, torch.Tensor) or value.dim() < 3 or value.is_contiguous():
+            continue
+        with graph.inserting_before(node):
+            sizes = [_size(graph, source, dim, size) for dim, size in enumerate(value.shape[:-1])]
+            rows = graph.call_function(aten.reshape.default, (source, [-1, value.shape[-1]]))
+            product = graph.call_function(aten.linear.default, (rows, *node.args[1:]), dict(node.kwargs))
+            result = graph.call_function(aten.reshape.default, (product, [*sizes, node.meta["val"].shape[-1]]))
+        result.meta = dict(node.meta)
+        node.replace_all_uses_with(result)
+        graph.erase_node(node)
+    module.recompile()
+
+
+def _size(graph: fx.Graph, source: fx.Node, dim: int, size: Any) -> Any:
+    return size if isinstance(size, int) else graph.call_function(aten.sym_size.int, (source, dim))

@@ -1,4 +1,4 @@
-"""The check of results against PyTorch's: that of every engine before it is trusted, and of calibration's graph."""
+"""Every tolerance of the package, with its reason, and the comparison of results with PyTorch's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterable, Sequence
 
 import torch
+
+# One engine --------------------------------------------------------------------------------------------------------
 
 # Largest relative L2 distance that rounding explains, by the narrowest format at work. fp16 rounds at 5e-4, bf16 at
 # 4e-3, TF32 as fp16; networks of some hundred layers were seen to add up to ten such steps. A wrong layer gives
@@ -18,19 +20,46 @@ TF32_BOUND = 5e-3
 # Ties and rounding may move an index or a comparison now and then; more than this share is a wrong layer.
 INTEGER_SHARE = 0.01
 
+# Two ways to round a quantized network, by a hair here and there, give results that differ as much as each does from
+# floats: MobileNetV3's were seen 28 % from floats, and 24 % from each other. So an engine may be this much further from
+# floats than PyTorch's own rounding is.
+QUANTIZED_SLACK = 1.5
+
+# A replay of a CUDA graph ----------------------------------------------------------------------------------------
+
+# A replay and a plain call differ by the order of a few sums at most.
+REPLAY_BOUND = 1e-2
+
+# A whole graph -----------------------------------------------------------------------------------------------------
+
+# Rounding adds up over subgraphs, and normalization rounds otherwise (a folded batch norm): the bound of one engine,
+# times this. What is wrong is 3e-1 and up.
+GRAPH_FACTOR = 5
+
 # Elements that are compared at once, in float64: logits of a large batch would fill the memory several times.
 CHUNK = 2**24
 
 
 def error_bound(dtypes: Iterable[torch.dtype], tf32: bool) -> float:
-    """The bound for an engine that computes in `dtypes`."""
+    """Return the bound for an engine that computes in `dtypes`."""
     widest = TF32_BOUND if tf32 else BOUNDS[torch.float32]
     return max([BOUNDS[dtype] for dtype in dtypes if dtype in BOUNDS and dtype != torch.float32], default=widest)
 
 
+def graph_tolerance(dtypes: set[torch.dtype], tf32: bool, is_quantized: bool) -> tuple[float, float]:
+    """Return the bound and the share of integers for the results of a whole graph that computes in `dtypes`.
+
+    A quantized graph has no bound: two roundings to 8 bits lie as far apart as each from floats, and its engines are
+    held to those. In half precision any share of integers may differ: near ties, an argmax may be another.
+    """
+    bound = math.inf if is_quantized else GRAPH_FACTOR * error_bound(dtypes, tf32)
+    is_narrow = bool(dtypes & {torch.float16, torch.bfloat16})
+    return bound, 1.0 if is_narrow or is_quantized else INTEGER_SHARE
+
+
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """What an engine's outputs are compared with, and how far from it they may be.
+    """Results that an engine's outputs are compared with, and how far from them those may be.
 
     bound: the largest relative L2 distance. share: the largest part of an integer output that may differ.
     """
@@ -40,59 +69,77 @@ class Reference:
     share: float = INTEGER_SHARE
 
 
+def quantized_reference(usual: Reference, floats: Sequence[torch.Tensor], rounded: Sequence[torch.Tensor]) -> Reference:
+    """Return the reference of a quantized engine: results without rounding of activations to 8 bits.
+
+    usual: the reference of an engine that is not quantized, which stays where `floats` or `rounded` are not finite.
+    rounded: PyTorch's results with that rounding; the engine may be QUANTIZED_SLACK times as far from `floats`.
+    """
+    rounding = compare(rounded, floats, math.inf, 1.0)
+    if rounding.problem is not None:
+        return usual
+    bound, share = QUANTIZED_SLACK * rounding.error, QUANTIZED_SLACK * rounding.share
+    return Reference(floats, max(usual.bound, bound), max(usual.share, share))
+
+
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """error: relative L2 distance, the largest of all floating point outputs; share: the largest part of an integer
-    output that differs; problem: why the engine is wrong, or None."""
+    """The outcome of a comparison.
+
+    error: relative L2 distance, the largest of all floating point outputs.
+    problem: why the results are wrong; None if they are right.
+    share: the largest part of an integer output that differs.
+    """
 
     error: float
     problem: str | None = None
     share: float = 0.0
 
 
-def difference(
-    results: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], bound: float, most: float = INTEGER_SHARE
+def compare(
+    actual: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], bound: float, most: float = INTEGER_SHARE
 ) -> Comparison:
     """Compare an engine's outputs with PyTorch's for the same inputs; `most` is a reference's share."""
     worst = share = 0.0
-    for index, (mine, theirs) in enumerate(zip(results, expected, strict=True)):
-        if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
-            return Comparison(
-                worst,
-                f"output {index} is {mine.dtype}{list(mine.shape)}, PyTorch gives {theirs.dtype}{list(theirs.shape)}",
-            )
-        if not theirs.is_floating_point():
-            differing = int((mine != theirs).sum())
-            share = max(share, differing / max(theirs.numel(), 1))
+    for index, (result, wanted) in enumerate(zip(actual, expected, strict=True)):
+        if result.shape != wanted.shape or result.dtype != wanted.dtype:
+            return Comparison(worst, f"output {index} is {_kind(result)}, PyTorch gives {_kind(wanted)}")
+        if not wanted.is_floating_point():
+            differing = int((result != wanted).sum())
+            share = max(share, differing / max(wanted.numel(), 1))
             if share > most:
-                return Comparison(worst, f"output {index} differs in {differing} of {theirs.numel()} integers")
+                return Comparison(worst, f"output {index} differs in {differing} of {wanted.numel()} integers")
             continue
-        if not _same_beyond_numbers(mine, theirs):
+        if not _agree_beyond_numbers(result, wanted):
             return Comparison(worst, f"output {index} is not finite where PyTorch's is, or the other way round")
-        worst = max(worst, relative_distance(mine, theirs))
+        worst = max(worst, relative_distance(result, wanted))
     if worst <= bound:
         return Comparison(worst, None, share)
     hint = "; that is the size of TF32 rounding, which tf32=True allows" if worst < TF32_BOUND else ""
     return Comparison(worst, f"its relative L2 distance to PyTorch is {worst:.1e}, above {bound:.0e}{hint}")
 
 
-def _same_beyond_numbers(mine: torch.Tensor, theirs: torch.Tensor) -> bool:
-    """Whether NaN and both infinities stand in the same places."""
-    if not torch.equal(mine.isfinite(), theirs.isfinite()):
+def _kind(value: torch.Tensor) -> str:
+    return f"{value.dtype}{list(value.shape)}"
+
+
+def _agree_beyond_numbers(actual: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Return whether NaN and both infinities stand in the same places."""
+    if not torch.equal(actual.isfinite(), expected.isfinite()):
         return False
-    beyond = ~theirs.isfinite()
-    return torch.allclose(mine[beyond].float(), theirs[beyond].float(), equal_nan=True)
+    beyond = ~expected.isfinite()
+    return torch.allclose(actual[beyond].float(), expected[beyond].float(), equal_nan=True)
 
 
 def holds_nan(values: Iterable[torch.Tensor]) -> bool:
-    """Whether there is a NaN in any of the tensors: by such values nothing can be told right from wrong."""
+    """Return whether there is a NaN in any of the tensors, by which right and wrong cannot be told apart."""
     return any(bool(value.isnan().any()) for value in values if value.is_floating_point())
 
 
-def relative_distance(mine: torch.Tensor, theirs: torch.Tensor) -> float:
-    """||mine - theirs|| / ||theirs|| over the finite elements, in float64; 0 for two empty or zero tensors."""
+def relative_distance(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return ||actual - expected|| / ||expected|| over the finite elements, in float64; 0 for two zero tensors."""
     distance = norm = 0.0
-    for a, b in zip(mine.flatten().split(CHUNK), theirs.flatten().split(CHUNK), strict=True):
+    for a, b in zip(actual.flatten().split(CHUNK), expected.flatten().split(CHUNK), strict=True):
         finite = b.isfinite()
         a, b = torch.where(finite, a, 0).double(), torch.where(finite, b, 0).double()
         distance = math.hypot(distance, float(torch.linalg.vector_norm(a - b)))

@@ -1,4 +1,4 @@
-"""The weights with which PyTorch stands in for engines: on the device while it may be needed, else in host memory."""
+"""The weights that PyTorch needs where it computes an engine's subgraph: on the device, or released to host memory."""
 
 from __future__ import annotations
 
@@ -12,36 +12,31 @@ import torch
 from torch import nn
 
 from torchtrt_bridge.errors import EngineLoadError
-from torchtrt_bridge.graph.fork_safety import renewed_in_children
 
 # Tensors by name, as a module holds its buffers and an exported program its state.
 Holder = dict[str, torch.Tensor]
 
 
 class SpareWeights:
-    """What PyTorch holds of subgraphs that engines serve.
+    """The weights of subgraphs that engines compute.
 
-    `release` moves it to host memory; who needs it `at_hand` first brings back all of it, for good: a call that no
-    engine serves is likely to come again. Tensors of one memory, as tied weights, share one again.
+    `release` moves them to host memory. The first use of `loaded` after that brings all of them back for good: a call
+    that no engine computes is likely to come again. Tensors that shared memory, as tied weights, share it again.
     """
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._away: list[_Away] = []
         self._is_pinned = False
-        renewed_in_children(self)
-
-    def after_fork(self) -> None:
-        self._lock = threading.RLock()
 
     @property
     def bytes_away(self) -> int:
-        """How much is in host memory."""
+        """The bytes in host memory."""
         return sum(away.storage.nbytes() for away in self._away)
 
     @contextlib.contextmanager
-    def at_hand(self, is_captured: bool = False) -> Iterator[None]:
-        """Have the weights on their device for as long as this lasts.
+    def loaded(self, is_captured: bool = False) -> Iterator[None]:
+        """Keep the weights on their device within this context.
 
         is_captured: a CUDA graph is being captured, which will need them where they are now.
         """
@@ -52,7 +47,7 @@ class SpareWeights:
                     "graph is captured. Call the model with inputs of these sizes before the capture."
                 )
             self._is_pinned |= is_captured
-            self._bring_back()
+            self._restore()
             yield
 
     def release(self, holders: Iterable[Holder], needed: Collection[int | None]) -> None:
@@ -71,9 +66,9 @@ class SpareWeights:
                 torch.cuda.synchronize(device)  # work on any stream may still read them
             del values
             for sharing in places.values():
-                self._away.append(_Away.taken(sharing))
+                self._away.append(_Away.taken_from(sharing))
 
-    def _bring_back(self) -> None:
+    def _restore(self) -> None:
         with torch.inference_mode(False):  # else they would be of use to calls in that mode only
             back = [away.tensors() for away in self._away]
         for away, tensors in zip(self._away, back, strict=True):
@@ -84,7 +79,7 @@ class SpareWeights:
 
 @dataclasses.dataclass
 class _View:
-    """Where a tensor was held, and how it lies in its memory."""
+    """The place that a tensor was taken from, and its layout in its memory."""
 
     holder: Holder
     name: str
@@ -96,14 +91,14 @@ class _View:
 
 @dataclasses.dataclass
 class _Away:
-    """Memory that is away from `device`, and the tensors that shared it."""
+    """Memory that was moved from `device` to the host, and the tensors that shared it."""
 
     storage: torch.UntypedStorage
     device: torch.device
     views: list[_View]
 
     @classmethod
-    def taken(cls, places: list[tuple[Holder, str]]) -> _Away:
+    def taken_from(cls, places: list[tuple[Holder, str]]) -> _Away:
         """Take tensors that share one memory from their places."""
         holder, name = places[0]
         first = holder[name]
@@ -116,7 +111,7 @@ class _Away:
         return away
 
     def tensors(self) -> list[torch.Tensor]:
-        """The tensors, on their device again."""
+        """Return the tensors, on their device again."""
         storage = self.storage.to(device=self.device)
         return [
             torch.empty(0, dtype=view.dtype, device=self.device).set_(storage, view.offset, view.shape, view.stride)
@@ -125,11 +120,11 @@ class _Away:
 
 
 def memory_of(value: torch.Tensor) -> int | None:
-    """What tensors that share memory have in common; None for a tensor of another kind, which has none of its own."""
+    """Return the storage address, equal for tensors that share storage; None for tensors that are not strided."""
     is_plain = type(value) is torch.Tensor and value.layout is torch.strided
     return value.untyped_storage().data_ptr() if is_plain else None
 
 
 def buffers_of(modules: Iterable[nn.Module]) -> list[Holder]:
-    """The buffers of modules and of their parts, where they are held."""
+    """Return the dictionaries that hold the buffers of modules and of their parts."""
     return [part._buffers for module in modules for part in module.modules()]  # type: ignore[misc]

@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,6 @@ import torch
 
 from torchtrt_bridge.cache import EngineCache, source_digest
 from torchtrt_bridge.errors import BridgeError
-from torchtrt_bridge.graph.fork_safety import in_each_child
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.report.log import warn_once
 from torchtrt_bridge.trt.dtypes import trt_dtype_from_torch
@@ -49,17 +47,8 @@ class Probe:
 
 PROBES: dict[str, Probe] = {}
 
+# Two threads that ask the same at a time may both build the network, unless the cache on disk lets one of them wait.
 _answers: dict[str, Support] = {}
-_lock = threading.RLock()
-
-
-def _renew() -> None:
-    """In a forked process: another thread may have held the lock."""
-    global _lock
-    _lock = threading.RLock()
-
-
-in_each_child(_renew)
 
 
 def probe(layer: str) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, Any], None]]:
@@ -182,12 +171,11 @@ def supports(capability: str, library: TensorRTLibrary, options: Options) -> Sup
     if options.engine == "reference":
         return Support(True)
     key = _key(capability, library, options)
-    with _lock:
-        if key not in _answers:
-            _answers[key] = _kept_or_asked(key, asked, library, options)
-            if not _answers[key].yes:
-                warn_once(f"{library} does not build {capability}, so it is done without: {_answers[key].reason}")
-        return _answers[key]
+    if key not in _answers:
+        _answers[key] = _kept_or_asked(key, asked, library, options)
+        if not _answers[key].yes:
+            warn_once(f"{library} does not build {capability}, so it is done without: {_answers[key].reason}")
+    return _answers[key]
 
 
 def _key(capability: str, library: TensorRTLibrary, options: Options) -> str:

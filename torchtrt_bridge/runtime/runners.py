@@ -1,17 +1,18 @@
-"""An engine on the GPU: deserialized once, with an execution context for each slot of threads."""
+"""What computes an engine: TensorRT on the GPU, or the reference interpreter; and how either runs out of memory."""
 
 from __future__ import annotations
 
 import dataclasses
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from torchtrt_bridge.errors import EngineLoadError, ShapeRangeError
-from torchtrt_bridge.runtime.out_of_memory import tells_of_shortage
-from torchtrt_bridge.runtime.thread_state import current_slot
+from torchtrt_bridge.lower.network import Network
+from torchtrt_bridge.reference import NetworkInterpreter
+from torchtrt_bridge.runtime.call_context import thread_number
 from torchtrt_bridge.trt.dtypes import torch_dtype_from_trt
 from torchtrt_bridge.trt.library import TensorRTLibrary
 
@@ -21,9 +22,43 @@ ALIGNMENT = 256
 # Contexts are created by one thread at a time.
 _one_at_a_time = threading.Lock()
 
+# How PyTorch's allocators and TensorRT say that there was too little memory, without spaces.
+_OUT_OF_MEMORY = ("outofmemory", "allocatememory", "couldnotbeallocated")
+
+
+class Runner(Protocol):
+    """Something that computes an engine: TensorRT on a GPU, or the reference interpreter."""
+
+    device: torch.device
+
+    def __call__(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class NoEngine:
+    """Stands for an engine that could not be built or loaded, with the reason."""
+
+    reason: str
+
+
+# The result of a build; None where the engine is built for other machines only.
+Built = Runner | NoEngine | None
+
+
+class ReferenceRunner:
+    """A network that was lowered but never built, computed by the reference interpreter on CPU tensors."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, network: Network, library: TensorRTLibrary) -> None:
+        self._interpreter = NetworkInterpreter(library.trt, network.definition, network.constants)
+
+    def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return self._interpreter(*inputs)
+
 
 class GpuRunner:
-    """A deserialized engine.
+    """A deserialized engine, with an execution context for each thread number.
 
     kernels: TensorRT-RTX's compiled kernels from an earlier run; `on_kernels` is called with those of this one.
     Raises EngineLoadError, with TensorRT's own words, where this GPU or TensorRT cannot take the engine.
@@ -51,7 +86,7 @@ class GpuRunner:
         self._context_config, self._kernel_cache = library.context_config(self._engine, kernels)
         has_scratch = library.wants_scratch(self._context_config)
         outputs = [n for n in names if n not in inputs]
-        self._signature = Signature(inputs, outputs, dtypes, self.device, has_scratch, self._log)
+        self._io = EngineIO(inputs, outputs, dtypes, self.device, has_scratch, self._log)
         self._on_kernels = on_kernels
 
     def __del__(self) -> None:
@@ -67,10 +102,10 @@ class GpuRunner:
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Queue one run on the current stream."""
-        slot = current_slot()
-        session = self._sessions.get(slot)
+        thread = thread_number()
+        session = self._sessions.get(thread)
         if session is None:
-            session = self._sessions[slot] = self._new_session()
+            session = self._sessions[thread] = self._new_session()
         results = session.enqueue([_as_tensorrt_takes(value) for value in inputs])
         if self._on_kernels is not None:
             self._keep_kernels()
@@ -78,13 +113,13 @@ class GpuRunner:
 
     @property
     def errors(self) -> str:
-        """What TensorRT logged of late."""
+        """Return TensorRT's last messages."""
         return _last_of(self._log)
 
     def _made(self, make: Callable[[], Any]) -> Any:
-        """What TensorRT makes. Where it lacks memory, PyTorch's allocator first gives back what it keeps for later."""
+        """Return what `make` makes. Where TensorRT lacks memory, PyTorch's allocator first empties its cache."""
         made = make()
-        if made is None and tells_of_shortage(self.errors):
+        if made is None and says_out_of_memory(self.errors):
             self._log.errors.clear()
             torch.cuda.empty_cache()
             made = make()
@@ -98,7 +133,7 @@ class GpuRunner:
             context = self._made(lambda: self._engine.create_execution_context(runtime_config=self._context_config))
         if context is None:
             raise EngineLoadError(f"TensorRT gives no execution context: {self.errors}")
-        return Session(self._signature, context)
+        return Session(self._io, context)
 
     def _keep_kernels(self) -> None:
         """After the first call, hand over the kernels that TensorRT-RTX compiled for it."""
@@ -108,10 +143,11 @@ class GpuRunner:
 
 
 @dataclasses.dataclass(frozen=True)
-class Signature:
-    """What all contexts of an engine have in common; its runner is not, as an engine that is let go shall go at once.
+class EngineIO:
+    """Metadata shared by all execution contexts of an engine.
 
-    has_scratch: scratch memory is given to it for each run.
+    Holds no reference to the runner, so that dropping the runner frees the engine at once.
+    has_scratch: scratch memory is given to a context for each run.
     """
 
     inputs: list[str]
@@ -123,10 +159,10 @@ class Signature:
 
 
 class Session:
-    """An execution context, and what it is bound to; one thread uses it at a time."""
+    """An execution context with the shapes and addresses that are set in it; one thread uses it at a time."""
 
-    def __init__(self, signature: Signature, context: Any) -> None:
-        self.signature = signature
+    def __init__(self, io: EngineIO, context: Any) -> None:
+        self.io = io
         self.context = context
         self._shapes: tuple[torch.Size, ...] | None = None
         self._output_shapes: list[tuple[int, ...]] = []
@@ -135,46 +171,54 @@ class Session:
 
     def enqueue(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Queue one run on the current stream; sizes and addresses are set where they differ from the last run's."""
-        signature = self.signature
+        io = self.io
         shapes = tuple(value.shape for value in inputs)
         if shapes != self._shapes:
             self._set_shapes(shapes)
         outputs = [
-            torch.empty(shape, dtype=signature.dtypes[name], device=signature.device)
-            for name, shape in zip(signature.outputs, self._output_shapes, strict=True)
+            torch.empty(shape, dtype=io.dtypes[name], device=io.device)
+            for name, shape in zip(io.outputs, self._output_shapes, strict=True)
         ]
-        for name, value in zip((*signature.inputs, *signature.outputs), (*inputs, *outputs), strict=True):
+        for name, value in zip((*io.inputs, *io.outputs), (*inputs, *outputs), strict=True):
             address = value.data_ptr()
             if self._addresses.get(name) != address:
                 self.context.set_tensor_address(name, address)
                 self._addresses[name] = address
         if self._scratch_bytes:
             # Given back as soon as the run is queued: what follows on this stream, another engine too, may have it.
-            scratch = torch.empty(self._scratch_bytes, dtype=torch.uint8, device=signature.device)
+            scratch = torch.empty(self._scratch_bytes, dtype=torch.uint8, device=io.device)
             self.context.set_device_memory(scratch.data_ptr(), self._scratch_bytes)
-        if not self.context.execute_async_v3(torch.cuda.current_stream(signature.device).cuda_stream):
-            raise EngineLoadError(f"TensorRT could not run the engine: {_last_of(signature.log)}")
+        if not self.context.execute_async_v3(torch.cuda.current_stream(io.device).cuda_stream):
+            raise EngineLoadError(f"TensorRT could not run the engine: {_last_of(io.log)}")
         return outputs
 
     def _set_shapes(self, shapes: tuple[torch.Size, ...]) -> None:
-        for name, shape in zip(self.signature.inputs, shapes, strict=True):
+        for name, shape in zip(self.io.inputs, shapes, strict=True):
             if not self.context.set_input_shape(name, tuple(shape)):
                 self._shapes = None
-                raise ShapeRangeError(
-                    f"The engine takes no {name} of shape {tuple(shape)}: {_last_of(self.signature.log)}"
-                )
-        self._output_shapes = [tuple(self.context.get_tensor_shape(name)) for name in self.signature.outputs]
-        if self.signature.has_scratch:
+                raise ShapeRangeError(f"The engine takes no {name} of shape {tuple(shape)}: {_last_of(self.io.log)}")
+        self._output_shapes = [tuple(self.context.get_tensor_shape(name)) for name in self.io.outputs]
+        if self.io.has_scratch:
             self._scratch_bytes = max(int(self.context.update_device_memory_size_for_shapes()), 1)
         self._shapes = shapes
 
 
 def _as_tensorrt_takes(value: torch.Tensor) -> torch.Tensor:
-    """The same values, contiguous and at an address that TensorRT takes."""
+    """Return the same values, contiguous and at an address that TensorRT takes."""
     value = value.contiguous()
     return value if value.data_ptr() % ALIGNMENT == 0 else value.clone()
 
 
 def _last_of(log: Any) -> str:
-    """What TensorRT logged of late."""
     return "; ".join(log.errors[-3:]) or "TensorRT gave no reason"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error of PyTorch's or of TensorRT's says that there was too little memory."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or says_out_of_memory(str(error))
+
+
+def says_out_of_memory(text: str) -> bool:
+    """Return whether a message says that there was too little memory."""
+    dense = "".join(text.lower().split())
+    return any(word in dense for word in _OUT_OF_MEMORY)

@@ -1,4 +1,4 @@
-"""How an engine is given its inputs, on a GPU that is not there; real engines: test_execution_on_gpu.py."""
+"""How an engine is given its inputs, on a GPU that is not there; real engines: test_execution_on_runners.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from tests.runtime.test_out_of_memory import FakeTensorRT
 from torchtrt_bridge.errors import ShapeRangeError
-from torchtrt_bridge.runtime import tensorrt_runner as gpu
+from torchtrt_bridge.runtime import runners
 
 CPU_ALIGNMENT = 64  # of PyTorch's allocator
 
@@ -52,13 +52,13 @@ class Copying(FakeTensorRT):
 
 
 @pytest.fixture
-def runner(monkeypatch: pytest.MonkeyPatch) -> gpu.GpuRunner:
+def runner(monkeypatch: pytest.MonkeyPatch) -> runners.GpuRunner:
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0))
-    monkeypatch.setattr(gpu, "torch_dtype_from_trt", lambda dtype: dtype)
-    monkeypatch.setattr(gpu, "ALIGNMENT", CPU_ALIGNMENT)
-    monkeypatch.setattr(gpu.torch, "device", lambda *_: "cpu")
-    return gpu.GpuRunner(b"", Copying())  # type: ignore[arg-type]
+    monkeypatch.setattr(runners, "torch_dtype_from_trt", lambda dtype: dtype)
+    monkeypatch.setattr(runners, "ALIGNMENT", CPU_ALIGNMENT)
+    monkeypatch.setattr(runners.torch, "device", lambda *_: "cpu")
+    return runners.GpuRunner(b"", Copying())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> gpu.GpuRunner:
     [lambda x: x, lambda x: x[1:], lambda x: x.t(), lambda x: x.flatten()[3:]],
     ids=["whole", "slice", "transposed", "odd address"],
 )
-def test_inputs_lie_where_tensorrt_takes_them(take: Any, runner: gpu.GpuRunner) -> None:
+def test_inputs_lie_where_tensorrt_takes_them(take: Any, runner: runners.GpuRunner) -> None:
     """A slice of a batch begins at any address; TensorRT's kernels read many elements at once."""
     x = take(torch.randn(5, 3))
     for _ in range(2):
@@ -75,13 +75,13 @@ def test_inputs_lie_where_tensorrt_takes_them(take: Any, runner: gpu.GpuRunner) 
         assert runner._engine.addresses["x"] % CPU_ALIGNMENT == 0
 
 
-def test_what_lies_right_is_not_copied(runner: gpu.GpuRunner) -> None:
+def test_what_lies_right_is_not_copied(runner: runners.GpuRunner) -> None:
     x = torch.randn(5, 3)
     runner([x])
     assert runner._engine.addresses["x"] == x.data_ptr()
 
 
-def test_a_shape_that_the_engine_was_not_built_for(runner: gpu.GpuRunner) -> None:
+def test_a_shape_that_the_engine_was_not_built_for(runner: runners.GpuRunner) -> None:
     runner([torch.randn(5, 3)])
     for _ in range(2):
         with pytest.raises(ShapeRangeError, match=r"no x of shape \(5, 3, 2\)"):

@@ -1,4 +1,4 @@
-"""Graphs that were captured before: read instead of captured, never another one's, right with other weights."""
+"""Captured graphs on disk: read in place of a capture, never for another model, right with other weights."""
 
 from __future__ import annotations
 
@@ -83,15 +83,15 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def called(model: Any, *args: Any, **options: Any) -> tuple[Any, Any]:
-    """The results of a first call, as in a process that has compiled nothing yet, and the report."""
+    """Return the results of a first call, as in a process that has compiled nothing yet, and the report."""
     torch._dynamo.reset()
     fast = trtb.compile(model, **{"engine": "reference", "fallback": "pytorch", **options})
     with torch.no_grad():
         return fast(*args), trtb.report(fast)
 
 
-def told(report: Any) -> dict[str, Any]:
-    """A report without what differs from run to run."""
+def comparable(report: Any) -> dict[str, Any]:
+    """Return a report without the fields that differ from run to run."""
     fields = report.to_dict()
     return {name: fields[name] for name in ("in_torch", "notes", "graphs")} | {
         "engines": [(engine["nodes"], engine["dtypes"], engine["state"]) for engine in fields["engines"]]
@@ -99,17 +99,17 @@ def told(report: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_recalled_graph_is_the_captured_one(name: str, captures: list[Any]) -> None:
+def test_a_cached_graph_gives_the_results_of_the_captured_one(name: str, captures: list[Any]) -> None:
     make, inputs = MODELS[name]
     model, args = trained(make()), inputs()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     captured, first = called(model, *args)
     assert len(captures) == 1
     model.load_state_dict(before)
-    recalled, second = called(model, *args)
+    cached, second = called(model, *args)
     assert len(captures) == 1
-    torch.testing.assert_close(recalled, captured, rtol=0, atol=0, equal_nan=True)
-    assert told(second) == told(first)
+    torch.testing.assert_close(cached, captured, rtol=0, atol=0, equal_nan=True)
+    assert comparable(second) == comparable(first)
     assert second.error == first.error
 
 
@@ -124,7 +124,7 @@ def test_the_weights_are_those_of_the_call(captures: list[Any]) -> None:
     assert report.torch_nodes == 0
 
 
-def test_a_changed_buffer_changes_in_a_recalled_graph(captures: list[Any]) -> None:
+def test_a_changed_buffer_changes_in_a_cached_graph(captures: list[Any]) -> None:
     x = torch.randn(4)
     called(Counting().eval(), x)
     model = Counting().eval()
@@ -142,11 +142,11 @@ def test_reasons_keep_their_source_lines(captures: list[Any]) -> None:
     assert all("torch.linalg.det(x)" in source for source in sources)
 
 
-def test_another_process_recalls_it(tmp_path: Path) -> None:
+def test_another_process_reads_the_cached_graph(tmp_path: Path) -> None:
     script = f"""
 import torch, torchtrt_bridge as trtb
 from tests.models import ConvNet, image, trained
-from torchtrt_bridge import dynamo
+from torchtrt_bridge.capture import dynamo
 own, seen = dynamo.capture, []
 dynamo.capture = lambda *args: seen.append(1) or own(*args)
 torch.manual_seed(0)
@@ -198,17 +198,19 @@ def test_a_large_constant_is_not_kept(captures: list[Any], tmp_path: Path, monke
     assert list(tmp_path.rglob("*.graph")) == []
 
 
-# What was kept, made wrong in ways that its digest does not show.
+# Damage to a cached graph that its digest does not show.
 DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "no nodes": lambda kept: kept.pop("nodes"),
-    "an unknown operator": lambda kept: kept["nodes"].__setitem__(-2, [*kept["nodes"][-2][:3], "aten.no.such", [], {}]),
-    "an unknown weight": lambda kept: kept["constants"].update({next(iter(kept["constants"])): "weight_99"}),
-    "no list": lambda kept: kept.clear(),
+    "no nodes": lambda content: content.pop("nodes"),
+    "an unknown operator": lambda content: content["nodes"].__setitem__(
+        -2, [*content["nodes"][-2][:3], "aten.no.such", [], {}]
+    ),
+    "an unknown weight": lambda content: content["constants"].update({next(iter(content["constants"])): "weight_99"}),
+    "no list": lambda content: content.clear(),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_what_cannot_be_read_is_captured_again(
+def test_a_graph_that_cannot_be_read_is_captured_again(
     damage: str, captures: list[Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     model, x = trained(ConvNet()), image()
@@ -219,15 +221,15 @@ def test_what_cannot_be_read_is_captured_again(
     assert_same(result, model(x).detach())
     assert len(captures) == 2
     called(model, x)
-    assert len(captures) == 2  # it was written anew
+    assert len(captures) == 2  # the entry was written again
 
 
-def test_a_wrong_graph_is_found_by_the_check_of_the_whole(captures: list[Any], tmp_path: Path) -> None:
+def test_the_accuracy_check_of_the_graph_finds_a_wrong_one(captures: list[Any], tmp_path: Path) -> None:
     model, x = trained(ConvNet()), image()
     called(model, x)
 
-    def with_tanh(kept: dict[str, Any]) -> None:
-        (node,) = (node for node in kept["nodes"] if node[3] == "aten.relu.default")
+    def with_tanh(content: dict[str, Any]) -> None:
+        (node,) = (node for node in content["nodes"] if node[3] == "aten.relu.default")
         node[3] = "aten.tanh.default"
 
     rewrite(tmp_path, with_tanh)
@@ -238,9 +240,9 @@ def test_a_wrong_graph_is_found_by_the_check_of_the_whole(captures: list[Any], t
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Change the one graph that is kept below `folder`."""
+    """Change the one graph that is cached below `folder`."""
     (path,) = folder.rglob("*.graph")
-    kept = json.loads(path.read_text())
-    change(kept)
+    content = json.loads(path.read_text())
+    change(content)
     own = cache.EngineCache(path.parent, 2**30)
-    own.put(path.name.partition(".")[0], json.dumps(kept).encode(), "graph")
+    own.put(path.name.partition(".")[0], json.dumps(content).encode(), "graph")

@@ -158,7 +158,7 @@ def test_without_memory_to_compare_the_engines_serve(monkeypatch: pytest.MonkeyP
     run = Execution.__call__
 
     def planted(execution: Execution, inputs: Any) -> Any:
-        fast._torchtrt_bridge_backend.graphs[0]._whole.original = short
+        fast._torchtrt_bridge_backend.graphs[0]._accuracy.original = short
         return run(execution, inputs)
 
     monkeypatch.setattr(Execution, "__call__", planted)

@@ -1,4 +1,4 @@
-"""Example inputs: from what a user gives to the arguments of a call."""
+"""Example inputs of a user, as the arguments of a call."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def arguments_from(model: Callable[..., Any], example_inputs: Any, kwargs: Mapping[str, Any] | None) -> Arguments:
-    """The positional and the keyword arguments of an example call.
+    """Return the positional and the keyword arguments of an example call.
 
     example_inputs: a tuple of positional arguments; a mapping by parameter, as a tokenizer gives it; or one argument.
     """
@@ -23,9 +23,10 @@ def arguments_from(model: Callable[..., Any], example_inputs: Any, kwargs: Mappi
 
 
 def in_order(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The keyword arguments in the order of the parameters, without gaps before the last where that matters.
+    """Return the keyword arguments in the order of the parameters, without gaps where `torch.export` needs that.
 
-    `torch.export` hands those of an `fx.GraphModule`, as a quantized model is, to its parameters by position.
+    It passes keyword arguments of an `fx.GraphModule`, as a quantized model is, by position. A gap before the last one
+    is filled with the parameter's default.
     """
     named = dict(kwargs)
     if not named:
@@ -33,7 +34,7 @@ def in_order(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
     signature = inspect.signature(model.forward)
     order = list(signature.parameters)
     if isinstance(model, fx.GraphModule) and named.keys() <= set(order):
-        signature.bind(*args, **named)  # or it raises, as a call does
+        signature.bind(*args, **named)  # raises TypeError as a call would
         last = max((order.index(name) for name in named), default=-1)
         for name in order[len(args) : last]:
             named.setdefault(name, signature.parameters[name].default)
@@ -41,9 +42,9 @@ def in_order(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
 
 
 def _names_parameters(model: Callable[..., Any], values: Mapping[Any, Any]) -> bool:
-    """Whether each key is a parameter of the model; else the mapping itself is an argument."""
+    """Return whether each key is a parameter of the model; otherwise the mapping itself is an argument."""
     try:
         parameters = inspect.signature(model.forward if isinstance(model, nn.Module) else model).parameters
-    except (TypeError, ValueError):  # a callable that tells nothing
+    except (TypeError, ValueError):  # a callable without a signature
         return False
     return bool(values) and all(key in parameters for key in values)

@@ -1,4 +1,4 @@
-"""The values that engines hold as constants, and whether they are the same still: cheap enough for every call."""
+"""Guard of the values that engines hold as constants: notices a change, cheaply enough for every call."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _version = operator.attrgetter("_version")
 
 
 class ConstantGuard:
-    """Weights and numbers among the arguments of a graph.
+    """Weights and numbers among the arguments of a graph, as they were when the engines were built.
 
-    A weight is the same while it is the same tensor, in the same memory (`p.data = ...` moves that and leaves the
-    version), of the same version. Tensors made under `torch.inference_mode` count no versions: of these only the
-    identity and the memory are looked at. A number is the same while it is equal.
+    A weight is unchanged while it is the same tensor, in the same memory, of the same version; `p.data = ...` changes
+    the memory and not the version. Tensors made under `torch.inference_mode` have no version, so only their identity
+    and memory are compared. A number is unchanged while it is equal.
     """
 
     def __init__(self, args: Sequence[Any], weights: Sequence[int], numbers: Sequence[int]) -> None:
@@ -29,8 +29,8 @@ class ConstantGuard:
         self._versions = list(map(_version, self._versioned))
         self._values = [number_from(args[i]) for i in numbers]
 
-    def hold(self, args: Sequence[Any]) -> bool:
-        """Whether these arguments are what was bound, unchanged since."""
+    def matches(self, args: Sequence[Any]) -> bool:
+        """Return whether the weights and numbers among these arguments are the ones of the engines, unchanged."""
         return (
             all(map(operator.is_, self._pick(args), self._tensors))
             and list(map(_version, self._versioned)) == self._versions
@@ -39,20 +39,20 @@ class ConstantGuard:
         )
 
     def changed_numbers(self, args: Sequence[Any]) -> list[int]:
-        """The indices of the numbers that differ from what was bound."""
+        """Return the indices of the numbers that differ from those of the engines."""
         pairs = zip(self._numbers, self._values, strict=True)
         return [index for index, value in pairs if number_from(args[index]) != value]
 
 
 def _picker(indices: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
-    """What takes the items at `indices` as a tuple; for one or none, `itemgetter` gives none."""
+    """Return a function that takes the items at `indices` as a tuple; `itemgetter` gives none for one index."""
     if len(indices) > 1:
         return operator.itemgetter(*indices)
     return lambda values: tuple(values[index] for index in indices)
 
 
 def number_from(argument: Any) -> Any:
-    """The Python number behind an argument: a tensor of one element, a number, or Dynamo's symbol for one."""
+    """Return the Python number of an argument: a tensor of one element, a number, or Dynamo's symbol for one."""
     if isinstance(argument, torch.Tensor):
         return argument.item()
     if isinstance(argument, torch.SymInt):

@@ -1,4 +1,4 @@
-"""Fast paths: what PyTorch's fused operators for inference compute, in operators that have converters."""
+"""Decompositions of PyTorch's fused operators for inference into operators that have converters."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def encoder_layer(
     mask: Tensor | None = None,
     mask_type: int | None = None,
 ) -> Tensor:
-    """What `nn.TransformerEncoderLayer` calls in evaluation mode, without gradients, where the batch comes first.
+    """Compute `nn.TransformerEncoderLayer` as its fused operator does, in evaluation mode with the batch first.
 
-    A query that may look nowhere gets zeros from attention, as `scaled_dot_product_attention` gives; the operator: NaN.
+    A query that may attend to no key gets zeros, as `scaled_dot_product_attention` gives; the fused operator gives NaN.
     """
 
     def attend(x: Tensor) -> Tensor:
@@ -63,10 +63,10 @@ def encoder_layer(
 
 
 def _allowed(mask: Tensor | None, mask_type: int | None) -> Tensor | None:
-    """Where a query may look, of shape (batch, heads, queries, keys) or broadcast to it.
+    """Return the keys that a query may attend to, of shape (batch, heads, queries, keys) or broadcast to it.
 
-    mask: true, or not zero, where it may not; of shape (queries, keys) for `mask_type` 0, (batch, keys) for 1, and
-        (batch, heads, queries, keys) for 2.
+    mask: true, or not zero, where a query may not attend; its shape is (queries, keys) for `mask_type` 0, (batch, keys)
+        for 1, and (batch, heads, queries, keys) for 2.
     """
     if mask is None:
         return None
@@ -74,5 +74,5 @@ def _allowed(mask: Tensor | None, mask_type: int | None) -> Tensor | None:
     return allowed[:, None, None, :] if mask_type == 1 else allowed
 
 
-# Operators that none has a converter for, and that PyTorch itself does not take apart.
+# Operators without a converter that PyTorch itself does not decompose.
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {aten._transformer_encoder_layer_fwd.default: encoder_layer}

@@ -1,4 +1,4 @@
-"""What Dynamo hands to a backend: which placeholders are weights, which sizes are dynamic, what shares memory."""
+"""Graphs as Dynamo gives them to a backend: their weights, their dynamic sizes, their outputs that share memory."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._guards import tracing
 
 from torchtrt_bridge.capture.constant_guard import number_from
 from torchtrt_bridge.capture.export import CapturedGraph, export_program, graph_from_program
 from torchtrt_bridge.graph.shapes import is_symbolic
+from torchtrt_bridge.graph.torch_internals import is_module_state, source_name, storage_id, tracing_disabled
 
 aten = torch.ops.aten
 WEIGHT_PREFIX = "weight_"
@@ -20,28 +20,28 @@ WEIGHT_PREFIX = "weight_"
 def capture(
     module: fx.GraphModule, args: Sequence[Any], weights: Sequence[int], numbers: Sequence[int]
 ) -> tuple[CapturedGraph, list[int]]:
-    """The functional graph with weights and numbers bound, and the indices of the arguments that remain its inputs."""
+    """Return the functional graph with weights and numbers bound, and the indices of the arguments it still takes."""
     inputs = input_positions(module, args, [*weights, *numbers])
     bound = bind(module, args, weights, numbers)
     shapes = dynamic_shapes(bound)
-    with tracing(None):  # else torch.export would trace into Dynamo's own trace, and add to its guards
+    with tracing_disabled():  # otherwise torch.export would add to the guards of Dynamo's own trace
         program = export_program(bound, tuple(args[i] for i in inputs), dynamic_shapes=shapes)
     return graph_from_program(program), inputs
 
 
 def weight_positions(module: fx.GraphModule, inputs: Sequence[Any]) -> list[int]:
-    """Indices of the placeholders that are parameters and buffers of modules."""
+    """Return the indices of the placeholders that are parameters and buffers of modules."""
     return [
         index
         for index, (node, value) in enumerate(zip(placeholders(module), inputs, strict=True))
-        if isinstance(value, torch.Tensor) and "_dynamo_static_input_type" in (node.meta.get("tensor_dict") or {})
+        if isinstance(value, torch.Tensor) and is_module_state(node)
     ]
 
 
 def number_positions(module: fx.GraphModule, inputs: Sequence[Any]) -> list[int]:
-    """Indices of the placeholders that are Python numbers and no sizes, which `dynamic=True` makes inputs.
+    """Return the indices of the placeholders that are Python numbers and not sizes; `dynamic=True` makes such inputs.
 
-    Floats come as tensors of one element, and ints as symbols.
+    A float is a tensor of one element, an int is a symbol.
     """
     nodes = placeholders(module)
     return [
@@ -52,7 +52,7 @@ def number_positions(module: fx.GraphModule, inputs: Sequence[Any]) -> list[int]
 
 
 def input_positions(module: fx.GraphModule, inputs: Sequence[Any], bound: Sequence[int]) -> list[int]:
-    """Indices of the tensors that are not `bound` and that the graph reads, be it a size of theirs."""
+    """Return the indices of the tensors outside `bound` of which the graph reads the values or a size."""
     return [
         index
         for index, (node, value) in enumerate(zip(placeholders(module), inputs, strict=True))
@@ -61,9 +61,8 @@ def input_positions(module: fx.GraphModule, inputs: Sequence[Any], bound: Sequen
 
 
 def number_name(module: fx.GraphModule, index: int) -> str:
-    """How the user's code calls the number at `index`, as ``L['logits_to_keep']``."""
-    node = placeholders(module)[index]
-    return str(getattr(getattr(node, "_dynamo_source", None), "name", node.name))
+    """Return the name of the number at `index` in the user's code, as ``L['logits_to_keep']``."""
+    return source_name(placeholders(module)[index])
 
 
 def placeholders(module: fx.GraphModule) -> list[fx.Node]:
@@ -79,7 +78,7 @@ def _is_no_size(node: fx.Node, nodes: Sequence[fx.Node]) -> bool:
 
 
 def _size_source(number: fx.Node, nodes: Sequence[fx.Node]) -> tuple[fx.Node, int] | None:
-    """The tensor among the placeholders `nodes`, and its dimension, whose size a symbolic int is."""
+    """Return the tensor among the placeholders `nodes`, and its dimension, that has a symbolic int as its size."""
     wanted = number.meta["example_value"].node.expr
     for node in nodes:
         for dim, size in free_dims(node).items():
@@ -89,7 +88,7 @@ def _size_source(number: fx.Node, nodes: Sequence[fx.Node]) -> tuple[fx.Node, in
 
 
 def free_dims(node: fx.Node) -> dict[int, Any]:
-    """The symbolic dimensions of a placeholder's tensor."""
+    """Return the symbolic sizes of a placeholder's tensor, by dimension."""
     fake = node.meta.get("example_value")
     if not isinstance(fake, torch.Tensor):
         return {}
@@ -97,16 +96,16 @@ def free_dims(node: fx.Node) -> dict[int, Any]:
 
 
 def bind(module: fx.GraphModule, args: Sequence[Any], weights: Sequence[int], numbers: Sequence[int]) -> fx.GraphModule:
-    """A copy of `module` that holds its weights, as buffers `weight_<index>`, and its numbers.
+    """Return a copy of `module` that holds its weights, as buffers `weight_<index>`, and its numbers.
 
-    What it still takes are the tensors of `input_positions`, which give it its sizes too.
+    It takes the tensors of `input_positions`, from which it also reads the sizes.
     """
     graph = fx.Graph()
-    twins: dict[fx.Node, fx.Node] = {}
-    output = graph.graph_copy(module.graph, twins)
+    copies: dict[fx.Node, fx.Node] = {}
+    output = graph.graph_copy(module.graph, copies)
     graph.output(output)
     bound = fx.GraphModule(module, graph)
-    nodes = [twins[node] for node in placeholders(module)]
+    nodes = [copies[node] for node in placeholders(module)]
     inputs = {nodes[index] for index in input_positions(module, args, [*weights, *numbers])}
     for index in numbers:
         _bind_number(nodes[index], number_from(args[index]))
@@ -125,7 +124,7 @@ def bind(module: fx.GraphModule, args: Sequence[Any], weights: Sequence[int], nu
 
 
 def weight_index(name: str) -> int:
-    """The index of the placeholder that the buffer `name` was bound from."""
+    """Return the index of the placeholder that became the buffer `name`."""
     return int(name.removeprefix(WEIGHT_PREFIX))
 
 
@@ -145,7 +144,7 @@ def _replace(node: fx.Node, other: Any) -> None:
 
 
 def _size(node: fx.Node, nodes: Sequence[fx.Node], value: Any) -> Any:
-    """The size of a tensor that equals the number `node`; the number itself if it is not symbolic."""
+    """Return a node that reads the number `node` as the size of a tensor; the number itself if it is not symbolic."""
     source = _size_source(node, nodes) if is_symbolic(node.meta.get("example_value")) else None
     if source is None:
         return value
@@ -154,14 +153,14 @@ def _size(node: fx.Node, nodes: Sequence[fx.Node], value: Any) -> Any:
 
 
 def dynamic_shapes(bound: fx.GraphModule) -> dict[str, Any]:
-    """The symbolic dimensions of each input with the ranges that Dynamo knows, as `torch.export.export` takes them."""
+    """Return the symbolic dimensions of each input with Dynamo's ranges, as `torch.export.export` takes them."""
     return {
         str(node.target): {dim: _dim(size) for dim, size in free_dims(node).items()} for node in placeholders(bound)
     }
 
 
 def _dim(size: Any) -> Any:
-    """`Dim.AUTO` with Dynamo's range of the size."""
+    """Return `Dim.AUTO` with Dynamo's range of the size."""
     known = size.node.shape_env.bound_sympy(size.node.expr)
     limits = {"min": int(known.lower)}
     if getattr(known.upper, "is_Integer", False):
@@ -170,7 +169,7 @@ def _dim(size: Any) -> Any:
 
 
 def output_sharing(module: fx.GraphModule, inputs: Sequence[int]) -> int | None:
-    """Index of an output that is a view of one of these inputs; None if there is none."""
+    """Return the index of an output that is a view of one of these inputs; None if there is none."""
     nodes = placeholders(module)
     memory = {_memory(nodes[index].meta.get("example_value")) for index in inputs} - {None}
     output = next(node for node in module.graph.nodes if node.op == "output")
@@ -182,7 +181,7 @@ def output_sharing(module: fx.GraphModule, inputs: Sequence[int]) -> int | None:
 
 
 def arguments_returned(module: fx.GraphModule) -> dict[int, int]:
-    """The outputs that are placeholders, by the index of each: callers know such a result for their argument."""
+    """Return the outputs that are placeholders, with the index of each: a caller expects its own argument there."""
     nodes = placeholders(module)
     output = next(node for node in module.graph.nodes if node.op == "output")
     return {index: nodes.index(value) for index, value in enumerate(output.args[0]) if value in nodes}
@@ -191,4 +190,4 @@ def arguments_returned(module: fx.GraphModule) -> dict[int, int]:
 def _memory(value: Any) -> int | None:
     if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
         return None
-    return int(value.untyped_storage()._cdata)
+    return storage_id(value)

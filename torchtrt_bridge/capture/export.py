@@ -1,4 +1,4 @@
-"""Capture: from a module to one functional ATen graph with big operators whole, for both entry points."""
+"""Capture by `torch.export`: from a module to one functional ATen graph with large operators whole."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from typing import Any
 import sympy
 import torch
 from torch import fx
-from torch._dynamo.exc import UserError, UserErrorType
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
-from torch.utils._sympy.functions import Max, Min
 
 from torchtrt_bridge.capture.arguments import in_order
 from torchtrt_bridge.capture.decompositions import DECOMPOSITIONS
 from torchtrt_bridge.capture.transformers_classes import without_cache
 from torchtrt_bridge.errors import CaptureError
 from torchtrt_bridge.graph.edit import copy_graph, set_constant
+from torchtrt_bridge.graph.torch_internals import is_constraint_violation, with_sympy_extrema
 from torchtrt_bridge.lower import CONVERTERS
 from torchtrt_bridge.report.log import warn_once
 
@@ -28,15 +27,15 @@ ASSERT = torch.ops.aten._assert_scalar.default
 
 @dataclasses.dataclass
 class CapturedGraph:
-    """A functional ATen graph; weights are its attributes, read by `get_attr` nodes.
+    """Functional ATen graph; weights are its attributes, read by `get_attr` nodes.
 
     module: its placeholders are the tensors and sizes of a call, then the `state`; its outputs are those of the
-        model, then the new values of what the model mutates.
-    outputs: how many of its outputs the caller gets back.
+        model, then the new values of the tensors that the model mutates.
+    outputs: number of its outputs that the caller gets back.
     mutations: for each further output, the index of the placeholder that it is copied into.
     state: names of the buffers that the model mutates, which the graph takes as its last inputs.
     ranges: smallest and largest value of each symbolic size.
-    origins: for each constant, the name of the tensor that it is in the program it was captured from.
+    origins: for each constant, the name of its tensor in the program that it was captured from.
     """
 
     module: fx.GraphModule
@@ -53,9 +52,9 @@ def export_program(
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
 ) -> ExportedProgram:
-    """`torch.export` of `model`, with the operators that have converters left whole.
+    """Export `model` by `torch.export`, with the operators that have converters left whole.
 
-    Raises CaptureError, with PyTorch's own words, for a model that it cannot turn into one graph.
+    Raises CaptureError, with PyTorch's own message, for a model that `torch.export` cannot turn into one graph.
     """
     try:
         call = functools.partial(_exported, model, args, in_order(model, args, kwargs or {}), dynamic_shapes)
@@ -69,7 +68,7 @@ def export_program(
 
 
 def _without_cache(model: torch.nn.Module, call: Callable[[], ExportedProgram]) -> ExportedProgram:
-    """What `call` gives; without the cache of keys and values if that is what `torch.export` cannot return."""
+    """Return the program of `call`; without the cache of keys and values if `torch.export` cannot return that."""
     try:
         return call()
     except RuntimeError as error:
@@ -90,8 +89,8 @@ def _exported(
     program: ExportedProgram
     try:
         program = call().run_decompositions(_decompositions())
-    except UserError as error:
-        if error.error_type is not UserErrorType.CONSTRAINT_VIOLATION:
+    except Exception as error:
+        if not is_constraint_violation(error):
             raise
         program = call(prefer_deferred_runtime_asserts_over_guards=True).run_decompositions(_decompositions())
         if not _drop_proved_assertions(program):
@@ -100,7 +99,7 @@ def _exported(
 
 
 def _drop_proved_assertions(program: ExportedProgram) -> bool:
-    """Erase the assertions on sizes that hold whatever the sizes are; whether these were all.
+    """Erase the assertions on sizes that hold for all sizes; return whether no other assertion is left.
 
     torch 2.11 takes min(8 * s, 16 * s) == 8 * s, of a size s, for a restriction of s.
     """
@@ -113,10 +112,10 @@ def _drop_proved_assertions(program: ExportedProgram) -> bool:
 
 
 def _is_proved(condition: Any) -> bool:
-    """Whether a condition on sizes, in a graph, holds whatever they are."""
+    """Return whether a condition on sizes in a graph holds for all sizes."""
     value = condition.meta["val"] if isinstance(condition, fx.Node) else condition
     if isinstance(value, torch.SymBool):
-        value = value.node.expr.replace(Min, sympy.Min).replace(Max, sympy.Max)  # sympy's own know more
+        value = with_sympy_extrema(value.node.expr)
     return value is True or value == sympy.true
 
 
@@ -129,7 +128,7 @@ def _decompositions() -> dict[Any, Any]:
 
 
 def graph_from_program(program: ExportedProgram) -> CapturedGraph:
-    """The graph of an exported program, with weights as attributes and mutated buffers as trailing inputs."""
+    """Return the graph of an exported program, with weights as attributes and mutated buffers as trailing inputs."""
     module = fx.GraphModule(program.graph_module, copy_graph(program.graph))
     signature = program.graph_signature
     mutated = set(signature.buffers_to_mutate.values())
@@ -188,7 +187,7 @@ def _output(module: fx.GraphModule) -> fx.Node:
 
 
 def _order_outputs(module: fx.GraphModule, signature: Any, state: tuple[str, ...]) -> tuple[int, ...]:
-    """Put the mutated values after the caller's outputs; the indices of the placeholders they belong to."""
+    """Put the mutated values after the caller's outputs; return the index of the placeholder of each mutated value."""
     output = _output(module)
     returned, mutated, targets = [], [], []
     names = [node.name for node in module.graph.nodes if node.op == "placeholder"]

@@ -1,4 +1,4 @@
-"""Which objects are transformers' own. Nothing imports it here: where there is such an object, it is loaded."""
+"""Models and pipelines of transformers, recognised without importing it: if there is such an object, it is loaded."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from torch import nn
 
 
 def is_model(target: Any) -> bool:
-    """Whether this is a `transformers.PreTrainedModel`."""
+    """Return whether an object is a `transformers.PreTrainedModel`."""
     return _is_a(target, "transformers.modeling_utils", "PreTrainedModel")
 
 
 def is_for_pipelines(target: Any) -> bool:
-    """Whether pipelines take it: a model of transformers, or what was quantized of one."""
+    """Return whether pipelines of transformers take an object: one of its models, or a quantized one."""
     return is_model(target) or (hasattr(type(target), "can_generate") and hasattr(target, "config"))
 
 
 def is_pipeline(target: Any) -> bool:
-    """Whether this is a `transformers.Pipeline`."""
+    """Return whether an object is a `transformers.Pipeline`."""
     return _is_a(target, "transformers.pipelines.base", "Pipeline")
 
 
 def install_hooks(model: Any) -> None:
-    """Let transformers put in its hooks for hidden states and attentions, as it does at a model's first call.
+    """Let transformers install its hooks for hidden states and attentions, as it does at a model's first call.
 
-    It notes on the model that it did, but the hooks lie in submodules: a copy made before would get them twice.
+    It marks the model, while the hooks are in its submodules: a copy of an unmarked model would get them twice.
     """
     if not is_model(model):
         return
     try:
         from transformers.utils.output_capturing import maybe_install_capturing_hooks
-    except ImportError:  # another version's business: then there are no such hooks
+    except ImportError:  # versions without such hooks
         return
     maybe_install_capturing_hooks(model)
 
 
 @contextlib.contextmanager
 def without_cache(model: nn.Module) -> Iterator[bool]:
-    """Have the models of transformers within `model` return no cache of keys and values; whether any of them would."""
+    """Let the models of transformers within `model` return no cache of keys and values; yield whether one would."""
     configs: list[Any] = [module.config for module in model.modules() if is_model(module)]
     changed = [config for config in configs if getattr(config, "use_cache", False)]
     try:

@@ -23,6 +23,7 @@ from torch import nn
 
 import torchtrt_bridge as trtb
 from torchtrt_bridge.errors import OptionsError
+from torchtrt_bridge.options import Precision
 from torchtrt_bridge.report.model import CompileReport
 from torchtrt_bridge.runtime.tolerance import relative_distance
 
@@ -68,7 +69,7 @@ class Run:
 def demo(
     model: str = "resnet50",
     weights: Path | None = None,
-    precision: str = "fp16",
+    precision: Precision = "fp16",
     targets: Sequence[str] = ("sm_86", "sm_89", "sm_120"),
     output: Path | None = None,
 ) -> None:
@@ -137,7 +138,7 @@ def _load_weights(model: nn.Module, path: Path) -> None:
 
 
 def _without_gpu(
-    console: Console, subject: Subject, precision: str, targets: tuple[str, ...], directory: Path
+    console: Console, subject: Subject, precision: Precision, targets: tuple[str, ...], directory: Path
 ) -> tuple[list[Run], str]:
     """Build for `targets`, compute the network with the reference interpreter, save, load and run."""
     path = directory / f"{subject.name}.pt2"
@@ -168,7 +169,7 @@ def _without_gpu(
 
 
 def _on_gpu(
-    console: Console, subject: Subject, precision: str, targets: tuple[str, ...], directory: Path
+    console: Console, subject: Subject, precision: Precision, targets: tuple[str, ...], directory: Path
 ) -> tuple[list[Run], str]:
     """Compile with `torch.compile`, run, and time it against PyTorch in the same precision."""
     compiled = torch.compile(subject.model, backend="torchtrt_bridge", options={"precision": precision})

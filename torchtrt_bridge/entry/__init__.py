@@ -1,1 +1,1 @@
-"""How a user comes in: `torch.compile`, `export`, `explain`, saved programs, Hugging Face."""
+"""Entry points for users: `torch.compile`, `export`, `explain`, saved programs, Hugging Face."""

@@ -1,4 +1,4 @@
-"""The `.pt2` file: an ordinary exported program of the normalized graph, with the engines among its weights.
+"""Archive of a program, a `.pt2` file: the exported program of the normalized graph, with engines among its weights.
 
 `torch.export.load` reads it anywhere and runs it in PyTorch; `torchtrt_bridge.load` puts the engines in place.
 """
@@ -26,11 +26,12 @@ from torch.export.graph_signature import (
     TensorArgument,
 )
 
-import torchtrt_bridge
 from torchtrt_bridge.cache import written_aside
 from torchtrt_bridge.capture.export import CapturedGraph
 from torchtrt_bridge.errors import EngineLoadError, OptionsError
 from torchtrt_bridge.graph.edit import copy_graph
+from torchtrt_bridge.graph.torch_internals import set_state_dict
+from torchtrt_bridge.graph.version import __version__
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.report.model import CompileReport, EngineEntry, TorchEntry
 
@@ -41,7 +42,7 @@ ENGINE_PREFIX = "engine_"
 
 @dataclasses.dataclass
 class Manifest:
-    """What the file says of its engines.
+    """Description of the engines of a file, written into it as JSON.
 
     nodes: for each subgraph, the names of the nodes that its engine computes.
     sha256: for each engine, the digest of its bytes.
@@ -57,14 +58,14 @@ class Manifest:
     in_float: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def report(self, options: Options) -> CompileReport:
-        """The report of the export."""
+        """Return the report of the export."""
         engines = [EngineEntry(**entry) for entry in self.engines]
         in_torch, in_float = ([TorchEntry(**node) for node in nodes] for nodes in (self.in_torch, self.in_float))
         return CompileReport(options, engines, in_torch, graphs=1, in_float=in_float)
 
 
 def program_from_graph(original: ExportedProgram, captured: CapturedGraph, flat: fx.GraphModule) -> ExportedProgram:
-    """An exported program that computes `flat`, with the calling convention of `original`."""
+    """Return an exported program that computes `flat`, with the calling convention of `original`."""
     module = fx.GraphModule(flat, copy_graph(flat.graph))
     state: dict[str, torch.Tensor] = {}
     inputs = _lift_constants(module, flat, state)
@@ -84,7 +85,7 @@ def program_from_graph(original: ExportedProgram, captured: CapturedGraph, flat:
 
 
 def _lift_constants(module: fx.GraphModule, flat: fx.GraphModule, state: dict[str, torch.Tensor]) -> list[InputSpec]:
-    """Turn each constant into a buffer that is an input of the graph, once however often it is read."""
+    """Turn each constant into one buffer that is an input of the graph, however often it is read."""
     specs: list[InputSpec] = []
     placeholders: dict[str, fx.Node] = {}
     first = next(node for node in module.graph.nodes if node.op != "get_attr")
@@ -106,18 +107,18 @@ def _lift_constants(module: fx.GraphModule, flat: fx.GraphModule, state: dict[st
 
 
 def _input_specs(original: ExportedProgram, captured: CapturedGraph, state: dict[str, torch.Tensor]) -> list[InputSpec]:
-    """The user's inputs, and behind them the buffers that the model changes."""
+    """Return the user's inputs, followed by the buffers that the model changes."""
     user = [spec for spec in original.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
     mutated = [spec for spec in original.graph_signature.input_specs if spec.target in captured.state]
     for spec in mutated:
         assert spec.target is not None
         state[spec.target] = original.state_dict[spec.target].detach().clone()
-    kept = [InputSpec(InputKind.BUFFER, spec.arg, spec.target, persistent=True) for spec in mutated]
-    return [*copy.deepcopy(user), *kept]
+    buffers = [InputSpec(InputKind.BUFFER, spec.arg, spec.target, persistent=True) for spec in mutated]
+    return [*copy.deepcopy(user), *buffers]
 
 
 def _output_specs(module: fx.GraphModule, captured: CapturedGraph, original: ExportedProgram) -> list[OutputSpec]:
-    """Mutated values first, as an exported program has them, then what the caller gets."""
+    """Return the mutated values, which an exported program has first, then the outputs that the caller gets."""
     output = next(n for n in reversed(module.graph.nodes) if n.op == "output")
     values = list(output.args[0])
     returned, mutated = values[: captured.outputs], values[captured.outputs :]
@@ -135,7 +136,7 @@ def _output_specs(module: fx.GraphModule, captured: CapturedGraph, original: Exp
 
 
 def _calling_convention(original: ExportedProgram, inputs: list[InputSpec], outputs: list[OutputSpec]) -> list[Any]:
-    """The entry for the whole module: how arguments and results are nested."""
+    """Return the entry of the whole module, which says how arguments and results are nested."""
     root = copy.deepcopy(original.module_call_graph[0])
     assert root.signature is not None
     root.signature.inputs = [spec.arg for spec in inputs if spec.kind is InputKind.USER_INPUT]
@@ -144,10 +145,10 @@ def _calling_convention(original: ExportedProgram, inputs: list[InputSpec], outp
 
 
 def write_archive(program: ExportedProgram, plans: Mapping[str, bytes], manifest: Manifest, path: Path) -> None:
-    """Write aside and rename, so that a failure leaves an existing file as it was."""
+    """Write a temporary file and rename it, so that a failure leaves an existing file as it was."""
     engines = {ENGINE_PREFIX + n: torch.frombuffer(bytearray(p), dtype=torch.uint8) for n, p in plans.items()}
     program = copy.copy(program)
-    program._state_dict = {**program.state_dict, **engines}
+    set_state_dict(program, {**program.state_dict, **engines})
     with written_aside(path, mode=0o644, suffix=".pt2") as aside:
         text = json.dumps(dataclasses.asdict(manifest), indent=1)
         try:
@@ -160,7 +161,7 @@ def write_archive(program: ExportedProgram, plans: Mapping[str, bytes], manifest
 
 
 def read_archive(path: Path) -> tuple[ExportedProgram, Manifest, dict[str, bytes]]:
-    """The program, its manifest and its engines; EngineLoadError for a missing, damaged or foreign file."""
+    """Return the program, its manifest and its engines; EngineLoadError for a missing, damaged or other file."""
     if path.is_dir():
         raise EngineLoadError(f"{path} is a folder; load() takes a .pt2 file that save() wrote.")
     if not path.is_file():
@@ -198,7 +199,7 @@ def _manifest(text: str, path: Path) -> Manifest:
 
 
 def _take_plans(program: ExportedProgram, manifest: Manifest, path: Path) -> dict[str, bytes]:
-    """The engines' bytes, which leave the program's state."""
+    """Return the engines' bytes, and remove them from the program's state."""
     plans = {}
     for name, digest in manifest.sha256.items():
         plan = program.state_dict.pop(ENGINE_PREFIX + name).numpy().tobytes()
@@ -209,4 +210,4 @@ def _take_plans(program: ExportedProgram, manifest: Manifest, path: Path) -> dic
 
 
 def versions() -> dict[str, str]:
-    return {"torchtrt_bridge": torchtrt_bridge.__version__, "torch": torch.__version__}
+    return {"torchtrt_bridge": __version__, "torch": torch.__version__}

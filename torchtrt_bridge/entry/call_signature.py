@@ -1,4 +1,4 @@
-"""What a program takes: the arguments of a call as its graph wants them, checked."""
+"""Signature of a program: checks the arguments of a call and brings them into the order of its graph."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from torchtrt_bridge.errors import ShapeRangeError
 from torchtrt_bridge.graph.shapes import UNBOUNDED, SharedSizes, TensorSpec, spec_of
 
 
-class Signature:
-    """How the arguments of a program are nested, and what each of them must be.
+class CallSignature:
+    """Nesting of the arguments of a program, and the tensor or constant that each of them must be.
 
     module: the graph with its engines, whose placeholders these are.
     """
@@ -40,7 +40,7 @@ class Signature:
         self._sizes = SharedSizes((node.name, node.meta.get("val")) for node in nodes)
 
     def flat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-        """The arguments as the graph takes them; ShapeRangeError for others than it was exported for."""
+        """Return the arguments in the order of the graph; ShapeRangeError if the program was exported for others."""
         values, form = pytree.tree_flatten((args, kwargs))
         if form != self._form:
             values = self._arranged(*self._bound(args, kwargs))
@@ -52,14 +52,14 @@ class Signature:
         return values
 
     def laid_out(self, values: list[Any]) -> list[Any]:
-        """The same, contiguous where they were in the export: a `view` of the graph may hold for no other strides."""
+        """Return the values, contiguous where they were in the export: a `view` of the graph may need its strides."""
         return [
             value.contiguous() if isinstance(wanted, _Tensor) and wanted.is_contiguous else value
             for value, wanted in zip(values, self._wanted, strict=True)
         ]
 
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments by position and by name, as in the export; a position may be given by its name."""
+        """Return the arguments by position and by name, as in the export; a call may name a positional argument."""
         missing = self._positions[len(args) :]
         named = dict(kwargs)
         bound = (*args, *(named.pop(name) for name in missing if name in kwargs))
@@ -72,7 +72,7 @@ class Signature:
         return bound, named
 
     def _arranged(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-        """The tensors and constants in the order of the export, whatever the order of the keys is."""
+        """Return the tensors and constants in the order of the export, whatever the order of the keys is."""
         values: list[Any] = []
         forms = [form for part in self._form.children() for form in part.children()]
         given = [*args, *(kwargs[name] for name in self._names)]
@@ -89,7 +89,7 @@ class Signature:
 
 @dataclasses.dataclass(frozen=True)
 class _Tensor:
-    """An argument that is a tensor."""
+    """Argument that is a tensor."""
 
     spec: TensorSpec
     device: str
@@ -110,7 +110,7 @@ class _Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class _Constant:
-    """An argument that is no tensor: the graph was traced with its value, and computes nothing else."""
+    """Argument that is not a tensor: the graph was traced with its value, and holds for no other."""
 
     name: str
     value: Any
@@ -124,7 +124,7 @@ class _Constant:
 
 
 def _tensor_of(node: fx.Node, ranges: dict[Any, tuple[int, int]]) -> _Tensor | None:
-    """What a placeholder takes; None for a symbolic size, which is not checked."""
+    """Return the tensor that a placeholder takes; None for a symbolic size, which is not checked."""
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor):
         return None
@@ -141,14 +141,14 @@ def _describe(value: Any) -> str:
 
 
 def _positions(exported: ExportedProgram, count: int) -> list[str]:
-    """The names of the arguments that were given by position."""
+    """Return the names of the arguments that were given by position."""
     signature = exported.module_call_graph[0].signature
     names = (signature.forward_arg_names or []) if signature is not None else []
     return list(names[:count]) if len(names) >= count else [f"args_{index}" for index in range(count)]
 
 
 def _listed(positions: list[str], names: list[str], more: int = 0) -> str:
-    """In words; more: how many arguments come by position, where these are more than there are positions."""
+    """Return arguments in words; more: number of arguments by position, if there are more than positions."""
     by_position = f"{more} arguments" if more > len(positions) else ", ".join(positions)
     parts = [f"{by_position} by position"] if by_position else []
     parts += [f"{', '.join(names)} by name"] if names else []
@@ -156,7 +156,7 @@ def _listed(positions: list[str], names: list[str], more: int = 0) -> str:
 
 
 def _nesting(form: pytree.TreeSpec) -> str:
-    """A structure as one would write it, with a star for what is not nested further."""
+    """Return a structure as it would be written in Python, with a star for each value."""
     if form.is_leaf():
         return "*"
     inner = [_nesting(child) for child in form.children()]

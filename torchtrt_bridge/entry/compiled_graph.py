@@ -1,4 +1,4 @@
-"""One graph of Dynamo's, served by engines where they may, and by PyTorch everywhere else."""
+"""One graph of Dynamo, run by its engines, and by PyTorch wherever they may not run."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 from torch import fx
 
 from torchtrt_bridge.capture import dynamo
-from torchtrt_bridge.capture.cache import load_or_capture
+from torchtrt_bridge.capture.capture_cache import load_or_capture
 from torchtrt_bridge.capture.constant_guard import ConstantGuard
 from torchtrt_bridge.capture.export import CapturedGraph
 from torchtrt_bridge.entry.graph_accuracy import GraphAccuracyCheck
 from torchtrt_bridge.errors import BridgeError, CaptureError
-from torchtrt_bridge.graph.torch_internals import is_transformed, tracing_disabled
+from torchtrt_bridge.graph.torch_internals import is_fork_of_cuda_process, is_transformed, tracing_disabled
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.pipeline import EngineGraph, compile_graph
 from torchtrt_bridge.report.log import warn_once
@@ -23,11 +23,11 @@ from torchtrt_bridge.runtime.call_context import is_capturing
 
 
 class CompiledGraph:
-    """Called as Dynamo calls a compiled graph: with its weights and inputs, in the order of its placeholders.
+    """Callable that Dynamo calls with the weights and inputs of a graph, in the order of its placeholders.
 
-    Weights, and Python numbers that are no sizes, are constants of the engines. Each call looks whether they are
-    still the same, unchanged; if not, PyTorch serves, and a second call in a row with the same new ones has the
-    engines built anew.
+    Weights, and Python numbers that are not sizes, are constants of the engines. Each call checks that they are
+    unchanged. If one has changed, PyTorch runs the call, and a second call in a row with the same new ones builds the
+    engines again.
     """
 
     def __init__(self, module: fx.GraphModule, example_inputs: Sequence[Any], options: Options) -> None:
@@ -43,7 +43,7 @@ class CompiledGraph:
         self._frozen: list[int] = []
         self._bound: ConstantGuard | None = None
         self._changed: ConstantGuard | None = None
-        self._whole: GraphAccuracyCheck | None = None
+        self._accuracy: GraphAccuracyCheck | None = None
         self._is_postponed = is_capturing(example_inputs)
         if self._is_postponed:
             warn_once(
@@ -60,14 +60,14 @@ class CompiledGraph:
         if compiled is None or is_transformed():
             return self.original(*args)
         assert self._bound is not None
-        assert self._whole is not None
-        if self._bound.hold(args):
+        assert self._accuracy is not None
+        if self._bound.matches(args):
             self._changed = None
         else:
             compiled = self._with_new_constants(args, self._bound)
             if compiled is None:
                 return self.original(*args)
-        if self._whole.is_due and not is_capturing(args):
+        if self._accuracy.is_due and not is_capturing(args):
             results = self._first_call(compiled, args)
         else:
             results = compiled.run([args[i] for i in self._inputs])
@@ -76,12 +76,12 @@ class CompiledGraph:
         return [args[self._returned[i]] if i in self._returned else result for i, result in enumerate(results)]
 
     def _first_call(self, compiled: EngineGraph, args: Sequence[Any]) -> Any:
-        """A call whose results are held against the model's own; PyTorch's alone while engines are being built."""
+        """Run a call and compare its results with the model's own; PyTorch alone runs it while engines are built."""
         if compiled.run.is_building:
             return self.original(*args)
-        whole = self._whole
-        assert whole is not None
-        results, comparison = whole.call(args)
+        check = self._accuracy
+        assert check is not None
+        results, comparison = check.call(args)
         if comparison is None:
             self.report.note("there was no memory to compare the results with the model's own")
         elif comparison.problem is None:
@@ -102,7 +102,7 @@ class CompiledGraph:
             self._leave_to_pytorch(reason)
 
     def _why_pytorch(self, inputs: Sequence[Any]) -> str | None:
-        """Why PyTorch runs the whole graph; None if engines may."""
+        """Return why PyTorch must run the whole graph; None if engines may."""
         used = dynamo.input_positions(self.original, inputs, self._numbers)
         tensors = [inputs[i] for i in used]
         if torch.is_grad_enabled() and any(value.requires_grad for value in tensors):
@@ -114,7 +114,7 @@ class CompiledGraph:
                 f"its tensors are on {' and '.join(others)}, and engines run on {wanted}; move model and inputs there, "
                 "or build for a GPU elsewhere with trtb.export(..., targets=...)"
             )
-        if wanted == "cuda" and torch.cuda._is_in_bad_fork():
+        if wanted == "cuda" and is_fork_of_cuda_process():
             return "this process was forked from one that uses CUDA, so it cannot; start it with 'spawn'"
         return None
 
@@ -132,7 +132,7 @@ class CompiledGraph:
             self._check_aliases(captured, inputs)
             with tracing_disabled():  # the passes look for the fake mode of the captured graph, not of Dynamo's trace
                 compiled = compile_graph(captured, self.options)
-        except Exception as error:  # whatever goes wrong here, the user's model runs
+        except Exception as error:  # whatever goes wrong here, PyTorch runs the user's model
             if self.options.fallback == "error":
                 raise
             kind = "" if isinstance(error, BridgeError) else f"{type(error).__name__}: "
@@ -143,8 +143,8 @@ class CompiledGraph:
         self._inputs = inputs + state
         self._frozen = [i for i in self.weights if i not in state]
         self._bound = ConstantGuard(args, self._frozen, self._numbers)
-        self._whole = GraphAccuracyCheck(self.original, compiled.run, self._inputs, self.options)
-        self.compiled = compiled  # last: other threads have PyTorch until then
+        self._accuracy = GraphAccuracyCheck(self.original, compiled.run, self._inputs, self.options)
+        self.compiled = compiled  # last, as other threads run PyTorch until then
 
     def _check_aliases(self, captured: CapturedGraph, inputs: Sequence[int]) -> None:
         mutated = [inputs[i] for i in captured.mutations if i < len(inputs)]
@@ -153,10 +153,10 @@ class CompiledGraph:
             raise CaptureError(f"its output {shared} is a view of an input that it changes")
 
     def _with_new_constants(self, args: Sequence[Any], bound: ConstantGuard) -> EngineGraph | None:
-        """Engines with the weights and numbers of this call, once the same ones came twice; None if PyTorch serves."""
+        """Return engines with the weights and numbers of this call, once these came twice; None if PyTorch runs it."""
         if is_capturing(args):
             return None  # nothing is built while the caller records a CUDA graph
-        if self.options.fallback == "pytorch" and (self._changed is None or not self._changed.hold(args)):
+        if self.options.fallback == "pytorch" and (self._changed is None or not self._changed.matches(args)):
             self._changed = ConstantGuard(args, self._frozen, self._numbers)
             names = [dynamo.number_name(self.original, index) for index in bound.changed_numbers(args)]
             changed = f"the value of {', '.join(names)} has" if names else "weights have"

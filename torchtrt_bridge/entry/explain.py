@@ -1,4 +1,4 @@
-"""Explain: where each operator of a model would run, and why not in TensorRT, without building the engines."""
+"""Explanation of a model: the place where each operator would run, and why not in TensorRT, with no engine built."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
-from torch._dynamo.utils import counters
-from torch._guards import tracing
 
 from torchtrt_bridge.capture import dynamo
 from torchtrt_bridge.capture.arguments import arguments_from
 from torchtrt_bridge.entry.option_signature import shows_options
 from torchtrt_bridge.errors import BridgeError, EngineLoadError
+from torchtrt_bridge.graph.torch_internals import compiled_call, graph_break_counts, tracing_disabled
 from torchtrt_bridge.interop import provider_for
 from torchtrt_bridge.options import KeywordOptions, Options
 from torchtrt_bridge.partition import extract_subgraphs, propose
@@ -36,31 +35,31 @@ def explain(
     kwargs: Mapping[str, Any] | None = None,
     **options: Unpack[KeywordOptions],
 ) -> CompileReport:
-    """Run `model` once in PyTorch and tell where each operator would run.
+    """Run `model` once in PyTorch and report where each operator would run.
 
     example_inputs, kwargs: as in `export`, on any device.
     options: the fields of `Options`.
-    Graph breaks, which split a model into several graphs, are among the report's notes.
+    The report's notes list graph breaks, which split a model into several graphs.
     """
     checked = Options.from_mapping(options)
     analysis = _Analysis(checked)
-    if getattr(model, "_compiled_call_impl", None) is not None:
-        model = copy.copy(model)  # PyTorch leaves out of copies what `nn.Module.compile` and `accelerate` made
+    if compiled_call(model) is not None:
+        model = copy.copy(model)  # a copy has no compiled call of `nn.Module.compile` or `accelerate`
     args, named = arguments_from(model, example_inputs, kwargs)
-    torch._dynamo.reset()
-    breaks = dict(counters["graph_break"])
+    torch.compiler.reset()
+    breaks = graph_break_counts()
     with torch.no_grad():
         torch.compile(model, backend=analysis)(*args, **named)
-    torch._dynamo.reset()
+    torch.compiler.reset()
     report = merged(analysis.reports) if analysis.reports else CompileReport(checked)
-    for reason, count in counters["graph_break"].items():
+    for reason, count in graph_break_counts().items():
         if count > breaks.get(reason, 0):
-            report.note(f"graph break: {str(reason).strip().splitlines()[0]}")
+            report.note(f"graph break: {reason.strip().splitlines()[0]}")
     return report
 
 
 class _Analysis:
-    """A Dynamo backend that goes as far as the partition, and then runs the graph in PyTorch."""
+    """Dynamo backend that partitions a graph, reports the parts, and runs the graph in PyTorch."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -70,7 +69,7 @@ class _Analysis:
         report = CompileReport(self.options, graphs=1)
         self.reports.append(report)
         try:
-            with tracing(None):
+            with tracing_disabled():
                 self._analyse(module, example_inputs, report)
         except BridgeError as error:
             report.note(f"PyTorch runs a whole graph: {error}")
@@ -80,7 +79,7 @@ class _Analysis:
         weights, numbers = dynamo.weight_positions(module, args), dynamo.number_positions(module, args)
         captured, _ = dynamo.capture(module, args, weights, numbers)
         normalized = normalize(captured.module, self.options)
-        with contextlib.suppress(EngineLoadError):  # no TensorRT: nobody knows what it could build
+        with contextlib.suppress(EngineLoadError):  # without TensorRT there is no answer to a probe
             report.in_float = left_in_float(normalized, libraries.choose(self.options.engine), self.options)
         proposal = propose(normalized, self.options, provider_for(self.options))
         report.in_torch = [torch_entry(rejection.node, rejection.reason) for rejection in proposal.rejections]

@@ -1,4 +1,4 @@
-"""Capture by `torch.export`: programs that are built once, saved, and run elsewhere."""
+"""Export, save and load: programs that are built once, saved as a file, and run on another machine."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def export(
     """Build engines for `model` ahead of time; no GPU is needed with TensorRT-RTX.
 
     example_inputs: a tuple of positional arguments, one tensor, or a mapping of keyword arguments, as a tokenizer gives
-        it; `kwargs`: further keyword arguments.
+        it. kwargs: further keyword arguments.
     dynamic_shapes: as in `torch.export.export`; the ranges of its dimensions become the engines' ranges.
     options: the fields of `Options`, of which `targets` names the GPUs to build for.
     The program keeps copies of the weights: a later change of `model` does not reach it.
@@ -69,8 +69,8 @@ def export(
 def save(program: Program, path: str | Path) -> None:
     """Write a program as a `.pt2` file, which `torch.export.load` reads too.
 
-    An existing file stays as it was if writing fails. Raises OptionsError for what is no path of such a file in a
-    folder that is there, and for a program with arguments or results of a class that `torch.export` cannot write.
+    An existing file stays as it was if writing fails. Raises OptionsError for a path that does not name such a file in
+    an existing folder, and for a program with arguments or results of a class that `torch.export` cannot write.
     """
     if not isinstance(program, Program):
         raise OptionsError(f"save() takes what export() returns, not {type(program).__name__}.")
@@ -88,7 +88,7 @@ def load(path: str | Path, *, device: str | torch.device | None = None, **option
 
     device: where it runs; None means the GPU if there is one.
     options: how it runs, which the file does not keep.
-    Raises EngineLoadError for a missing, damaged or foreign file.
+    Raises EngineLoadError for a file that is missing, damaged or not written by `save`.
     """
     wrong = sorted(set(options) - set(AT_LOAD))
     if wrong:
@@ -121,13 +121,13 @@ def _as_module(model: Any) -> nn.Module:
 
 
 def _named_forward(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function under the name `forward`: `torch.export` keeps the source lines of no other."""
+    """Return the function under the name `forward`: `torch.export` keeps source lines for no other name."""
     if not isinstance(function, types.FunctionType):
         return function
     code = function.__code__.replace(co_name="forward")
-    twin = types.FunctionType(code, function.__globals__, "forward", function.__defaults__, function.__closure__)
-    twin.__kwdefaults__ = function.__kwdefaults__
-    return twin
+    renamed = types.FunctionType(code, function.__globals__, "forward", function.__defaults__, function.__closure__)
+    renamed.__kwdefaults__ = function.__kwdefaults__
+    return renamed
 
 
 def _manifest(
@@ -149,7 +149,7 @@ def _manifest(
 def _with_engines(
     captured: CapturedGraph, manifest: archive.Manifest, plans: Mapping[str, bytes], report: CompileReport
 ) -> fx.GraphModule:
-    """The loaded graph with its subgraphs cut out again, each with its engine where that loads."""
+    """Return the loaded graph with its subgraphs extracted again, each with its engine if that loads."""
     module = captured.module
     try:
         subgraphs = extract_subgraphs(module, manifest.nodes)

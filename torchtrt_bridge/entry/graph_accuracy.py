@@ -1,8 +1,7 @@
-"""The check of a whole graph: its first results, by engines, against those of the model as the user wrote it.
+"""Accuracy check of a whole graph: compares its first results with those of the model as the user wrote it.
 
-Each engine is compared with its own subgraph in PyTorch, in the precision that it computes in. What only the whole can
-show is a value that this precision cannot hold, and a difference that arose on the way from the user's graph to the
-subgraphs.
+Each engine is compared with its own subgraph in PyTorch, in the precision of the engine. Only the whole graph shows a
+value that this precision cannot hold, or a difference between the user's graph and the subgraphs.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ from torchtrt_bridge.runtime.tolerance import Comparison, compare, graph_toleran
 
 
 class GraphAccuracyCheck:
-    """Compares calls of `run` with `original` until every engine has had its trial.
+    """Comparison of calls of `run` with `original`, until every engine has had its trial.
 
     original: the graph as Dynamo gave it, which may write to its arguments.
-    inputs: which of its arguments `run` takes.
+    inputs: indices of the arguments that `run` takes.
     """
 
     def __init__(self, original: Callable[..., Any], run: Execution, inputs: Sequence[int], options: Options) -> None:
@@ -36,9 +35,9 @@ class GraphAccuracyCheck:
         self._written = [inputs[position] for position in run.mutations]
 
     def call(self, args: Sequence[Any]) -> tuple[Any, Comparison | None]:
-        """One call by engines, and how it differs from the model's own; None where there was no memory to compare.
+        """Return the results of a call by engines, and their comparison; None without the memory for one.
 
-        Where they differ, the results and what was written are the model's own.
+        If they differ, the results and the tensors that the graph writes to are the model's own.
         """
         before = list(args)
         for index in self._written:
@@ -50,9 +49,10 @@ class GraphAccuracyCheck:
         except torch.OutOfMemoryError:
             self.is_due = False
             return results, None
-        actual = [*results, *(args[index] for index in self._written)]
-        wanted = [*expected, *(before[index] for index in self._written)]
-        comparison = self._compare(actual, wanted)
+        comparison = self._compare(
+            [*results, *(args[index] for index in self._written)],
+            [*expected, *(before[index] for index in self._written)],
+        )
         if comparison.problem is not None:
             for index in self._written:
                 args[index].copy_(before[index])

@@ -10,6 +10,7 @@ from torchtrt_bridge.capture.transformers_classes import is_for_pipelines, is_mo
 from torchtrt_bridge.entry.option_signature import shows_options
 from torchtrt_bridge.entry.torch_compile import Backend, backend_of_calls, compile_calls, uncompile_calls
 from torchtrt_bridge.errors import OptionsError
+from torchtrt_bridge.graph.torch_internals import compiled_call
 from torchtrt_bridge.options import KeywordOptions, Options
 
 if TYPE_CHECKING:
@@ -24,19 +25,18 @@ def accelerate(
 ) -> T:
     """Let a Hugging Face pipeline or model compute on TensorRT, in place.
 
-    Whoever calls the model reaches the engines: `model(...)`, `model.generate(...)`, the pipeline. Its class, its
-    weights and its attributes stay. Models with an encoder of their own have it compiled too, as `generate` calls it
-    by itself.
+    Every call of the model runs the engines: `model(...)`, `model.generate(...)`, the pipeline. Its class, its weights
+    and its attributes stay. The encoder of an encoder-decoder model is compiled too, as `generate` calls it by itself.
     dynamic, fullgraph: as in `torch.compile`; but without `dynamic` a model that reads token ids is compiled for any
-        batch size and length at once. PyTorch still sets a batch of one apart.
+        batch size and length at once. PyTorch still compiles a batch of one by itself.
     options: the fields of `Options`, checked at once.
     Returns `target`. `restore` undoes it.
-    Raises OptionsError for anything else, and for a model that is compiled already.
+    Raises OptionsError for any other object, and for a model that is compiled already.
     """
     backend = Backend(Options.from_mapping(options))
     model = _model_of(target, "accelerate")
     for part in _parts(model):
-        if part._compiled_call_impl is not None:
+        if compiled_call(part) is not None:
             raise OptionsError(
                 f"This {type(part).__name__} is compiled already"
                 + (
@@ -65,7 +65,7 @@ def restore(target: T) -> T:
 
 
 def _model_of(target: Any, verb: str) -> nn.Module:
-    """The model to work on; OptionsError says what to give instead."""
+    """Return the model of a pipeline, or the model itself; OptionsError says what to give instead."""
     model = target.model if is_pipeline(target) else target
     if is_for_pipelines(model):
         found: nn.Module = model
@@ -85,7 +85,7 @@ def _instead(target: Any) -> str:
 
 
 def _parts(model: Any) -> list[nn.Module]:
-    """The modules that others call: the model, and the encoder that `generate` calls before it."""
+    """Return the modules that are called from outside: the model, and the encoder that `generate` calls before it."""
     if not getattr(model.config, "is_encoder_decoder", False):
         return [model]
     encoder = model.get_encoder()

@@ -1,4 +1,4 @@
-"""A program: what `export` returns and `load` reads, called as the model was called."""
+"""Program that `export` returns and `load` reads, called as the model was called."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from torchtrt_bridge.capture.export import CapturedGraph
 from torchtrt_bridge.entry.archive import Manifest
-from torchtrt_bridge.entry.call_signature import Signature
+from torchtrt_bridge.entry.call_signature import CallSignature
 from torchtrt_bridge.graph.torch_internals import is_transformed
 from torchtrt_bridge.report.log import warn_once
 from torchtrt_bridge.report.model import CompileReport
@@ -18,9 +18,9 @@ from torchtrt_bridge.runtime import Execution
 
 
 class Program:
-    """A model as engines and what stays in PyTorch.
+    """Model as engines, with the rest in PyTorch.
 
-    report: what runs where.
+    report: the place where each node runs.
     plans: the bytes of each engine, by subgraph.
     """
 
@@ -40,13 +40,13 @@ class Program:
         self._out_spec = exported.call_spec.out_spec
         self._state = [exported.state_dict[name] for name in captured.state]
         run.track_releasable(exported.state_dict, needed=self._state)
-        self._signature = Signature(exported, run.module, captured)
+        self._signature = CallSignature(exported, run.module, captured)
 
     @property
     def exported(self) -> ExportedProgram:
-        """An ordinary `torch.export.ExportedProgram` of the same computation, normalized, in PyTorch.
+        """Ordinary `torch.export.ExportedProgram` of the same computation, normalized, in PyTorch.
 
-        With ``release_weights=True`` this brings its weights back from host memory.
+        With ``release_weights=True``, reading it restores the weights from host memory.
         """
         self._run.restore_weights()
         return self._exported
@@ -62,7 +62,7 @@ class Program:
 
         Its dtypes are those that it was exported with, under autocast too.
         Raises ShapeRangeError for arguments of another structure, dtype or size than it was exported for, and for
-        another number, word or None.
+        another number, string or None.
         """
         given = self._signature.flat(args, kwargs)
         values = self._signature.laid_out(given)
@@ -70,20 +70,20 @@ class Program:
         if is_transformed():
             results = self._run.in_pytorch(inputs)
         else:
-            _tell_of_gradients(inputs)
+            _warn_of_gradients(inputs)
             with torch.no_grad():
                 results = self._run(inputs)
-        self._give_back(values, given)
+        self._copy_back(values, given)
         return pytree.tree_unflatten(list(results), self._out_spec)
 
-    def _give_back(self, values: list[Any], given: list[Any]) -> None:
-        """Let the arguments that the model changes have what was written to their contiguous copies."""
+    def _copy_back(self, values: list[Any], given: list[Any]) -> None:
+        """Copy to the arguments that the model changes the values written to their contiguous copies."""
         for position in self._run.mutations:
             if position < len(given) and values[position] is not given[position]:
                 with torch.no_grad():
                     given[position].copy_(values[position])
 
 
-def _tell_of_gradients(inputs: list[Any]) -> None:
+def _warn_of_gradients(inputs: list[Any]) -> None:
     if torch.is_grad_enabled() and any(isinstance(value, torch.Tensor) and value.requires_grad for value in inputs):
         warn_once("an exported program computes no gradients, and an input asks for them; torch.compile keeps them.")

@@ -1,4 +1,4 @@
-"""Capture by `torch.compile`: the backend that Dynamo calls for each graph, and the decorator."""
+"""Backend of `torch.compile`, which Dynamo calls for each graph; `compile`, also as a decorator; and reports."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torchtrt_bridge.capture.transformers_classes import install_hooks, is_for_p
 from torchtrt_bridge.entry.compiled_graph import CompiledGraph
 from torchtrt_bridge.entry.option_signature import shows_options
 from torchtrt_bridge.errors import OptionsError
+from torchtrt_bridge.graph.torch_internals import compiled_call, set_compiled_call, uncompiled_call
 from torchtrt_bridge.options import KeywordOptions, Options
 from torchtrt_bridge.report.model import CompileReport, merged
 
@@ -34,9 +35,9 @@ def torchtrt_bridge(
     options: Mapping[str, Any] | None = None,
     **unknown: Any,
 ) -> Callable[..., Any]:
-    """The backend behind ``torch.compile(model, backend="torchtrt_bridge", options={...})``.
+    """Compile a graph for ``torch.compile(model, backend="torchtrt_bridge", options={...})``.
 
-    options: the fields of `Options`. A wrong one raises OptionsError, inside the exception that Dynamo makes of it.
+    options: the fields of `Options`. A wrong one raises OptionsError, which Dynamo wraps in its own exception.
     """
     if unknown:
         raise OptionsError(f"torch.compile passed {sorted(unknown)}; this backend takes options={{...}} only.")
@@ -44,7 +45,7 @@ def torchtrt_bridge(
 
 
 class Backend:
-    """A backend with its options, and the graphs that it compiled."""
+    """Backend with its options, and the graphs that it compiled."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -57,7 +58,7 @@ class Backend:
         return graph
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copies and pickles, as for the workers of a DataLoader, compile anew: engines are of one process."""
+        """Reduce to the options: a copy, as in a worker of a DataLoader, compiles again."""
         return Backend, (self.options,)
 
     @property
@@ -73,9 +74,9 @@ def compile(
 
     dynamic, fullgraph: as in `torch.compile`.
     options: the fields of `Options`, checked at once.
-    Returns what `torch.compile` returns; a decorated class is returned itself, its `forward` compiled. A Hugging Face
-    model, quantized or not, or a module with a method `generate`, comes back as a second module of its class over the
-    same weights, since pipelines look at the class, and `generate` calls the module that it belongs to.
+    Returns the result of `torch.compile`, or the decorated class itself with its `forward` compiled. For a Hugging Face
+    model, quantized or not, and for a module with a method `generate`, the result is a second module of the same class
+    over the same weights, since pipelines look at the class, and `generate` calls the module that it belongs to.
     """
     checked = Options.from_mapping(options)
     if model is None:
@@ -95,50 +96,47 @@ def _compile(target: Any, dynamic: bool | None, fullgraph: bool, options: Option
         raise OptionsError(f"compile() takes a module, a function or a class, not {type(target).__name__}.")
     if isinstance(target, nn.Module) and (is_for_pipelines(target) or hasattr(type(target), "generate")):
         install_hooks(target)
-        twin = copy.copy(target)  # its parameters, buffers, submodules and hooks are those of the original
-        compile_calls(twin, backend, dynamic, fullgraph)
-        return twin
+        shallow = copy.copy(target)  # its parameters, buffers, submodules and hooks are those of the original
+        compile_calls(shallow, backend, dynamic, fullgraph)
+        return shallow
     compiled = torch.compile(target, backend=backend, dynamic=dynamic, fullgraph=fullgraph)
     object.__setattr__(compiled, _ATTRIBUTE, backend)
     return compiled
 
 
 def compile_calls(module: nn.Module, backend: Backend, dynamic: bool | None, fullgraph: bool) -> None:
-    """Compile `module` in place, as `nn.Module.compile` does: whoever calls it reaches what `backend` compiled.
-
-    PyTorch looks at `_compiled_call_impl` in each call, and leaves it out of copies and pickles.
-    """
-    call = _with_code_of_its_own(module._call_impl, f"{type(module).__name__}_{next(_numbers)}")
+    """Compile `module` in place, as `nn.Module.compile` does: every call of it runs the graphs of `backend`."""
+    call = _with_own_code(uncompiled_call(module), f"{type(module).__name__}_{next(_numbers)}")
     compiled = torch.compile(call, backend=backend, dynamic=dynamic, fullgraph=fullgraph)
     setattr(compiled, _ATTRIBUTE, backend)
-    module._compiled_call_impl = compiled
+    set_compiled_call(module, compiled)
 
 
 def uncompile_calls(module: nn.Module) -> bool:
-    """Undo `compile_calls`; False if there was nothing to undo."""
+    """Undo `compile_calls`; return False if there was nothing to undo."""
     if backend_of_calls(module) is None:
         return False
-    module._compiled_call_impl = None
+    set_compiled_call(module, None)
     return True
 
 
 def backend_of_calls(module: Any) -> Backend | None:
-    """The backend that `compile_calls` gave to this module."""
-    return getattr(getattr(module, "_compiled_call_impl", None), _ATTRIBUTE, None)
+    """Return the backend that `compile_calls` gave to this module; None if there is none."""
+    return getattr(compiled_call(module), _ATTRIBUTE, None)
 
 
 def backend_of(compiled: Any) -> Backend | None:
-    """The backend of what `compile` returned; None for anything else."""
+    """Return the backend of a result of `compile`; None for any other object."""
     backend = getattr(compiled, _ATTRIBUTE, None) or backend_of_calls(compiled)
     return backend if isinstance(backend, Backend) else None
 
 
-def _with_code_of_its_own(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """`function` in an outermost frame that no other compiled function shares.
+def _with_own_code(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """Return `function` within a frame whose code no other compiled function shares.
 
-    Dynamo counts graphs by the code of that frame, and leaves those beyond `recompile_limit` (8) to PyTorch without
-    asking the backend; by its place and name it remembers which sizes have changed. The models of Hugging Face have
-    that frame in common: the decorator of their `forward`.
+    Dynamo counts graphs by the code of the outermost frame, and leaves those beyond `recompile_limit` (8) to PyTorch
+    without calling the backend; by its place and name it remembers which sizes have changed. The models of Hugging Face
+    share that frame: the decorator of their `forward`.
     """
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -149,11 +147,11 @@ def _with_code_of_its_own(function: Callable[..., Any], name: str) -> Callable[.
 
 
 def report(compiled: Any) -> CompileReport:
-    """What was built for a compiled or loaded model: engines, fallbacks, times, errors.
+    """Return the report of a compiled or loaded model: engines, fallbacks, times, errors.
 
-    compiled: what `trtb.compile`, `trtb.accelerate`, `trtb.export`, `trtb.load` or
-        `torch.compile(..., backend="torchtrt_bridge")` gave, or a Hugging Face pipeline around it.
-    Before the first call there is nothing to tell, as `torch.compile` compiles then.
+    compiled: a result of `trtb.compile`, `trtb.accelerate`, `trtb.export`, `trtb.load` or
+        `torch.compile(..., backend="torchtrt_bridge")`, or a Hugging Face pipeline around one.
+    The report is empty before the first call, as `torch.compile` compiles then.
     """
     own = getattr(compiled, "report", None)
     if isinstance(own, CompileReport):
@@ -167,7 +165,7 @@ def report(compiled: Any) -> CompileReport:
 
 
 def _report_by_weights(compiled: Any) -> CompileReport:
-    """The report of `torch.compile`'s own result, found by the weights that it shares with the captured graphs."""
+    """Return the report of a result of `torch.compile`, found by the weights that it shares with captured graphs."""
     module = getattr(compiled, "_orig_mod", compiled)
     if not isinstance(module, nn.Module):
         raise OptionsError(

@@ -172,3 +172,102 @@ def expression_bounds(expression: Any, ranges: Mapping[Any, tuple[int, int]]) ->
 
     bounds = bound_sympy(expression, {symbol: ValueRanges(*ranges[symbol]) for symbol in expression.free_symbols})
     return bounds.lower, bounds.upper
+
+
+# Capture -----------------------------------------------------------------------------------------------------------
+
+
+def operator_namespace(target: Any) -> str | None:
+    """Return the namespace of an operator, of all its overloads or of a higher-order one; None for other functions."""
+    if isinstance(target, torch._ops.OpOverloadPacket):
+        return target._qualified_op_name.split("::")[0]
+    return str(getattr(target, "namespace", "")) if isinstance(target, torch._ops.OperatorBase) else None
+
+
+def is_module_state(placeholder: fx.Node) -> bool:
+    """Return whether a placeholder of Dynamo's graph is a parameter or buffer of a module."""
+    return "_dynamo_static_input_type" in (placeholder.meta.get("tensor_dict") or {})
+
+
+def source_name(placeholder: fx.Node) -> str:
+    """Return the expression of a placeholder of Dynamo's graph in the user's code, as ``L['logits_to_keep']``."""
+    return str(getattr(getattr(placeholder, "_dynamo_source", None), "name", placeholder.name))
+
+
+def storage_id(value: torch.Tensor) -> int:
+    """Return a number that is equal for tensors, fake ones too, that share storage."""
+    return int(value.untyped_storage()._cdata)
+
+
+def mode_counts() -> list[int]:
+    """Return how many modes look at each function and each operator."""
+    return [torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()]
+
+
+def functorch_settings() -> str:
+    """Return a digest of the settings of functionalization and decomposition."""
+    from torch._functorch import config
+
+    return str(config.get_hash().hex())
+
+
+def is_constraint_violation(error: Exception) -> bool:
+    """Return whether `torch.export` refuses a dynamic size, since the model restricts it."""
+    from torch._dynamo.exc import UserError, UserErrorType
+
+    return isinstance(error, UserError) and error.error_type is UserErrorType.CONSTRAINT_VIOLATION
+
+
+def with_sympy_extrema(expression: Any) -> Any:
+    """Return a sympy expression with sympy's own Min and Max, which simplify more than PyTorch's."""
+    import sympy
+    from torch.utils._sympy.functions import Max, Min
+
+    return expression.replace(Min, sympy.Min).replace(Max, sympy.Max)
+
+
+def new_export_mode() -> FakeTensorMode:
+    """Return a new fake mode for a graph as `torch.export` gives it."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    return FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True, export=True)
+
+
+def set_state_dict(program: torch.export.ExportedProgram, state: dict[str, Any]) -> None:
+    """Replace the state of an exported program, of which the graph need not read each tensor."""
+    program._state_dict = state
+
+
+def graph_break_counts() -> dict[str, int]:
+    """Return how often each reason broke a graph of Dynamo's in this process."""
+    from torch._dynamo.utils import counters
+
+    return {str(reason): count for reason, count in counters["graph_break"].items()}
+
+
+# Calls of modules --------------------------------------------------------------------------------------------------
+
+
+def uncompiled_call(module: torch.nn.Module) -> Callable[..., Any]:
+    """Return the call of a module with its hooks, as PyTorch runs it where nothing is compiled."""
+    call: Callable[..., Any] = module._call_impl
+    return call
+
+
+def compiled_call(module: Any) -> Any:
+    """Return what `nn.Module.compile` or `set_compiled_call` made of a module's call; None if there is nothing."""
+    return getattr(module, "_compiled_call_impl", None)
+
+
+def set_compiled_call(module: torch.nn.Module, call: Callable[..., Any] | None) -> None:
+    """Let PyTorch run `call` where the module is called; None undoes it. Copies and pickles leave it out."""
+    module._compiled_call_impl = call
+
+
+# Processes ---------------------------------------------------------------------------------------------------------
+
+
+def is_fork_of_cuda_process() -> bool:
+    """Return whether this process was forked from one that uses CUDA, so that it cannot use CUDA itself."""
+    return bool(torch.cuda._is_in_bad_fork())

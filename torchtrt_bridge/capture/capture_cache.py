@@ -1,7 +1,7 @@
-"""The captured graph from the cache, or captured and kept there: `torch.export` takes most of a start with warm caches.
+"""Cache of captured graphs: `torch.export` takes most of the start of a process whose engines are cached.
 
-What is kept is the graph alone: weights are those of the call. Its results are held against the model's own in the
-first call, like those of a graph that was captured in this process.
+A cached graph holds no weights; it gets those of the call. Its results are compared with the model's own in the first
+call, like those of a graph that was captured in this process.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ KIND = "graph"
 def load_or_capture(
     module: fx.GraphModule, args: Sequence[Any], weights: Sequence[int], numbers: Sequence[int], options: Options
 ) -> tuple[CapturedGraph, list[int]]:
-    """What `dynamo.capture` gives, from the cache that `options` names where it is there."""
+    """Return what `dynamo.capture` returns, read from the cache of `options` if the graph is there."""
     cache = EngineCache.from_options(options)
     key = None if cache is None else capture_key(module, args, weights, numbers)
     if cache is None or key is None:
         return dynamo.capture(module, args, weights, numbers)
     constants = {f"{dynamo.WEIGHT_PREFIX}{index}": args[index].detach() for index in weights}
-    recalled = _recalled(cache.get(key, KIND), constants)
-    if recalled is not None:
-        return recalled, dynamo.input_positions(module, args, [*weights, *numbers])
+    cached = _read(cache.get(key, KIND), constants)
+    if cached is not None:
+        return cached, dynamo.input_positions(module, args, [*weights, *numbers])
     captured, inputs = dynamo.capture(module, args, weights, numbers)
     try:
         text = text_from_graph(captured, constants)
     except NoTextError:
-        return captured, inputs  # it is captured each time
+        return captured, inputs  # such a graph is captured in each process
     cache.put(key, text.encode(), KIND)
     return captured, inputs
 
 
-def _recalled(content: bytes | None, constants: dict[str, torch.Tensor]) -> CapturedGraph | None:
-    """The graph that was kept; None if there is none."""
+def _read(content: bytes | None, constants: dict[str, torch.Tensor]) -> CapturedGraph | None:
+    """Return the graph of a cache entry; None if there is no entry, or a damaged one."""
     if content is None:
         return None
     try:
         return graph_from_text(content.decode(), constants)
-    except Exception as error:  # whatever is wrong with what was kept, the model can be captured
+    except Exception as error:  # whatever is wrong with the entry, the model can be captured again
         warn_once(f"a captured graph in the cache is not as it was written ({error!r}); it is captured again.")
         return None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 import pickle
 
 import pytest
+import sympy
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -124,3 +126,102 @@ def test_the_tracer_of_a_pickled_graph() -> None:
     torch_internals.set_tracer(traced, ReadsBuffers)
     again = pickle.loads(pickle.dumps(traced))
     assert again.graph.find_nodes(op="call_method", target="abs")
+
+
+# Capture -----------------------------------------------------------------------------------------------------------
+
+
+def test_namespaces_of_operators() -> None:
+    found = [torch_internals.operator_namespace(target) for target in (aten.add.Tensor, aten.add, operator.add)]
+    assert found == ["aten", "aten", None]
+    assert torch_internals.operator_namespace(torch.ops.higher_order.cond) == "higher_order"
+
+
+def test_placeholders_of_a_graph_of_dynamo() -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(module: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
+        graphs.append(module)
+        return module
+
+    layer = nn.Linear(3, 2)
+    torch.compile(lambda x, k: layer(x) * k, backend=keep, dynamic=True)(torch.randn(4, 3), 7)
+    placeholders = graphs[0].graph.find_nodes(op="placeholder")
+    is_state = {torch_internals.source_name(node): torch_internals.is_module_state(node) for node in placeholders}
+    assert not is_state["L['x']"]
+    assert not is_state["L['k']"]
+    assert sum(is_state.values()) == 2  # the weight and the bias
+
+
+def test_tensors_that_share_storage() -> None:
+    value = torch.arange(4)
+    assert torch_internals.storage_id(value) == torch_internals.storage_id(value[1:])
+    assert torch_internals.storage_id(value) != torch_internals.storage_id(value.clone())
+    with torch_internals.new_export_mode():
+        fake = torch.empty(4)
+        assert torch_internals.storage_id(fake) == torch_internals.storage_id(fake[1:])
+
+
+def test_modes_that_look_at_each_operator() -> None:
+    before = torch_internals.mode_counts()
+    with torch_internals.new_export_mode():
+        assert torch_internals.mode_counts() == [before[0], before[1] + 1]
+
+
+def test_a_digest_of_the_settings_of_functorch() -> None:
+    assert torch_internals.functorch_settings() == torch_internals.functorch_settings() != ""
+
+
+def test_a_restricted_dynamic_size_is_a_constraint_violation() -> None:
+    class Fixed(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.reshape(4, 3) + 1
+
+    shapes = ({0: torch.export.Dim("n", min=2, max=8)},)
+    with pytest.raises(Exception, match="n") as caught:
+        torch.export.export(Fixed(), (torch.randn(4, 3),), dynamic_shapes=shapes)
+    assert torch_internals.is_constraint_violation(caught.value)
+    assert not torch_internals.is_constraint_violation(ValueError("n"))
+
+
+def test_extrema_of_sympy_simplify() -> None:
+    from torch.utils._sympy.functions import Min
+
+    size = sympy.Symbol("s", integer=True, positive=True)
+    expression = sympy.Eq(Min(8 * size, 16 * size, evaluate=False), 8 * size, evaluate=False)
+    assert torch_internals.with_sympy_extrema(expression) == sympy.true
+
+
+def test_an_exported_program_with_another_state() -> None:
+    program = torch.export.export(Shifted(), (torch.randn(2),))
+    torch_internals.set_state_dict(program, {**program.state_dict, "more": torch.ones(1)})
+    assert set(program.state_dict) == {"shift", "more"}
+
+
+def test_graph_breaks_are_counted() -> None:
+    def broken(x: torch.Tensor) -> torch.Tensor:
+        torch._dynamo.graph_break()
+        return x + 1
+
+    before = sum(torch_internals.graph_break_counts().values())
+    torch.compile(broken, backend="eager")(torch.ones(2))
+    assert sum(torch_internals.graph_break_counts().values()) == before + 1
+
+
+# Calls of modules and processes ------------------------------------------------------------------------------------
+
+
+def test_the_call_of_a_module() -> None:
+    module = nn.ReLU()
+    assert torch_internals.uncompiled_call(module)(-torch.ones(1)).item() == 0
+    assert torch_internals.compiled_call(module) is None
+    torch_internals.set_compiled_call(module, lambda x: x + 7)
+    assert module(torch.ones(1)).item() == 8
+    assert torch_internals.compiled_call(copy.copy(module)) is None
+    torch_internals.set_compiled_call(module, None)
+    assert module(-torch.ones(1)).item() == 0
+    assert torch_internals.compiled_call(len) is None
+
+
+def test_a_process_that_was_not_forked() -> None:
+    assert not torch_internals.is_fork_of_cuda_process()

@@ -28,7 +28,7 @@ def timed(contender: str, ms: float, model: str = "resnet50", batch: int = 1, **
 
 
 def side_by_side(model: str, batch: int, bridge: float, eager: float, *inductor: float) -> list[dict[str, Any]]:
-    """One row of each contender, with these milliseconds per call."""
+    """Return one row of each contender, with these milliseconds per call."""
     modes = ("inductor", "inductor-reduce-overhead", "inductor-max-autotune")
     report = {"engines": 1, "trt_nodes": 20, "torch_nodes": 0, "build_s": 0.5, "replay_ms": bridge * 0.9}
     return [

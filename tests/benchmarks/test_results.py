@@ -75,6 +75,6 @@ def test_rows_of_a_script_are_kept_with_its_command(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(sys, "argv", ["/somewhere/benchmarks/kernels.py", "--models", "a b"])
     keep_rows(tmp_path / "kept.json", "cpu", [{"model": "a b", "ms": 1.5}])
     kept = json.loads((tmp_path / "kept.json").read_text())
-    assert kept["command"] == "python benchmarks/kernels.py --models 'a b'"
+    assert kept["command"] == "python -m benchmarks.kernels --models 'a b'"
     assert kept["rows"] == [{"model": "a b", "ms": 1.5}]
     assert kept["environment"]["torch"] == torch.__version__

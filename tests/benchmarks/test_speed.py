@@ -1,8 +1,10 @@
-"""Contenders side by side in one process: turns, errors, failures."""
+"""Contenders side by side in one process: turns, errors, failures; and the time to a first result."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,21 +13,23 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock, Timeout
 from torch import nn
 
 import torchtrt_bridge as trtb
-from benchmarks.suite import contenders, entrant, speed, start
-from benchmarks.suite.contenders import CONTENDERS, Contender, Setting
-from benchmarks.suite.entrant import converted
+from benchmarks.suite import contenders, once, speed, worker
+from benchmarks.suite.clock import interquartile_range
+from benchmarks.suite.contenders import CONTENDERS, Contender
 from benchmarks.suite.job import Event, Job, Row
 from benchmarks.suite.models import SUITE, build
-from benchmarks.suite.replay import engine_replay
+from benchmarks.suite.speed import converted, engine_replay, relative_error
 from torchtrt_bridge.entry.torch_compile import Backend
+from torchtrt_bridge.runtime import trial
 
 JOB = Job(
     "speed", "tiny-cnn", 2, "fp32", ("eager",), device="cpu", engine="reference", calls=4, rounds=2, turn_seconds=0.01
 )
-Make = Callable[[nn.Module, Setting], Any]
+Compile = Callable[[nn.Module, Job], Any]
 
 
 @pytest.fixture(autouse=True)
@@ -38,21 +42,26 @@ def _settings_as_they_were() -> Iterator[None]:
 
 
 @pytest.fixture
-def enter(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Puts contenders of one's own in the table."""
+def add(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a function that puts contenders of the test in the table."""
 
-    def put(**makes: Make) -> None:
-        table = {name: Contender(make, name, "peer") for name, make in makes.items()}
-        monkeypatch.setattr("benchmarks.suite.entrant.CONTENDERS", {**CONTENDERS, **table})
+    def put(**added: Compile) -> None:
+        table = {name: Contender(compile_, name, "peer") for name, compile_ in added.items()}
+        monkeypatch.setattr(speed, "CONTENDERS", {**CONTENDERS, **table})
 
     return put
 
 
 def measured(*names: str, **changes: Any) -> tuple[dict[str, Row], list[Event]]:
     events = list(speed.measure(dataclasses.replace(JOB, contenders=names, **changes)))
-    return {event["contender"]: event["row"] for event in events if "row" in event}, events
+    return {name: row for name, row in events if name is not None and isinstance(row, dict)}, events
 
 
+def turns_in(events: list[Event]) -> list[Event]:
+    return [(name, step) for name, step in events if isinstance(step, str) and step.startswith("round")]
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_a_row_has_times_and_the_error_against_fp32(precision: str) -> None:
     row = measured("eager", precision=precision)[0]["eager"]
@@ -65,8 +74,9 @@ def test_a_row_has_times_and_the_error_against_fp32(precision: str) -> None:
     assert low <= row["error"] <= high
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["torchtrt_bridge", "torchtrt_bridge-export"])
-def test_what_torchtrt_bridge_reports_is_in_its_row(name: str) -> None:
+def test_the_report_of_torchtrt_bridge_is_in_its_row(name: str) -> None:
     rows = measured(name, "eager", cache_dir="")[0]
     assert (rows[name]["engines"], rows[name]["torch_nodes"], rows[name]["choices"]) == (1, 0, ["engine"])
     assert rows[name]["trt_nodes"] > 0
@@ -74,45 +84,51 @@ def test_what_torchtrt_bridge_reports_is_in_its_row(name: str) -> None:
     assert "engines" not in rows["eager"]
 
 
+@pytest.mark.full
 def test_contenders_take_turns() -> None:
     _, events = measured("eager", "torchtrt_bridge", cache_dir="")
-    turns = [(event["contender"], event["doing"]) for event in events if "round" in event.get("doing", "")]
     names = ["eager", "torchtrt_bridge"]
-    assert turns == [(name, f"round {index} of 2") for index in (1, 2) for name in names]
+    assert turns_in(events) == [(name, f"round {index} of 2") for index in (1, 2) for name in names]
 
 
-def test_a_wrong_contender_shows_by_its_error(enter: Callable[..., None]) -> None:
-    enter(wrong=lambda model, setting: lambda x: model(x) * 1.1)
+@pytest.mark.full
+def test_a_wrong_contender_shows_by_its_error(add: Callable[..., None]) -> None:
+    add(wrong=lambda model, job: lambda x: model(x) * 1.1)
     assert measured("wrong")[0]["wrong"]["error"] == pytest.approx(0.1, rel=1e-3)
 
 
-def test_results_that_are_not_finite_are_a_problem(enter: Callable[..., None]) -> None:
-    enter(broken=lambda model, setting: lambda x: model(x) * float("nan"))
+@pytest.mark.full
+def test_results_that_are_not_finite_are_a_problem(add: Callable[..., None]) -> None:
+    add(broken=lambda model, job: lambda x: model(x) * float("nan"))
     row = measured("broken")[0]["broken"]
     assert (row["error"], row["problems"]) == (None, ["its results are not finite"])
 
 
-def refuses(model: nn.Module, setting: Setting) -> Any:
+def refuses(model: nn.Module, job: Job) -> Any:
     raise RuntimeError("no\nsuch backend")
 
 
-def gives_other_shapes(model: nn.Module, setting: Setting) -> Any:
+def gives_other_shapes(model: nn.Module, job: Job) -> Any:
     return lambda x: model(x)[:1]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
-    ("make", "reason"),
+    ("compile_", "reason"),
     [(refuses, "RuntimeError: no such backend"), (gives_other_shapes, "ValueError: the results have the shapes")],
 )
-def test_a_failing_contender_is_a_row_and_the_others_go_on(make: Make, reason: str, enter: Callable[..., None]) -> None:
-    enter(failing=make)
+def test_a_failing_contender_is_a_row_and_the_others_go_on(
+    compile_: Compile, reason: str, add: Callable[..., None]
+) -> None:
+    add(failing=compile_)
     rows = measured("failing", "eager")[0]
     assert rows["failing"]["failed"].startswith(reason)
     assert rows["eager"]["ms"] > 0
 
 
-def test_one_that_fails_in_its_turn_is_taken_out(enter: Callable[..., None]) -> None:
-    def fails_later(model: nn.Module, setting: Setting) -> Any:
+@pytest.mark.full
+def test_one_that_fails_in_its_turn_is_taken_out(add: Callable[..., None]) -> None:
+    def fails_later(model: nn.Module, job: Job) -> Any:
         calls = iter(range(20))
 
         def run(x: torch.Tensor) -> Any:
@@ -121,13 +137,14 @@ def test_one_that_fails_in_its_turn_is_taken_out(enter: Callable[..., None]) -> 
 
         return run
 
-    enter(failing=fails_later)
+    add(failing=fails_later)
     rows, events = measured("failing", "eager", rounds=3)
     assert rows["failing"] == {"failed": "StopIteration: "}
     assert rows["eager"]["rounds"] == 3
-    assert sum(event["contender"] == "failing" and "round" in event.get("doing", "") for event in events) <= 2
+    assert sum(name == "failing" for name, _ in turns_in(events)) <= 2
 
 
+@pytest.mark.full
 def test_a_missing_torch_tensorrt_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch_tensorrt", None)
     rows = measured("torch_tensorrt", "eager")[0]
@@ -150,6 +167,41 @@ def test_contenders_on_a_gpu_give_times_errors_and_memory(tmp_path: Path) -> Non
     assert all(row["ms"] > 0 and row["error"] < 5e-3 for row in rows.values())
     assert all(row["device_held_mib"] is not None and row["device_peak_mib"] is not None for row in rows.values())
     assert rows["torchtrt_bridge"]["engines"] == 1
+
+
+# Figures -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "spread"),
+    [([3.0], 0.0), ([1.0, 2.0], 0.5), ([5.0, 1.0, 3.0, 2.0, 4.0], 2.0), ([1.0, 1.0, 1.0, 1.0, 100.0], 0.0)],
+    ids=["one", "two", "unordered", "an outlier"],
+)
+def test_interquartile_range(values: list[float], spread: float) -> None:
+    assert interquartile_range(values) == pytest.approx(spread)
+
+
+def test_the_error_is_the_worst_output_s() -> None:
+    good, bad = torch.tensor([3.0, 4.0]), torch.tensor([0.0, 10.0])
+    results = [good, bad + torch.tensor([0.0, 1.0])]
+    assert relative_error(results, [good, bad]) == pytest.approx(0.1)
+    assert relative_error([good, bad], [good, bad]) == 0.0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_result_that_is_not_finite_has_an_error_that_is_not_finite(value: float, index: int) -> None:
+    results = [torch.ones(2), torch.ones(2)]
+    results[index] = torch.tensor([1.0, value])
+    assert not math.isfinite(relative_error(results, [torch.full((2,), 2.0), torch.full((2,), 2.0)]))
+
+
+@pytest.mark.parametrize(
+    "results", [[torch.ones(3)], [torch.ones(2), torch.ones(2)], []], ids=["shape", "more", "none"]
+)
+def test_outputs_of_other_shapes_are_a_mistake(results: list[torch.Tensor]) -> None:
+    with pytest.raises(ValueError, match="shapes"):
+        relative_error(results, [torch.ones(2)])
 
 
 # How contenders take the model -------------------------------------------------------------------------------------
@@ -180,13 +232,14 @@ def test_token_ids_stay_whole_numbers() -> None:
     assert {value.dtype for value in taken.values()} == {torch.int64}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", [name for name in CONTENDERS if name.startswith("torchtrt_bridge")])
 def test_our_contenders_options_are_ones_that_exist(name: str) -> None:
     model = build(SUITE["tiny-cnn"])
-    made = CONTENDERS[name].make(model, Setting("fp16", "reference", ""))
+    compiled = CONTENDERS[name].compile(model, dataclasses.replace(JOB, precision="fp16"))
     if name == "torchtrt_bridge-export":
-        made(**SUITE["tiny-cnn"].inputs(1))  # which it is exported with
-    assert trtb.report(made).options.engine == "reference"
+        compiled(**SUITE["tiny-cnn"].inputs(1))  # the inputs that it is exported with
+    assert trtb.report(compiled).options.engine == "reference"
 
 
 def test_a_contender_that_left_the_table_is_still_named() -> None:
@@ -196,21 +249,12 @@ def test_a_contender_that_left_the_table_is_still_named() -> None:
 # The engine alone, and the start -----------------------------------------------------------------------------------
 
 
-def test_a_callable_without_one_replayable_engine_has_no_replay() -> None:
-    model = build(SUITE["tiny-cnn"])
-    compiled = trtb.compile(model, engine="reference", cache_dir="")
-    with torch.inference_mode():
-        compiled(**SUITE["tiny-cnn"].inputs(1))
-    assert engine_replay(compiled) is None
-    assert engine_replay(model) is None
-
-
 def nothing() -> None:
-    """What a recording's replay may be."""
+    """Stand in for the replay of a CUDA graph."""
 
 
 @pytest.mark.parametrize(("recorded", "found"), [(1, nothing), (0, None), (2, None)], ids=["one", "none", "several"])
-def test_the_replay_is_that_of_the_only_recording(recorded: int, found: Any) -> None:
+def test_the_replay_is_that_of_the_only_cuda_graph(recorded: int, found: Any) -> None:
     graphs = SimpleNamespace(captured=lambda: [SimpleNamespace(replay=nothing)] * recorded)
     run = SimpleNamespace(thread_state=SimpleNamespace(graphs=graphs))
     graph = SimpleNamespace(compiled=SimpleNamespace(run=run))
@@ -219,23 +263,70 @@ def test_the_replay_is_that_of_the_only_recording(recorded: int, found: Any) -> 
     assert engine_replay(SimpleNamespace(_torchtrt_bridge_backend=backend)) is found
 
 
+@pytest.mark.full
 def test_the_engine_alone_is_timed_beside_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     replayed: list[int] = []
-    monkeypatch.setattr(entrant, "engine_replay", lambda run: lambda: replayed.append(1))
+    monkeypatch.setattr(speed, "engine_replay", lambda run: lambda: replayed.append(1))
     row = measured("eager")[0]["eager"]
     assert row["replay_ms"] > 0
     assert len(replayed) == row["calls"] * row["rounds"]
 
 
+@pytest.mark.full
 def test_the_start_of_a_contender_is_timed() -> None:
-    *_, last = start.measure(dataclasses.replace(JOB, kind="start", contenders=("torchtrt_bridge",), cache_dir=""))
-    row = last["row"]
+    row = once.first_result(dataclasses.replace(JOB, kind="start", contenders=("torchtrt_bridge",)))
     assert 0 < row["trace_seconds"] < row["seconds"]
     assert row["host_peak_mib"] >= row["host_before_mib"] * 0.9
     assert (row["engines"], row["device_peak_mib"]) == (1, None)
 
 
+@pytest.mark.full
 def test_a_failing_start_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch_tensorrt", None)
-    *_, last = start.measure(dataclasses.replace(JOB, kind="start", contenders=("torch_tensorrt",)))
-    assert "torch_tensorrt" in last["row"]["failed"]
+    job = dataclasses.replace(JOB, kind="start", contenders=("torch_tensorrt",))
+    *_, (name, row) = worker.MEASURES["start"](job)
+    assert name == "torch_tensorrt"
+    assert isinstance(row, dict)
+    assert "torch_tensorrt" in row["failed"]
+
+
+# One process at a time on the GPU ----------------------------------------------------------------------------------
+
+
+def test_a_trial_runs_in_the_context_that_processes_side_by_side_replace(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered: list[int] = []
+
+    @contextlib.contextmanager
+    def note() -> Iterator[None]:
+        entered.append(1)
+        yield
+
+    monkeypatch.setattr(trial, "exclusive", note)
+    compiled = trtb.compile(build(SUITE["tiny-cnn"]), engine="reference", cache_dir="")
+    with torch.inference_mode():
+        compiled(**SUITE["tiny-cnn"].inputs(1))
+    assert entered == [1]
+    assert engine_replay(compiled) is None  # nothing is replayed on a CPU
+    assert engine_replay(build(SUITE["tiny-cnn"])) is None
+
+
+def test_trials_and_kernel_timings_hold_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor.runtime.benchmarking import benchmarker
+
+    other = FileLock(tmp_path / "gpu.lock", is_singleton=False)
+    monkeypatch.setattr(trial, "exclusive", trial.exclusive)
+    monkeypatch.setattr(type(benchmarker), "benchmark_gpu", lambda *args: is_taken(other))
+    assert not benchmarker.benchmark_gpu()
+    worker.share_gpu(tmp_path / "gpu.lock")
+    assert benchmarker.benchmark_gpu()
+    with trial.exclusive():
+        assert is_taken(other)
+    assert not is_taken(other)
+
+
+def is_taken(lock: FileLock) -> bool:
+    try:
+        with lock.acquire(timeout=0):
+            return False
+    except Timeout:
+        return True

@@ -1,35 +1,47 @@
-"""Processes that hang or die cost their row and nothing else."""
+"""Processes that hang or die cost their row and nothing else; side by side, one at a time measures."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from benchmarks.suite.job import Job
-from benchmarks.suite.supervise import Outcome, supervise, supervise_together
+from benchmarks.suite.processes import Outcome, run_jobs
 
+pytestmark = pytest.mark.full  # each test starts processes
 JOB = Job("speed", "tiny-cnn", 1, "fp16", ("a", "b"))
 
 START = """
 import json, os, sys, time
+job = json.loads(sys.argv[1])
 file = open(sys.argv[2], "a", buffering=1)
-def tell(**event): file.write(json.dumps(event) + "\\n")
+def write(name, event): file.write(json.dumps([name, event]) + "\\n")
 """
 
 
 def run(script: str, timeout: float = 60.0, **environment: str) -> Outcome:
-    return supervise(JOB, timeout, environment, [sys.executable, "-c", START + script])
+    ((job, outcome),) = run_jobs([JOB], timeout, environment, [sys.executable, "-c", START + script])
+    assert job is JOB
+    return outcome
 
 
-def test_rows_are_those_that_were_told() -> None:
+def side_by_side(script: str, seconds: Sequence[str], timeout: float) -> dict[str, Outcome]:
+    """Run a job for each number of seconds, which the script gets as the job's precision."""
+    jobs = [dataclasses.replace(JOB, precision=each) for each in seconds]
+    command = [sys.executable, "-c", START + script]
+    return {job.precision: outcome for job, outcome in run_jobs(jobs, timeout, {}, command)}
+
+
+def test_rows_are_those_that_were_written() -> None:
     script = """
-tell(contender="a", doing="compiling")
-tell(contender="a", row={"ms": float(os.environ["MS"]), "model": json.loads(sys.argv[1])["model"]})
-tell(contender="b", row={"failed": "no"})
+write("a", "compiling")
+write("a", {"ms": float(os.environ["MS"]), "model": job["model"]})
+write("b", {"failed": "no"})
 """
     assert run(script, MS="2.5") == Outcome({"a": {"ms": 2.5, "model": "tiny-cnn"}, "b": {"failed": "no"}})
 
@@ -43,23 +55,23 @@ tell(contender="b", row={"failed": "no"})
     ],
     ids=["crash", "exit", "exception"],
 )
-def test_a_death_is_told_with_the_contender_at_work(ending: str, death: str) -> None:
+def test_a_death_names_the_contender_at_work(ending: str, death: str) -> None:
     script = f"""
-tell(contender="a", row={{"failed": "no"}})
-tell(contender="b", doing="compiling")
+write("a", {{"failed": "no"}})
+write("b", "compiling")
 {ending}
 """
     assert run(script) == Outcome({"a": {"failed": "no"}}, death, "b")
 
 
-def test_a_death_before_anything_is_nobody_s_fault() -> None:
+def test_a_death_before_any_step_blames_no_contender() -> None:
     outcome = run("sys.exit(2)")
     assert (outcome.rows, outcome.contender) == ({}, None)
     assert outcome.death == "the process exited with status 2 while starting"
 
 
 def test_a_half_written_line_is_no_event() -> None:
-    outcome = run("tell(contender='b', doing='compiling'); file.write('{\"contender\": \"a\"'); sys.exit(1)")
+    outcome = run("write('b', 'compiling'); file.write('[\"a\", '); sys.exit(1)")
     assert (outcome.rows, outcome.contender) == ({}, "b")
 
 
@@ -68,7 +80,7 @@ def test_a_process_that_hangs_is_killed_with_those_it_started(tmp_path: Path) ->
 import subprocess
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 open({str(tmp_path / "pid")!r}, "w").write(str(child.pid))
-tell(contender="a", doing="compiling")
+write("a", "compiling")
 time.sleep(60)
 """
     started = time.monotonic()
@@ -92,54 +104,34 @@ def is_gone(process: int, patience: float = 10.0) -> bool:
     return False
 
 
-READY_THEN = """
-import time
-job = json.loads(sys.argv[1])
-tell(contender="a", doing="compiling")
+COMPILE_AND_MEASURE = """
+from filelock import FileLock
+write("a", "compiling")
 time.sleep(float(job["precision"]))
-tell(contender=None, doing="waiting for its turn")
-began = time.monotonic()
-sys.stdin.read()
-measured = time.monotonic()
-time.sleep(0.3)
-tell(contender="a", row={"waited": measured - began, "from": measured, "to": time.monotonic()})
+ready = time.monotonic()
+write(None, "waiting for its turn")
+with FileLock(job["locks"] + "/turn.lock"):
+    began = time.monotonic()
+    time.sleep(0.2)
+    write("a", {"ready": ready, "from": began, "to": time.monotonic()})
 """
 
 
-def test_jobs_get_ready_side_by_side_and_measure_one_at_a_time() -> None:
-    jobs = [dataclasses.replace(JOB, precision=seconds) for seconds in ("0", "1.5", "0")]
-    outcomes = list(supervise_together(jobs, 60.0, {}, [sys.executable, "-c", START + READY_THEN]))
-    rows = [outcome.rows["a"] for outcome in outcomes]
-    assert rows[0]["waited"] > 0.5  # for the second, which was not ready yet
+def test_jobs_compile_side_by_side_and_measure_one_at_a_time_when_all_are_ready() -> None:
+    outcomes = side_by_side(COMPILE_AND_MEASURE, ["0", "0.01", "1"], 60.0)
+    rows = sorted((outcome.rows["a"] for outcome in outcomes.values()), key=lambda row: row["from"])
+    assert len(rows) == 3
+    assert rows[0]["from"] >= max(row["ready"] for row in rows)
     assert rows[0]["to"] <= rows[1]["from"]
     assert rows[1]["to"] <= rows[2]["from"]
 
 
-TICKING = """
-import threading, time
-job = json.loads(sys.argv[1])
-ticks = [time.monotonic()]
-def tick():
-    while True:
-        ticks.append(time.monotonic())
-        time.sleep(0.01)
-threading.Thread(target=tick, daemon=True).start()
-tell(contender=None, doing="waiting for its turn")
-sys.stdin.read()
-time.sleep(0.5)
-longest = max(later - earlier for earlier, later in zip(ticks, ticks[1:]))
-tell(contender="a", row={"halted": longest})
-"""
-
-
-def test_nothing_of_the_others_runs_while_one_measures() -> None:
-    jobs = [dataclasses.replace(JOB, precision=name) for name in ("fp16", "bf16")]
-    _, second = supervise_together(jobs, 60.0, {}, [sys.executable, "-c", START + TICKING])
-    assert second.rows["a"]["halted"] > 0.4
-
-
 def test_one_that_does_not_get_ready_costs_its_own_row_only() -> None:
-    jobs = [dataclasses.replace(JOB, precision=seconds) for seconds in ("60", "0")]
-    late, early = supervise_together(jobs, 6.0, {}, [sys.executable, "-c", START + READY_THEN])
+    outcomes = side_by_side(COMPILE_AND_MEASURE, ["60", "0"], 4.0)
+    late = outcomes["60"]
     assert (late.rows, late.contender, late.is_timeout) == ({}, "a", True)
-    assert "a" in early.rows
+    assert "a" in outcomes["0"].rows
+
+
+def test_a_job_alone_shares_no_locks() -> None:
+    assert run("write('a', {'locks': job['locks']})").rows == {"a": {"locks": ""}}

@@ -6,20 +6,19 @@ import pytest
 import torch
 
 from benchmarks.suite import models as suite
-from benchmarks.suite.entrant import tensors
-from benchmarks.suite.figures import relative_error
 from benchmarks.suite.models import SUITE, build, names
+from benchmarks.suite.speed import float_tensors, relative_error
 
-QUICK = (*names(tiny=True), "minilm-l6", "mobilenet-v3-large")
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in names() if name not in QUICK]
+FULL = ("minilm-l6", "mobilenet-v3-large")
+REAL_SIZE = [pytest.param(name, marks=pytest.mark.full if name in FULL else pytest.mark.slow) for name in names()]
 
 
 def results_of(name: str, batch: int = 2) -> list[torch.Tensor]:
     with torch.inference_mode():
-        return tensors(build(SUITE[name])(**SUITE[name].inputs(batch)))
+        return float_tensors(build(SUITE[name])(**SUITE[name].inputs(batch)))
 
 
-@pytest.mark.parametrize("name", [*QUICK, *SLOW])
+@pytest.mark.parametrize("name", [*names(tiny=True), *REAL_SIZE])
 def test_results_are_finite_and_depend_on_the_inputs(name: str) -> None:
     results = results_of(name)
     assert all(bool(result.isfinite().all()) for result in results)
@@ -38,7 +37,7 @@ def test_no_weight_is_constant_and_none_wants_gradients(name: str) -> None:
     assert not any(parameter.requires_grad for parameter in parameters)
 
 
-def test_batch_norms_have_the_scale_of_what_they_see() -> None:
+def test_batch_norms_have_the_scale_of_their_inputs() -> None:
     model = build(SUITE["tiny-cnn"])
     convolution, norm = model.body[0], model.body[1]  # type: ignore[index, union-attr]
     with torch.no_grad():

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchmarks.suite.sheets import Sheet, footnotes, sheets
 from benchmarks.suite.summary import comparisons, means, problems
+from benchmarks.suite.tables import Table, footnotes, tables
 from tests.benchmarks.rows import results, row, side_by_side, timed
 
 ROWS = [
@@ -55,7 +55,7 @@ def test_without_an_inductor_there_is_no_speed_up_over_it() -> None:
     assert found.speedup("torchtrt_bridge", found.best_inductor) is None
 
 
-def test_problems_are_told_once_with_where() -> None:
+def test_problems_are_listed_once_with_their_places() -> None:
     places = [("resnet50", 1), ("resnet50", 8), ("gpt2", 1), ("gpt2", 8), ("gpt2", 32)]
     rows = [row("torch_tensorrt", model, batch, failed="no module") for model, batch in places]
     rows.append(timed("torchtrt_bridge", 1.0, problems=["trt_0 runs in PyTorch"]))
@@ -70,27 +70,37 @@ def test_problems_are_told_once_with_where() -> None:
 # Tables ------------------------------------------------------------------------------------------------------------
 
 
-def table(title: str, tables: list[Sheet]) -> list[dict[str, str]]:
-    """The rows of a table, by column."""
-    sheet = next(sheet for sheet in tables if sheet.title.startswith(title))
-    return [dict(zip(sheet.columns, line, strict=True)) for line in sheet.rows]
+def table(title: str, found: list[Table]) -> list[dict[str, str]]:
+    """Return the rows of a table, by column."""
+    chosen = next(each for each in found if each.title.startswith(title))
+    return [dict(zip(chosen.columns, line, strict=True)) for line in chosen.rows]
 
 
 @pytest.fixture
-def tables(tmp_path: Path) -> list[Sheet]:
+def found(tmp_path: Path) -> list[Table]:
     started = [
         row("torchtrt_bridge", kind="start", cold_seconds=8.0, warm_seconds=2.0, cold_trace_seconds=1.5,
             warm_trace_seconds=1.25, cold_host_peak_mib=500.0, cold_host_before_mib=300.0, cold_device_peak_mib=90.0,
             cold_device_held_mib=70.0),
         row("eager", kind="start", failed="cold: no"),
     ]  # fmt: skip
-    built = [row("torchtrt_bridge", kind="build", cold_export_s=4.0, cold_peak_mib=425.4, cold_built=1, warm_built=0)]
+    built = [
+        row(
+            "torchtrt_bridge",
+            kind="build",
+            cold_export_s=4.0,
+            cold_build_s=1.5,
+            cold_peak_mib=425.4,
+            cold_built=1,
+            warm_built=0,
+        )
+    ]
     failed = row("torch_tensorrt", failed="no")
-    return sheets(results(tmp_path / "bench.json", [*ROWS, failed, *started, *built]))
+    return tables(results(tmp_path / "bench.json", [*ROWS, failed, *started, *built]))
 
 
-def test_times_stand_side_by_side(tables: list[Sheet]) -> None:
-    lines = table("Back to back", tables)
+def test_times_stand_side_by_side(found: list[Table]) -> None:
+    lines = table("Back to back", found)
     assert [(line["model"], line["batch"]) for line in lines] == [("resnet50", "1"), ("resnet50", "32"), ("gpt2", "1")]
     first = {
         "bridge": "1.00",
@@ -106,32 +116,33 @@ def test_times_stand_side_by_side(tables: list[Sheet]) -> None:
     assert lines[1]["inductor, reduce-overhead"] == "-"
 
 
-def test_each_measure_has_its_table(tables: list[Sheet]) -> None:
-    assert table("Of it, Dynamo", tables)[0]["bridge"] == "1.50 / 1.25"
-    assert table("One call", tables)[0]["bridge"] == "2.00"
-    assert table("Error", tables)[0]["eager"] == "1.0e-03"
-    assert table("Engines", tables)[0]["engine alone: ms"] == "0.900"
-    assert table("First result", tables) == [
+def test_each_measure_has_its_table(found: list[Table]) -> None:
+    assert table("Of it, Dynamo", found)[0]["bridge"] == "1.50 / 1.25"
+    assert table("One call", found)[0]["bridge"] == "2.00"
+    assert table("Error", found)[0]["eager"] == "1.0e-03"
+    assert table("Engines", found)[0]["engine alone: ms"] == "0.900"
+    assert table("First result", found) == [
         {"model": "resnet50", "batch": "1", "precision": "fp16", "bridge": "8.00 / 2.00", "eager": "failed"}
     ]
-    assert table("Host memory", tables)[0]["bridge"] == "200"
-    assert table("Device memory for it", tables)[0]["bridge"] == "90 / 70"
-    build = table("An export", tables)[0]
-    assert (build["peak MiB"], build["built"], build["built again"], build["build s"]) == ("425", "1", "0", "-")
+    assert table("Host memory", found)[0]["bridge"] == "200"
+    assert table("Device memory for it", found)[0]["bridge"] == "90 / 70"
+    build = table("An export", found)[0]
+    assert (build["peak MiB"], build["built"], build["built again"], build["again s"]) == ("425", "1", "0", "-")
+    assert (build["export s"], build["build s"], build["without build s"]) == ("4.00", "1.50", "2.50")
 
 
-def test_a_table_without_figures_is_left_out(tables: list[Sheet]) -> None:
-    assert not [sheet for sheet in tables if sheet.title.startswith("Device memory that stays")]
+def test_a_table_without_figures_is_left_out(found: list[Table]) -> None:
+    assert not [each for each in found if each.title.startswith("Device memory that stays")]
 
 
 def test_a_table_as_markdown() -> None:
-    sheet = Sheet("Times", ("model", "ms"), [("a|b", "1.0")])
-    assert sheet.markdown() == "**Times**\n\n| model | ms |\n| --- | ---: |\n| a\\|b | 1.0 |"
+    table = Table("Times", ("model", "ms"), [("a|b", "1.0")], texts=1)
+    assert table.markdown() == "**Times**\n\n| model | ms |\n| --- | ---: |\n| a\\|b | 1.0 |"
 
 
 def test_a_table_in_the_terminal() -> None:
     console = Console(file=io.StringIO(), width=60)
-    Sheet("Times", ("model", "ms"), [("resnet50", "1.0")]).print(console)
+    Table("Times", ("model", "ms"), [("resnet50", "1.0")]).print(console)
     assert "resnet50   1.0" in console.file.getvalue()  # type: ignore[attr-defined]
 
 

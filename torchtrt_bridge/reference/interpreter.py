@@ -1,4 +1,4 @@
-"""The walk: a TensorRT network becomes a list of steps once, and every call runs them."""
+"""The interpreter: it turns a TensorRT network into a list of steps once, and runs these in every call."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from torchtrt_bridge.reference.layers import READERS
 from torchtrt_bridge.reference.registry import Compute
 from torchtrt_bridge.trt.dtypes import torch_dtype_from_trt
 
-# Marks where an attention begins; its end computes it all.
+# The layer at which an attention begins; the one at its end computes all of it.
 _NO_COMPUTATION = ("ATTENTION_INPUT",)
 
 
 @dataclass(frozen=True)
-class Slot:
-    """What TensorRT says about one tensor of the network. Dynamic dimensions are -1."""
+class NetworkTensor:
+    """A tensor of the network, with the dtype and the dimensions that TensorRT gives it; dynamic ones are -1."""
 
     key: int
     name: str
     dtype: torch.dtype
     dims: tuple[int, ...]
 
-    def complaint(self, value: torch.Tensor) -> str | None:
-        """How `value` contradicts TensorRT; None if it does not."""
+    def mismatch(self, value: torch.Tensor) -> str | None:
+        """Return how `value` differs from what TensorRT gives the tensor; None if it does not."""
         if value.dtype != self.dtype:
             return f"{_short(value.dtype)} where TensorRT says {_short(self.dtype)}"
         same_rank = value.dim() == len(self.dims)
@@ -39,12 +39,12 @@ class Slot:
 
 @dataclass(frozen=True)
 class Step:
-    """One layer's computation, and the tensors that nobody needs after it."""
+    """The computation of one layer, with the tensors to release after it."""
 
     title: str
     compute: Compute
     inputs: tuple[int | None, ...]
-    outputs: tuple[Slot, ...]
+    outputs: tuple[NetworkTensor, ...]
     release: tuple[int, ...] = ()
 
     def run(self, values: dict[int, torch.Tensor]) -> None:
@@ -55,10 +55,10 @@ class Step:
             _fail(self.title, error)
         if not isinstance(results, tuple):
             results = (results,)
-        for slot, result in zip(self.outputs, results, strict=True):
-            if complaint := slot.complaint(result):
-                raise LoweringError(f"{self.title}: the reference computed {complaint}.")
-            values[slot.key] = result
+        for tensor, result in zip(self.outputs, results, strict=True):
+            if mismatch := tensor.mismatch(result):
+                raise LoweringError(f"{self.title}: the reference computed {mismatch}.")
+            values[tensor.key] = result
         for key in self.release:
             del values[key]
 
@@ -66,60 +66,60 @@ class Step:
 class NetworkInterpreter:
     """Computes a TensorRT network in PyTorch on the CPU, by the rules that TensorRT documents for its layers.
 
-    The network is read here once and may be destroyed afterwards. `constants` holds, by layer name, the
+    The network is read once, here, and may be destroyed afterwards. `constants` holds, by layer name, the
     values that TensorRT cannot give back (bfloat16, float8, int4), and any others that should not be copied;
-    convolution weights are found under ``"<layer name>.kernel"`` and ``"<layer name>.bias"``.
+    it has convolution weights under ``"<layer name>.kernel"`` and ``"<layer name>.bias"``.
     Raises LoweringError for a layer that it cannot compute, and for results that contradict TensorRT's own
     dtypes and shapes.
     """
 
     def __init__(self, trt: Any, network: Any, constants: Mapping[str, torch.Tensor] | None = None) -> None:
-        slots = _Slots()
-        self._inputs = [slots[network.get_input(index)] for index in range(network.num_inputs)]
-        self._outputs = [slots[network.get_output(index)] for index in range(network.num_outputs)]
-        self.input_names: list[str] = [slot.name for slot in self._inputs]
-        self.output_names: list[str] = [slot.name for slot in self._outputs]
+        tensors = _Tensors()
+        self._inputs = [tensors[network.get_input(index)] for index in range(network.num_inputs)]
+        self._outputs = [tensors[network.get_output(index)] for index in range(network.num_outputs)]
+        self.input_names: list[str] = [tensor.name for tensor in self._inputs]
+        self.output_names: list[str] = [tensor.name for tensor in self._outputs]
         found = (Layer(trt, network.get_layer(index), constants or {}) for index in range(network.num_layers))
-        steps = [_step_from_layer(layer, slots) for layer in found if layer.kind not in _NO_COMPUTATION]
-        ordered = _in_order(steps, {slot.key for slot in self._inputs})
-        outputs = {slot.key for slot in self._outputs}
+        steps = [_step_from_layer(layer, tensors) for layer in found if layer.kind not in _NO_COMPUTATION]
+        ordered = _in_order(steps, {tensor.key for tensor in self._inputs})
+        outputs = {tensor.key for tensor in self._outputs}
         self._steps = _with_releases(_live(ordered, outputs), outputs)
 
     def __call__(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
-        """The outputs in the network's order, each in memory of its own; `inputs` come in its order too."""
+        """Return the outputs in the network's order, each in memory of its own; `inputs` come in its order too."""
         self._check(inputs)
-        values = {slot.key: value.detach() for slot, value in zip(self._inputs, inputs, strict=True)}
+        values = {tensor.key: value.detach() for tensor, value in zip(self._inputs, inputs, strict=True)}
         with torch.no_grad():
             for step in self._steps:
                 step.run(values)
-            return [values[slot.key].clone(memory_format=torch.contiguous_format) for slot in self._outputs]
+            return [values[tensor.key].clone(memory_format=torch.contiguous_format) for tensor in self._outputs]
 
     def _check(self, inputs: Sequence[torch.Tensor]) -> None:
         if len(inputs) != len(self._inputs):
             names = ", ".join(self.input_names)
             raise ShapeRangeError(f"The network takes {len(self._inputs)} inputs ({names}), not {len(inputs)}.")
-        for slot, value in zip(self._inputs, inputs, strict=True):
-            if complaint := slot.complaint(value):
-                raise ShapeRangeError(f"Input {slot.name!r} has {complaint}.")
+        for tensor, value in zip(self._inputs, inputs, strict=True):
+            if mismatch := tensor.mismatch(value):
+                raise ShapeRangeError(f"Input {tensor.name!r} has {mismatch}.")
             if value.device.type != "cpu":
-                raise ShapeRangeError(f"Input {slot.name!r} is on {value.device}; the reference runs on the CPU.")
+                raise ShapeRangeError(f"Input {tensor.name!r} is on {value.device}; the reference runs on the CPU.")
 
 
-class _Slots:
-    """The slot of each `ITensor`. Keeps the wrappers alive: their identity is the tensor's."""
+class _Tensors:
+    """The tensors of a network by `ITensor`. Holds the wrappers, whose identity is the tensor's."""
 
     def __init__(self) -> None:
-        self._found: dict[int, tuple[Any, Slot]] = {}
+        self._found: dict[int, tuple[Any, NetworkTensor]] = {}
 
-    def __getitem__(self, tensor: Any) -> Slot:
+    def __getitem__(self, tensor: Any) -> NetworkTensor:
         key = id(tensor)
         if key not in self._found:
-            self._found[key] = (tensor, Slot(key, tensor.name, _dtype_of(tensor), tensor_dims(tensor)))
+            self._found[key] = (tensor, NetworkTensor(key, tensor.name, _dtype_of(tensor), tensor_dims(tensor)))
         return self._found[key][1]
 
 
 def _dtype_of(tensor: Any) -> torch.dtype:
-    """The dtype that holds an `ITensor`'s values; int4 ones are held as int8."""
+    """Return the dtype that holds an `ITensor`'s values; int8 holds int4."""
     if tensor.dtype.name == "INT4":
         return torch.int8
     try:
@@ -128,15 +128,15 @@ def _dtype_of(tensor: Any) -> torch.dtype:
         raise LoweringError(f"The reference has no {tensor.dtype.name}, which {tensor.name!r} is.") from None
 
 
-def _step_from_layer(layer: Layer, slots: _Slots) -> Step:
+def _step_from_layer(layer: Layer, tensors: _Tensors) -> Step:
     reader = READERS.get(layer.kind)
     if reader is None:
         raise LoweringError(f"The reference cannot compute {layer}: it knows no {layer.kind} layers.")
     try:
         layer.downcast()
         compute = reader(layer)
-        inputs = tuple(None if tensor is None else slots[tensor].key for tensor in layer.inputs)
-        return Step(str(layer), compute, inputs, tuple(slots[tensor] for tensor in layer.outputs))
+        inputs = tuple(None if each is None else tensors[each].key for each in layer.inputs)
+        return Step(str(layer), compute, inputs, tuple(tensors[each] for each in layer.outputs))
     except Exception as error:
         _fail(str(layer), error)
     finally:
@@ -144,14 +144,14 @@ def _step_from_layer(layer: Layer, slots: _Slots) -> Step:
 
 
 def _in_order(steps: list[Step], known: set[int]) -> list[Step]:
-    """The steps, each after those that it depends on: `set_input` allows another order in the network."""
+    """Sort the steps, each after those that it depends on: `set_input` allows another order in the network."""
     ordered: list[Step] = []
     while steps:
         waiting = []
         for step in steps:
             if all(key is None or key in known for key in step.inputs):
                 ordered.append(step)
-                known.update(slot.key for slot in step.outputs)
+                known.update(tensor.key for tensor in step.outputs)
             else:
                 waiting.append(step)
         if len(waiting) == len(steps):
@@ -161,21 +161,21 @@ def _in_order(steps: list[Step], known: set[int]) -> list[Step]:
 
 
 def _live(steps: Iterable[Step], outputs: set[int]) -> list[Step]:
-    """The steps, in order, without those that no output needs; assertions have no output and stay."""
+    """Return the steps, in order, that an output needs, and assertions, which have no output."""
     needed, kept = set(outputs), []
     for step in reversed(list(steps)):
-        if not step.outputs or any(slot.key in needed for slot in step.outputs):
+        if not step.outputs or any(tensor.key in needed for tensor in step.outputs):
             needed.update(key for key in step.inputs if key is not None)
             kept.append(step)
     return kept[::-1]
 
 
 def _with_releases(steps: Iterable[Step], kept: set[int]) -> list[Step]:
-    """The steps, each with the tensors to release after it, those last used (or never used) there."""
+    """Return the steps, each with the tensors to release after it: those that no later step uses."""
     done: list[Step] = []
     seen = set(kept)
     for step in reversed(list(steps)):
-        touched = [key for key in step.inputs if key is not None] + [slot.key for slot in step.outputs]
+        touched = [key for key in step.inputs if key is not None] + [tensor.key for tensor in step.outputs]
         release = tuple(dict.fromkeys(key for key in touched if key not in seen))
         seen.update(release)
         done.append(Step(step.title, step.compute, step.inputs, step.outputs, release))

@@ -1,4 +1,4 @@
-"""One layer of a TensorRT network, as its reader sees it."""
+"""One layer of a TensorRT network: its attributes, weights and tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torchtrt_bridge.trt.dtypes import torch_dtype_from_trt
 
 
 def int_tuple(dims: Any) -> tuple[int, ...] | None:
-    """TensorRT's `Dims` as a tuple; None when unset (None in new versions, a negative length in old ones)."""
+    """Return TensorRT's `Dims` as a tuple; None if unset (None in new versions, a negative length in old ones)."""
     if dims is None:
         return None
     try:
@@ -25,7 +25,7 @@ def int_tuple(dims: Any) -> tuple[int, ...] | None:
 
 
 def tensor_dims(tensor: Any) -> tuple[int, ...]:
-    """The dimensions of an `ITensor`, -1 where dynamic. TensorRT cannot tell them in an invalid network."""
+    """Return the dimensions of an `ITensor`, -1 for dynamic ones. Raises LoweringError in an invalid network."""
     try:
         dims = int_tuple(tensor.shape)
     except (ValueError, RuntimeError):
@@ -36,7 +36,7 @@ def tensor_dims(tensor: Any) -> tuple[int, ...]:
 
 
 def axes_of(mask: int) -> list[int]:
-    """The dimensions named by a bit mask."""
+    """Return the dimensions of a bit mask."""
     return [axis for axis in range(mask.bit_length()) if mask >> axis & 1]
 
 
@@ -60,7 +60,7 @@ class Layer:
         return f"layer {self.name!r} ({self.kind})"
 
     def close(self) -> None:
-        """Let go of TensorRT's objects, which go with the network; name and kind stay."""
+        """Drop TensorRT's objects, which die with the network; name and kind stay."""
         self.raw, self.inputs, self.outputs = None, [], []
 
     def downcast(self) -> None:
@@ -68,19 +68,19 @@ class Layer:
         self.raw.__class__ = getattr(self.trt, class_name(self.kind))
 
     def option(self, attribute: str, default: str) -> str:
-        """The name of an enum attribute; `default` in TensorRT versions without it."""
+        """Return the name of an enum attribute; `default` in TensorRT versions without it."""
         value = getattr(self.raw, attribute, None)
         return default if value is None else str(value.name)
 
     def dims(self, attribute: str) -> tuple[int, ...] | None:
-        """A `Dims` attribute; None when unset or unknown to this TensorRT."""
+        """Return a `Dims` attribute; None if it is unset, or this TensorRT has none."""
         try:
             return int_tuple(getattr(self.raw, attribute, None))
         except RuntimeError:
             return None
 
     def set_dims(self, attribute: str) -> tuple[int, ...]:
-        """A `Dims` attribute that must be set."""
+        """Return a `Dims` attribute; raise LoweringError if it is unset."""
         dims = self.dims(attribute)
         if dims is None:
             raise LoweringError(f"{self} has no {attribute}.")
@@ -90,9 +90,9 @@ class Layer:
         return index < len(self.inputs) and self.inputs[index] is not None
 
     def weights(self, attribute: str, key: str | None = None) -> torch.Tensor | None:
-        """The weights in `attribute`, flat; from the constants table under `key` if there. None when empty.
+        """Return the weights in `attribute`, flat, or the constant under `key` if there is one; None without weights.
 
-        What TensorRT gives back is copied: it only borrows the memory, which may go with the network.
+        Copies the weights that TensorRT gives back: it only borrows the memory, which may die with the network.
         """
         given = self._constants.get(key or f"{self.name}.{attribute}")
         if given is not None:
@@ -108,7 +108,7 @@ class Layer:
         )
 
     def constant(self) -> torch.Tensor:
-        """The value of a constant layer, in its shape; int4 values unpacked to one int8 each."""
+        """Return the value of a constant layer, in its shape; each int4 value becomes one int8."""
         dims = self.set_dims("shape")
         value = self.weights("weights", key=self.name)
         if value is None:
@@ -119,7 +119,7 @@ class Layer:
 
 
 def unpack_int4(packed: torch.Tensor) -> torch.Tensor:
-    """Two signed 4-bit integers a byte, low half first, as one int8 each."""
+    """Unpack two signed 4-bit integers from each byte, low half first, to one int8 each."""
     pairs = packed.contiguous().view(torch.uint8).flatten()
     halves = torch.stack([pairs & 15, pairs >> 4], dim=-1).flatten().to(torch.int8)
     return torch.where(halves > 7, halves - 16, halves)

@@ -14,9 +14,9 @@ from torchtrt_bridge.reference.registry import Compute, in_float32, reads
 
 @reads("ATTENTION_OUTPUT")
 def attention(layer: Layer) -> Compute:
-    """normalize(query @ key^T + mask) @ value, unscaled. Query heads share key-value heads in equal groups.
+    """Compute normalize(query @ key^T + mask) @ value, unscaled. Query heads share key-value heads in equal groups.
 
-    TensorRT splits an attention in two layers; this one, the end, computes all of it.
+    TensorRT has two layers for an attention; this one, at its end, computes all of it.
     """
     whole = layer.raw.attention
     _refuse_packed(layer, whole)
@@ -56,7 +56,7 @@ def _refuse_packed(layer: Layer, whole: Any) -> None:
 
 
 def _allowed(scores: Tensor, causal: str, lengths: Tensor | None) -> Tensor:
-    """Which keys each query may see: bool, broadcastable to [batch, heads, queries, keys]."""
+    """Return which keys each query may see: bool, broadcastable to [batch, heads, queries, keys]."""
     queries, keys = scores.shape[-2:]
     column = torch.arange(keys)
     ends = torch.full((1, 1, 1, 1), keys) if lengths is None else lengths.reshape(-1, 1, 1, 1)
@@ -94,7 +94,7 @@ def rotary_embedding(layer: Layer) -> Compute:
 
 @reads("KV_CACHE_UPDATE")
 def kv_cache_update(layer: Layer) -> Compute:
-    """The cache [batch, heads, positions, dim] with each update written from its sequence's index on."""
+    """Return the cache [batch, heads, positions, dim] with each update written from its sequence's index on."""
     if layer.option("update_form", "PADDED_BHND") != "PADDED_BHND":
         raise LoweringError(f"{layer}: the reference computes only updates of padded sequences.")
 

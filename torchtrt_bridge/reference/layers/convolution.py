@@ -15,7 +15,7 @@ _DECONVOLUTIONS = {2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
 def _weights(layer: Layer, shape: tuple[int, ...]) -> tuple[Tensor | None, Tensor | None]:
-    """Kernel, unless it is an input, and bias, both widened once here."""
+    """Return kernel and bias, widened once; None for each that is an input."""
     kernel = None if layer.has_input(1) else layer.weights("kernel")
     if kernel is None and not layer.has_input(1):
         raise LoweringError(f"{layer} has no kernel.")
@@ -51,7 +51,7 @@ def convolution(layer: Layer) -> Compute:
 
 @reads("DECONVOLUTION")
 def deconvolution(layer: Layer) -> Compute:
-    """The full transposed convolution, cut at its ends by the padding; bias is added to what remains."""
+    """Compute the full transposed convolution, cut its ends by the padding, and add the bias."""
     window = Window.from_layer(layer, "kernel_size_nd")
     groups, maps = int(layer.raw.num_groups), int(layer.raw.num_output_maps)
     kernel, bias = _weights(layer, (-1, maps // groups, *window.size))

@@ -11,13 +11,13 @@ from torchtrt_bridge.reference.registry import Compute, reads
 
 
 def _check_negative(layer: Layer, index: Tensor, axes_dynamic: bool) -> None:
-    """TensorRT leaves a negative index into a dimension of dynamic length undefined."""
+    """Raise for a negative index into a dimension of dynamic length, which TensorRT leaves undefined."""
     if axes_dynamic and bool((index < 0).any()):
         raise LoweringError(f"{layer} has a negative index into a dynamic dimension: TensorRT leaves it undefined.")
 
 
 def _fit(index: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """The index with negatives counted from the end, safe to use, and where it was outside."""
+    """Return the index with negatives counted from the end, clamped, and a mask of where it was outside."""
     index = index.long()
     index = torch.where(index < 0, index + length, index)
     outside = (index < 0) | (index >= length)
@@ -26,7 +26,7 @@ def _fit(index: Tensor, length: int) -> tuple[Tensor, Tensor]:
 
 @reads("GATHER")
 def gather(layer: Layer) -> Compute:
-    """Like ONNX Gather, GatherElements or GatherND; an index outside the data gives zero."""
+    """Read by index, like ONNX Gather, GatherElements or GatherND; an index outside the data gives zero."""
     mode, axis, batch = layer.raw.mode.name, int(layer.raw.axis), int(layer.raw.num_elementwise_dims)
     dynamic = [dim < 0 for dim in tensor_dims(layer.inputs[0])]
 
@@ -60,7 +60,7 @@ def _gather_axis(data: Tensor, index: Tensor, axis: int) -> Tensor:
 
 
 def _coordinates(index: Tensor, dims: list[int]) -> tuple[list[Tensor], Tensor]:
-    """The columns of an ND index, safe to use, and where any of them was outside."""
+    """Return the columns of an ND index, clamped, and a mask of where any of them was outside."""
     outside = torch.zeros(index.shape[:-1], dtype=torch.bool)
     columns = []
     for column, length in enumerate(dims):
@@ -84,7 +84,7 @@ def _gather_nd(data: Tensor, index: Tensor, batch: int) -> Tensor:
 
 @reads("SCATTER")
 def scatter(layer: Layer) -> Compute:
-    """A copy of the data with updates written at the indices, like ONNX ScatterElements or ScatterND."""
+    """Copy the data and write updates at the indices, like ONNX ScatterElements or ScatterND."""
     mode, axis = layer.raw.mode.name, int(layer.raw.axis)
 
     def compute(data: Tensor, index: Tensor, updates: Tensor) -> Tensor:
@@ -106,9 +106,9 @@ def _refuse_outside(layer: Layer, outside: Tensor) -> None:
 
 @reads("ONE_HOT")
 def one_hot(layer: Layer) -> Compute:
-    """The on value at each index along a new axis, the off value elsewhere; values are [off, on].
+    """Put the on value at each index along a new axis, the off value elsewhere; values are [off, on].
 
-    Negative indices count from the end, as TensorRT's own evaluation of shapes has it.
+    Negative indices count from the end, as in TensorRT's own evaluation of shapes.
     """
     axis = int(layer.raw.axis)
 

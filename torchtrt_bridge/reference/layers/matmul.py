@@ -11,7 +11,7 @@ from torchtrt_bridge.reference.registry import Compute, in_float32, reads
 
 @reads("MATRIX_MULTIPLY")
 def matrix_multiply(layer: Layer) -> Compute:
-    """Inner product of matrices or vectors; leading dimensions are collections, and broadcast."""
+    """Compute inner products of matrices or vectors; leading dimensions are collections, and broadcast."""
     left, right = layer.raw.op0.name, layer.raw.op1.name
 
     def compute(a: Tensor, b: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def matrix_multiply(layer: Layer) -> Compute:
 
 
 def _matrix(x: Tensor, operation: str, vector_axis: int) -> Tensor:
-    """The operand as a matrix: a vector becomes a row on the left side, a column on the right."""
+    """Return the operand as a matrix: a vector becomes a row on the left side, a column on the right."""
     if operation == "VECTOR":
         return x.unsqueeze(vector_axis)
     return x.mT if operation == "TRANSPOSE" else x

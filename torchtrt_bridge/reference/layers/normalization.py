@@ -18,10 +18,10 @@ def softmax(layer: Layer) -> Compute:
 
 @reads("NORMALIZATION")
 def normalization(layer: Layer) -> Compute:
-    """(x - mean) / sqrt(variance + epsilon) * scale + bias, over the axes, and within channel groups if set.
+    """Compute (x - mean) / sqrt(variance + epsilon) * scale + bias over the axes, and within channel groups if set.
 
-    Scale and bias have x's rank. With groups, the first version of the layer has one of each a group
-    ([1, G, 1, 1]), the second one a channel ([1, C, 1, 1]); older TensorRT has only the first.
+    Scale and bias have x's rank. With groups, the first version of the layer has one of each for a group
+    ([1, G, 1, 1]), the second version one for a channel ([1, C, 1, 1]); older TensorRT has only the first.
     """
     axes, epsilon, groups = axes_of(layer.raw.axes), float(layer.raw.epsilon), int(layer.raw.num_groups)
     by_group = groups > 1 and not getattr(layer.raw, "is_v2", False)

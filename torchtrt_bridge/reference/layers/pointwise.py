@@ -82,7 +82,7 @@ _EXACT = ("RELU", "ABS", "NEG", "CEIL", "FLOOR", "NOT", "SIGN", "ROUND", "ISINF"
 
 
 def _divide(a: Tensor, b: Tensor) -> Tensor:
-    """Division as in C++: of integers, toward zero."""
+    """Divide as C++ does: integers toward zero."""
     return a / b if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc")
 
 
@@ -151,7 +151,7 @@ def cast(layer: Layer) -> Compute:
 
 @reads("IDENTITY")
 def identity(layer: Layer) -> Compute:
-    """Under strong typing the output has the input's dtype."""
+    """Return the input: under strong typing the output has its dtype."""
     return lambda x: x
 
 
@@ -162,7 +162,7 @@ def parametric_relu(layer: Layer) -> Compute:
 
 @reads("SCALE")
 def scale(layer: Layer) -> Compute:
-    """(x * scale + shift) ^ power, where absent weights mean 1, 0 and 1."""
+    """Compute (x * scale + shift) ^ power; absent weights are 1, 0 and 1."""
     mode, axis = layer.raw.mode.name, int(layer.raw.channel_axis)
     factor, shift, power = (layer.weights(attribute) for attribute in ("scale", "shift", "power"))
 
@@ -183,7 +183,7 @@ def scale(layer: Layer) -> Compute:
 
 
 def _rank_of(weights: Tensor, x: Tensor) -> int:
-    """How many trailing dimensions of `x` the elementwise weights cover."""
+    """Return the number of trailing dimensions of `x` that the elementwise weights cover."""
     for rank in range(1, x.dim() + 1):
         if math.prod(x.shape[-rank:]) == weights.numel():
             return rank

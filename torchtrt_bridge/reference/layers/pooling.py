@@ -18,10 +18,10 @@ _AVERAGES = {2: F.avg_pool2d, 3: F.avg_pool3d}
 
 @reads("POOLING")
 def pooling(layer: Layer) -> Compute:
-    """Maximum or average of each window.
+    """Compute the maximum or average of each window.
 
-    The average's denominator counts the window's elements within the image, or all of them, those that only round
-    the output size up too (as real engines do, seen on an H100 with TensorRT-RTX 1.6.1).
+    The average's denominator counts the window's elements within the image, or all of them. Those that only round the
+    output size up count too, as in real engines (seen on an H100 with TensorRT-RTX 1.6.1).
     """
     window = Window.from_layer(layer, "window_size_nd")
     kind, blend = layer.raw.type.name, float(layer.raw.blend_factor)

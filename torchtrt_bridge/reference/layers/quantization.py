@@ -16,7 +16,7 @@ FP8_LARGEST = 448.0
 
 
 def _to_integers(lowest: int, highest: int) -> Callable[[Tensor], Tensor]:
-    """Round to nearest, ties to even, and clamp."""
+    """Return a function that rounds to nearest, ties to even, and clamps."""
     return lambda ratio: ratio.round().clamp(lowest, highest).to(torch.int8)
 
 
@@ -28,7 +28,7 @@ _ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def _spread(scale: Tensor, x: Tensor, axis: int) -> Tensor:
-    """The scale as float32, in a shape that broadcasts with `x`."""
+    """Return the scale as float32, in a shape that broadcasts with `x`."""
     scale = scale.float()
     if scale.numel() == 1:
         return scale.reshape(())
@@ -47,7 +47,7 @@ def _spread(scale: Tensor, x: Tensor, axis: int) -> Tensor:
 
 @reads("QUANTIZE")
 def quantize(layer: Layer) -> Compute:
-    """clamp(round(x / scale)). Float8 is rounded to nearest even and clamped to its largest finite value."""
+    """Compute clamp(round(x / scale)). Float8 is rounded to nearest even and clamped to its largest finite value."""
     axis, rounded = int(layer.raw.axis), _ROUNDINGS[layer.outputs[0].dtype.name]
 
     def compute(x: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:
@@ -59,7 +59,7 @@ def quantize(layer: Layer) -> Compute:
 
 @reads("DEQUANTIZE")
 def dequantize(layer: Layer) -> Compute:
-    """x * scale, rounded once to the output's dtype."""
+    """Compute x * scale, rounded once to the output's dtype."""
     axis, dtype = int(layer.raw.axis), torch_dtype_from_trt(layer.outputs[0].dtype)
 
     def compute(x: Tensor, scale: Tensor, zero_point: Tensor | None = None) -> Tensor:

@@ -32,7 +32,7 @@ def _sum(x: Tensor, axes: list[int]) -> Tensor:
 
 
 def _extreme(x: Tensor, axes: list[int], largest: bool) -> Tensor:
-    """Maximum or minimum; of nothing, the value that changes no other."""
+    """Return the maximum or minimum; of no elements, the value that changes no other."""
     if all(x.shape[axis] for axis in axes):
         return x.amax(axes, keepdim=True) if largest else x.amin(axes, keepdim=True)
     limits = torch.finfo(x.dtype) if x.is_floating_point() else torch.iinfo(x.dtype)
@@ -64,7 +64,7 @@ def reduce(layer: Layer) -> Compute:
 
 @reads("TOPK")
 def topk(layer: Layer) -> Compute:
-    """The k largest (or smallest) values in order, and their positions; of equals the first comes first."""
+    """Return the k largest (or smallest) values in order, and their positions; of equals the first comes first."""
     largest, static_k = layer.raw.op.name == "MAX", int(layer.raw.k)
     (axis,) = axes_of(layer.raw.axes)
     index_dtype = torch_dtype_from_trt(layer.outputs[1].dtype)
@@ -81,7 +81,7 @@ def topk(layer: Layer) -> Compute:
 
 @reads("CUMULATIVE")
 def cumulative(layer: Layer) -> Compute:
-    """Running sums; exclusive ones leave out the element itself, reverse ones run from the end."""
+    """Compute running sums; exclusive ones leave out the element itself, reverse ones run from the end."""
     exclusive, reverse = bool(layer.raw.exclusive), bool(layer.raw.reverse)
 
     def compute(x: Tensor, axis_input: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ _ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class Resampling:
-    """How a resize layer maps and weighs positions along one dimension."""
+    """The mapping and weights of positions along one dimension of a resize layer."""
 
     mode: str
     coordinates: str
@@ -32,7 +32,7 @@ class Resampling:
     excludes_outside: bool
 
     def positions(self, old: int, new: int) -> Tensor:
-        """Where each new element lies among the old ones, as float32."""
+        """Return the position of each new element among the old ones, as float32."""
         x = torch.arange(new, dtype=torch.float32)
         if new < 2 and self.selector == "UPPER":
             return torch.zeros_like(x)
@@ -42,7 +42,7 @@ class Resampling:
         return (x + 0.5) * ratio - 0.5 if self.coordinates == "HALF_PIXEL" else x * ratio
 
     def along(self, x: Tensor, axis: int, new: int) -> Tensor:
-        """`x` resized along one dimension."""
+        """Resize `x` along one dimension."""
         old = x.shape[axis]
         positions = self.positions(old, new)
         if self.mode == "NEAREST":
@@ -59,7 +59,7 @@ class Resampling:
         return torch.stack(parts).sum(0)
 
     def _taps(self, fraction: Tensor) -> tuple[Tensor, Tensor]:
-        """Offsets from the element at or before a position, and their weights by the distance past it."""
+        """Return offsets from the element at or before a position, and their weights by the distance past it."""
         if self.mode == "LINEAR":
             return torch.tensor([0, 1]), torch.stack([1 - fraction, fraction])
         taps = torch.tensor([-1, 0, 1, 2])
@@ -67,7 +67,7 @@ class Resampling:
 
 
 def _cubic_weight(distance: Tensor, a: float) -> Tensor:
-    """The cubic convolution kernel of Keys (1981)."""
+    """Evaluate the cubic convolution kernel of Keys (1981)."""
     near = ((a + 2) * distance - (a + 3)) * distance * distance + 1
     far = ((a * distance - 5 * a) * distance + 8 * a) * distance - 4 * a
     return torch.where(distance <= 1, near, torch.where(distance < 2, far, torch.zeros_like(far)))
@@ -75,7 +75,7 @@ def _cubic_weight(distance: Tensor, a: float) -> Tensor:
 
 @reads("RESIZE")
 def resize(layer: Layer) -> Compute:
-    """Dimension by dimension. The new sizes are an input, an attribute, or the old ones times scales."""
+    """Resize dimension by dimension. The new sizes are an input, an attribute, or the old ones times scales."""
     resampling = Resampling(
         mode=layer.option("resize_mode", "NEAREST"),
         coordinates=layer.option("coordinate_transformation", "ASYMMETRIC"),

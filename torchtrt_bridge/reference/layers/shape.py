@@ -1,4 +1,4 @@
-"""Layers that move whole tensors, or make them: shapes, transposes, concatenation, constants."""
+"""Layers that move whole tensors or create them: shapes, transposes, concatenation, constants."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def shuffle(layer: Layer) -> Compute:
 
 
 def resolve_reshape(shape: Sequence[int], target: Sequence[int], zero_copies: bool) -> list[int]:
-    """The dimensions that a reshape asks for: 0 copies the input's if `zero_copies`, one -1 is inferred."""
+    """Return the dimensions of a reshape: 0 copies the input's if `zero_copies`, one -1 is inferred."""
     dims = [shape[index] if dim == 0 and zero_copies else dim for index, dim in enumerate(target)]
     if -1 in dims:
         rest = math.prod(dim for dim in dims if dim != -1)
@@ -69,7 +69,7 @@ def resolve_reshape(shape: Sequence[int], target: Sequence[int], zero_copies: bo
 
 @reads("SQUEEZE")
 def squeeze(layer: Layer) -> Compute:
-    """Without axes, those dimensions go that are 1 in the network's definition; dynamic ones stay."""
+    """Remove the axes; without axes, the dimensions that are 1 in the network's definition, and no dynamic ones."""
     static = [axis for axis, dim in enumerate(tensor_dims(layer.inputs[0])) if dim == 1]
 
     def compute(x: Tensor, axes: Tensor | None = None) -> Tensor:
@@ -83,7 +83,7 @@ def squeeze(layer: Layer) -> Compute:
 
 @reads("UNSQUEEZE")
 def unsqueeze(layer: Layer) -> Compute:
-    """The axes are those of the output."""
+    """Insert dimensions of 1; the axes are those of the output."""
 
     def compute(x: Tensor, axes: Tensor) -> Tensor:
         new = axes.reshape(-1).tolist()
@@ -97,7 +97,7 @@ def unsqueeze(layer: Layer) -> Compute:
 
 @reads("PADDING")
 def padding(layer: Layer) -> Compute:
-    """Zeros around the last two dimensions; negative padding trims."""
+    """Pad the last two dimensions with zeros; negative padding trims."""
     pre, post = layer.set_dims("pre_padding_nd"), layer.set_dims("post_padding_nd")
     widths = [width for pair in zip(reversed(pre), reversed(post), strict=True) for width in pair]
     return lambda x: F.pad(x, widths)
@@ -105,7 +105,7 @@ def padding(layer: Layer) -> Compute:
 
 @reads("FILL")
 def fill(layer: Layer) -> Compute:
-    """LINSPACE only: alpha plus, for each dimension, its beta times the position."""
+    """Compute alpha plus, for each dimension, its beta times the position: LINSPACE, and no other operation."""
     if layer.raw.operation.name != "LINSPACE":
         raise LoweringError(f"{layer}: the reference has no {layer.raw.operation.name}; it draws no random numbers.")
     dtype = torch_dtype_from_trt(layer.raw.to_type)
@@ -129,7 +129,7 @@ def fill(layer: Layer) -> Compute:
 
 @reads("NON_ZERO")
 def non_zero(layer: Layer) -> Compute:
-    """One column of coordinates for each non-zero element, in row-major order."""
+    """Return one column of coordinates for each non-zero element, in row-major order."""
     dtype = torch_dtype_from_trt(layer.outputs[0].dtype)
     return lambda x: torch.nonzero(x).T.to(dtype)
 
@@ -148,7 +148,7 @@ def assertion(layer: Layer) -> Compute:
 
 @reads("REVERSE_SEQUENCE")
 def reverse_sequence(layer: Layer) -> Compute:
-    """In each slice along the batch axis, the first so many elements of the sequence in reverse order."""
+    """Reverse, in each slice along the batch axis, as many first elements of the sequence as its length says."""
     batch_axis, sequence_axis = int(layer.raw.batch_axis), int(layer.raw.sequence_axis)
 
     def compute(x: Tensor, lengths: Tensor) -> Tensor:

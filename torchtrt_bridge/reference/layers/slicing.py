@@ -14,9 +14,9 @@ from torchtrt_bridge.reference.registry import Compute, reads
 
 @reads("SLICE")
 def slice_(layer: Layer) -> Compute:
-    """Along each dimension, elements start, start + stride, ... until the size is reached.
+    """Take, along each dimension, the elements start, start + stride, ... up to the size.
 
-    Start, size, stride, fill value and axes are attributes, or inputs 1 to 5, which win.
+    Start, size, stride, fill value and axes are attributes, or inputs 1 to 5, which come first.
     """
     mode = layer.option("mode", "STRICT_BOUNDS")
     static = [layer.dims(attribute) for attribute in ("start", "shape", "stride", "axes")]
@@ -61,7 +61,7 @@ def _inside(x: Tensor, axis: int, start: int, size: int, stride: int) -> Tensor:
 
 
 def _bring_inside(index: Tensor, length: int, mode: str) -> Tensor:
-    """The positions within a dimension that stand for positions outside of it."""
+    """Return the positions within a dimension that replace positions outside of it."""
     if mode == "STRICT_BOUNDS":
         raise LoweringError(f"positions {index.min()} to {index.max()} leave a dimension of {length}.")
     if length == 0 and mode != "FILL":

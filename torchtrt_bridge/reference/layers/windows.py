@@ -34,11 +34,11 @@ class Window:
 
     @property
     def spans(self) -> list[int]:
-        """How many elements a window reaches over, with its dilation."""
+        """Return the number of elements that a window spans, with its dilation."""
         return [1 + dilation * (size - 1) for dilation, size in zip(self.dilation, self.size, strict=True)]
 
     def padding(self, image: Sequence[int]) -> list[tuple[int, int, int]]:
-        """For each dimension: elements before, elements after, and more only to round the output size up."""
+        """Return for each dimension: elements before, elements after, and more only to round the output size up."""
         found = []
         for dim, size in enumerate(image):
             span, stride = self.spans[dim], self.stride[dim]
@@ -52,7 +52,7 @@ class Window:
         return found
 
     def cropping(self) -> list[tuple[int, int]]:
-        """For each dimension of a deconvolution's output: elements cut off before and after."""
+        """Return for each dimension of a deconvolution's output: elements cut off before and after."""
         if not self.mode.startswith("SAME"):
             return list(zip(self.pre, self.post, strict=True))
         return [_halves(max(span - stride, 0), self.mode) for span, stride in zip(self.spans, self.stride, strict=True)]
@@ -64,5 +64,5 @@ def _halves(total: int, mode: str) -> tuple[int, int]:
 
 
 def pad_widths(pairs: Sequence[tuple[int, int]]) -> list[int]:
-    """Padding by dimension in the order of `torch.nn.functional.pad`, the last dimension first."""
+    """Return padding by dimension in the order of `torch.nn.functional.pad`, the last dimension first."""
     return [width for pair in reversed(pairs) for width in pair]

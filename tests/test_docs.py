@@ -1,0 +1,174 @@
+"""Tests of docs/: the code of each page runs, links exist, tables agree with the source."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import torchtrt_bridge as trtb
+from docs import docstrings, generate
+from tests.huggingface.models import MODELS
+from tests.pages import CONTRIBUTING, PAGES, ROOT, anchors, code_of, links, names, run, text_of
+from torchtrt_bridge.cli.command import main
+
+DOCS = ROOT / "docs"
+TRIED_BELOW = ("huggingface", "runtime")  # pages whose code has tests of its own
+WITH_CODE = [page for page in PAGES if code_of(page) and page.stem not in TRIED_BELOW]
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.stem)
+def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = names()
+    for block in code_of(page):
+        run(block, given)
+
+
+def test_the_code_of_runtime_notices_changed_weights() -> None:
+    given = names()
+    (block,) = code_of(DOCS / "runtime.md")
+    run(block, given)
+    with torch.no_grad():
+        expected, actual = given["model"](given["images"]), given["fast"](given["images"])
+    torch.testing.assert_close(actual, expected, rtol=1e-2, atol=1e-3)  # fp16
+    assert trtb.report(given["fast"]).trt_nodes > 0
+
+
+def test_the_code_of_huggingface_answers_as_before() -> None:
+    given = names()
+    texts = ["A fine film.", "Not for me: too long."]
+    expected = given["pipe"](texts)
+    accelerated, compiled = code_of(DOCS / "huggingface.md")
+    code = accelerated.code.replace("trtb.accelerate(pipe,", 'trtb.accelerate(pipe, engine="reference",')
+    run(dataclasses.replace(accelerated, code=code), given)
+    assert [answer["label"] for answer in given["answers"]] == [answer["label"] for answer in expected]
+    assert trtb.report(given["pipe"]).is_whole
+    given["pipe"](texts)
+    given["pipe"](texts * 3, batch_size=6)
+    assert len(trtb.report(given["pipe"]).engines) == 2  # batches, and a batch of one
+    trtb.restore(given["pipe"])
+    run(compiled, given)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_exist(page: Path) -> None:
+    assert broken_links(page) == []
+
+
+def broken_links(page: Path) -> list[str]:
+    """Return the links of a page that lead to no file, or to no title of a page."""
+    return [link for link in links(page) if not _exists(page, *link.partition("#")[::2])]
+
+
+def _exists(page: Path, name: str, anchor: str) -> bool:
+    target = (page.parent / name).resolve() if name else page
+    return target.exists() and (not anchor or anchor in anchors(target))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_page_is_in_the_navigation(page: Path) -> None:
+    assert re.search(rf": {page.name}$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_generated_parts_are_up_to_date(page: Path) -> None:
+    assert generate.with_parts(text_of(page)) == text_of(page), f"run: {generate.COMMAND}"
+
+
+def test_every_part_is_on_a_page() -> None:
+    found = {part["name"] for page in PAGES for part in generate.PART.finditer(text_of(page))}
+    assert found == set(generate.PARTS)
+
+
+def test_the_families_are_those_tested() -> None:
+    shown = re.search(r"<!-- families -->\n(.*)\n", text_of(DOCS / "huggingface.md"))
+    assert shown is not None
+    assert re.findall(r"`(.+?)`", shown[1]) == [model.name for model in MODELS]
+
+
+def test_the_folders_are_those_of_the_package() -> None:
+    shown = re.findall(r"^\| \d+ \| \[([\w.]+)\]", text_of(DOCS / "how-it-works.md"), re.MULTILINE)
+    there = [path.name for path in (ROOT / "torchtrt_bridge").iterdir() if not path.name.startswith("__")]
+    assert sorted(shown) == sorted(name for name in there if name != "py.typed")
+
+
+@pytest.mark.parametrize("command", ["doctor", "explain", "export", "demo", "bench"])
+def test_command_is_described(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert f"| `{command}` |" in text_of(DOCS / "cli.md")
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+
+
+# Tables -------------------------------------------------------------------------------------------------------------
+
+
+def defaults_in(page: str, comment: str) -> dict[str, object]:
+    """Return the defaults in the table below a comment, by name."""
+    table = text_of(DOCS / page).partition(f"<!-- {comment} -->\n")[2].strip().partition("\n\n")[0]
+    rows = re.findall(r"^\| (`.+?`) \| `(.+?)` \|", table, re.MULTILINE)
+    return {name: ast.literal_eval(default) for cell, default in rows for name in re.findall(r"`(\w+)`", cell)}
+
+
+def test_the_arguments_of_quantize_are_described() -> None:
+    parameters = inspect.signature(trtb.quantize).parameters.values()
+    keywords = {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    assert defaults_in("int8.md", "arguments of quantize") == keywords
+
+
+def test_the_fields_of_the_config_are_described() -> None:
+    fields = {field.name: field.default for field in dataclasses.fields(trtb.QuantizeConfig)}
+    assert defaults_in("int8.md", "fields of the config") == fields
+
+
+def tolerances() -> list[tuple[str, str, str]]:
+    """Return the rows of the table of tolerances: the bound, the name of its constant, the file if it is named."""
+    table = text_of(DOCS / "precision.md").partition("<!-- tolerances -->\n")[2].strip().partition("\n\n")[0]
+    rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in table.splitlines()[2:]]
+    found = [(row[2], re.search(r"`(\w+)`(?: in \[([\w/.]+)\])?", row[3])) for row in rows]
+    return [(bound, place[1], place[2] or "runtime/tolerance.py") for bound, place in found if place is not None]
+
+
+@pytest.mark.parametrize(("bound", "name", "file"), tolerances())
+def test_tolerance_is_the_constant(bound: str, name: str, file: str) -> None:
+    module = importlib.import_module(f"torchtrt_bridge.{file.removesuffix('.py').replace('/', '.')}")
+    value = getattr(module, name)
+    number = re.search(r"\d[\d.]*(?:e-\d+)?", bound.replace("L2", ""))
+    assert number is not None
+    shown = float(number[0]) / (100 if "%" in bound else 1)
+    assert shown in (value.values() if isinstance(value, dict) else (value,))
+
+
+def test_the_table_of_tolerances_is_read() -> None:
+    assert len(tolerances()) >= 12
+
+
+# Docstrings on the page of the API ----------------------------------------------------------------------------------
+
+
+def test_parameters_become_a_list() -> None:
+    docstring = "Do it.\n\nname: its name,\n    or none.\nleast, most: limits.\nRaises OptionsError: for others."
+    assert docstrings.with_list(docstring).splitlines() == [
+        "Do it.",
+        "",
+        "",
+        "- `name`: its name,",
+        "    or none.",
+        "- `least`, `most`: limits.",
+        "",
+        "Raises OptionsError: for others.",
+    ]
+
+
+def test_contributing_answers_where_to_change() -> None:
+    table = text_of(CONTRIBUTING).partition("## Where do I change")[2].partition("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("| ")][2:]
+    files = [re.findall(r"\]\(([^)]+)\)", row) for row in rows]
+    assert all(1 <= len(listed) <= 2 for listed in files)

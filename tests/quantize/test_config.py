@@ -31,7 +31,8 @@ def test_a_config_does_as_its_fields_do() -> None:
 
 def test_each_field_is_a_keyword_of_the_same_type() -> None:
     fields = {field.name: field.type for field in dataclasses.fields(trtb.QuantizeConfig)}
-    assert {name: hint.__forward_arg__ for name, hint in QuantizeKeywords.__annotations__.items()} == fields
+    hints = QuantizeKeywords.__annotations__.items()
+    assert {name: getattr(hint, "__forward_arg__", hint) for name, hint in hints} == fields
 
 
 def test_each_field_is_explained() -> None:

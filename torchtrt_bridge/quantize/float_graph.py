@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
@@ -27,12 +27,14 @@ from torchtrt_bridge.passes.constant_folding import fold_constants
 from torchtrt_bridge.quantize.calls import ForwardCall, ForwardSignature
 from torchtrt_bridge.runtime.tolerance import compare, error_bound
 
+if TYPE_CHECKING:
+    from torchtrt_bridge.graph.torch_internals import FakeTensorMode
+
 aten = torch.ops.aten
 ATTENTION = aten.scaled_dot_product_attention.default
 
 # The first passes of the compilation; precision is settled when the result is compiled.
 PASSES = (drop_metadata_checks, fold_constants, fold_batch_norm, fold_constants)
-
 
 CONVOLUTIONS = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
@@ -280,7 +282,7 @@ def why_whole(node: fx.Node) -> str | None:
     return None
 
 
-def _decomposed(node: fx.Node, mode: Any) -> fx.Node:
+def _decomposed(node: fx.Node, mode: FakeTensorMode) -> fx.Node:
     given = arguments_of(node)
     query, key, value, mask = given["query"], given["key"], given["value"], given["attn_mask"]
     rank, width = query.meta["val"].dim(), query.meta["val"].shape[-1]
@@ -301,7 +303,7 @@ def _decomposed(node: fx.Node, mode: Any) -> fx.Node:
     return insert_call(node, mode, aten.matmul.default, weights, value)
 
 
-def _causal_mask(node: fx.Node, mode: Any) -> fx.Node:
+def _causal_mask(node: fx.Node, mode: FakeTensorMode) -> fx.Node:
     """Insert a mask that is True where a query sees a key: at those that do not come after it."""
     queries, keys = (node.args[i].meta["val"].shape[-2] for i in (0, 1))  # type: ignore[union-attr]
     device = node.meta["val"].device
@@ -309,7 +311,7 @@ def _causal_mask(node: fx.Node, mode: Any) -> fx.Node:
     return insert_constant(node, allowed, f"{node.name}_mask", mode)
 
 
-def _masked(node: fx.Node, scores: fx.Node, mask: fx.Node, mode: Any) -> tuple[fx.Node, fx.Node]:
+def _masked(node: fx.Node, scores: fx.Node, mask: fx.Node, mode: FakeTensorMode) -> tuple[fx.Node, fx.Node]:
     """Mask the scores; return them, and for each query True if it sees any key: attention gives zeros otherwise.
 
     Hidden scores become the least finite number, of which a softmax makes no NaN.
@@ -323,7 +325,7 @@ def _masked(node: fx.Node, scores: fx.Node, mask: fx.Node, mode: Any) -> tuple[f
     return masked, insert_call(node, mode, aten.any.dim, shown, -1, True)
 
 
-def _without(node: fx.Node, scores: fx.Node, shown: fx.Node, mode: Any) -> fx.Node:
+def _without(node: fx.Node, scores: fx.Node, shown: fx.Node, mode: FakeTensorMode) -> fx.Node:
     """Put the least finite number in the scores where `shown` is false."""
     hidden = insert_call(node, mode, aten.logical_not.default, shown)
     least = torch.finfo(scores.meta["val"].dtype).min

@@ -10,6 +10,7 @@ import pytest
 import sympy
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
 from torchtrt_bridge.graph import torch_internals
@@ -225,3 +226,71 @@ def test_the_call_of_a_module() -> None:
 
 def test_a_process_that_was_not_forked() -> None:
     assert not torch_internals.is_fork_of_cuda_process()
+
+
+# The context of a call ---------------------------------------------------------------------------------------------
+
+
+def test_transforms_are_noticed() -> None:
+    seen: list[bool] = []
+
+    def looking(x: torch.Tensor) -> torch.Tensor:
+        seen.append(torch_internals.is_transformed())
+        return x.sin()
+
+    looking(torch.ones(2))
+    torch.func.vmap(looking)(torch.ones(2, 2))
+    with forward_ad.dual_level():
+        looking(torch.ones(2))
+    assert seen == [False, True, True]
+
+
+def test_autocast_is_noticed_and_disabled() -> None:
+    assert not torch_internals.is_any_autocast_enabled()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch_internals.is_any_autocast_enabled()
+        with torch_internals.autocast_disabled():
+            assert torch.mm(torch.ones(2, 2), torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_tracing_can_be_disabled() -> None:
+    with torch_internals.tracing_disabled():
+        assert torch.export.export(nn.ReLU(), (torch.ones(2),)).graph.nodes
+
+
+# CUDA --------------------------------------------------------------------------------------------------------------
+
+
+def test_many_tensors_are_copied() -> None:
+    targets, sources = [torch.zeros(2), torch.zeros(3, dtype=torch.int64)], [torch.ones(2), torch.arange(3)]
+    torch_internals.copy_all(targets, sources)
+    torch.testing.assert_close(targets, sources)
+
+
+def test_the_uses_of_a_storage_are_counted() -> None:
+    value = torch.ones(4)
+    (storage,) = torch_internals.storages_of([value, value[1:]])
+    before = torch_internals.use_count(storage)
+    view = value[:2]
+    assert torch_internals.use_count(storage) == before + 1
+    del view
+    assert torch_internals.use_count(storage) == before
+
+
+@pytest.mark.gpu
+def test_the_current_stream_and_the_workspaces_of_cublas() -> None:
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        assert torch_internals.current_raw_stream(stream.device.index) == stream.cuda_stream
+    torch_internals.clear_cublas_workspaces()
+
+
+# Inductor ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tuned", [False, True])
+def test_inductor_compiles_a_graph(tuned: bool) -> None:
+    x = torch.randn(3)
+    module = torch.fx.symbolic_trace(lambda x: (x.sin() * 2,))
+    compiled = torch_internals.compile_with_inductor(module, [x], tuned)
+    torch.testing.assert_close(compiled(x)[0], x.sin() * 2)

@@ -18,7 +18,7 @@ from torchtrt_bridge import pipeline
 from torchtrt_bridge.engine import builder
 from torchtrt_bridge.errors import EngineLoadError
 from torchtrt_bridge.runtime import runners
-from torchtrt_bridge.runtime.engine_module import MOST_SHORTAGES
+from torchtrt_bridge.runtime.engine_module import MOST_OUT_OF_MEMORY
 from torchtrt_bridge.runtime.runners import is_out_of_memory
 
 NO_MEMORY = "CUDA out of memory. Tried to allocate 2.00 GiB."
@@ -61,7 +61,7 @@ class ShortRunner(FakeRunner):
 @pytest.mark.parametrize("name", ERRORS)
 @pytest.mark.parametrize("first", [0, 3], ids=["in the trial", "later"])
 def test_the_next_call_tries_again(name: str, first: int, caplog: pytest.LogCaptureFixture) -> None:
-    runner = ShortRunner(range(first, first + MOST_SHORTAGES - 1), ERRORS[name])
+    runner = ShortRunner(range(first, first + MOST_OUT_OF_MEMORY - 1), ERRORS[name])
     module = module_of(runner)
     for _ in range(8):
         assert_right(module, x_of())
@@ -78,8 +78,8 @@ def test_an_engine_that_lacks_memory_again_and_again_is_dropped(first: int, capl
     module = module_of(runner)
     for _ in range(8):
         assert_right(module, x_of())
-    assert runner.count == first + MOST_SHORTAGES
-    assert f"{MOST_SHORTAGES} calls had too little memory" in module.entry.state
+    assert runner.count == first + MOST_OUT_OF_MEMORY
+    assert f"{MOST_OUT_OF_MEMORY} calls had too little memory" in module.entry.state
     assert caplog.text.count("too little memory (") == 1
     del runner
     assert alive() is None, "its memory is given back"

@@ -1,4 +1,4 @@
-"""What stays in PyTorch between engines, where inductor may compile it: right, told, and never in the way."""
+"""Nodes that stay in PyTorch between engines, where inductor may compile them: right, reported, never in the way."""
 
 from __future__ import annotations
 

@@ -53,12 +53,12 @@ class EngineEntry:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the engine is built and right."""
+        """True if the engine is built and right."""
         return self.state == READY
 
     @property
     def serves(self) -> bool:
-        """Whether it is the engine that runs."""
+        """True if the engine runs this subgraph."""
         return self.is_ready and self.choice == "engine"
 
     def forget_trial(self) -> None:
@@ -114,7 +114,7 @@ class CompileReport:
 
     @property
     def is_whole(self) -> bool:
-        """Whether TensorRT runs every node."""
+        """True if TensorRT runs every node."""
         return bool(self.engines) and self.torch_nodes == 0 and not self.notes
 
     def note(self, message: str) -> None:

@@ -36,7 +36,7 @@ from torchtrt_bridge.runtime.weights import SpareWeights
 
 # An engine that runs out of memory this often is dropped, which gives its own memory back. Before that a later call may
 # have more room: other tensors are gone, or its sizes are smaller.
-MOST_SHORTAGES = 3
+MOST_OUT_OF_MEMORY = 3
 
 # Combinations of input shapes that are known to be in range; beyond so many, all are forgotten and checked anew.
 MOST_ACCEPTED = 64
@@ -56,7 +56,7 @@ class EngineInputs:
 
     @property
     def is_static(self) -> bool:
-        """Whether there is one size for each dimension."""
+        """True if each dimension has one size."""
         return all(low == high for spec in self.specs for low, high in spec.ranges)
 
     def check(self, key: Any, inputs: Sequence[torch.Tensor], device: torch.device) -> str | None:
@@ -118,7 +118,7 @@ class EngineModule(TriedModule):
         self.generation = Generation()
         self._inductor = self._new_inductor()
         self._has_warned_of_range = False
-        self._shortages = 0
+        self._times_out_of_memory = 0
         self._build: Future[Built] | None = None
         if isinstance(build, Future):
             self.device = _computing_device(options)
@@ -130,7 +130,7 @@ class EngineModule(TriedModule):
 
     @property
     def has_won(self) -> bool:
-        """Whether it is the engine that computes calls."""
+        """True if the engine computes calls."""
         return self.state == "serving" and self.runner is not None
 
     def forward(self, *inputs: torch.Tensor) -> Sequence[torch.Tensor]:
@@ -283,7 +283,7 @@ class EngineModule(TriedModule):
 
     @property
     def _is_replayed(self) -> bool:
-        """Whether calls of this subgraph will be replayed from CUDA graphs."""
+        """True if calls of this subgraph will be replayed from CUDA graphs."""
         return self.options.cuda_graphs == "auto" and self.device.type == "cuda" and self.inputs.is_static
 
     def _new_inductor(self) -> Inductor:
@@ -299,14 +299,14 @@ class EngineModule(TriedModule):
         """
         if not is_out_of_memory(error):
             return f"it failed at run time: {error}"
-        self._shortages += 1
+        self._times_out_of_memory += 1
         if self.options.fallback == "error":
             raise error
-        if self._shortages == 1:
+        if self._times_out_of_memory == 1:
             warn_once(f"{self.name}: too little memory ({error}); PyTorch runs this call, later ones try again.")
-        if self._shortages < MOST_SHORTAGES:
+        if self._times_out_of_memory < MOST_OUT_OF_MEMORY:
             return None
-        return f"{self._shortages} calls had too little memory: {error}"
+        return f"{self._times_out_of_memory} calls had too little memory: {error}"
 
     def _after(
         self, failure: str | None, inputs: Sequence[torch.Tensor], expected: Sequence[torch.Tensor] | None = None

@@ -120,12 +120,12 @@ class Execution:
 
     @property
     def is_building(self) -> bool:
-        """Whether engines are still being built, and calls are not to wait for them."""
+        """True while engines are being built for which calls do not wait."""
         return self.options.build == "background" and not all(engine.is_built() for engine in self.engines)
 
     @property
     def is_settled(self) -> bool:
-        """Whether every trial is over, so that a CUDA graph would hold what stays."""
+        """True once every trial is over, so that a CUDA graph holds the winners."""
         self._is_settled = self._is_settled or all(p.is_settled for p in (*self.engines, *self.torch_subgraphs))
         return self._is_settled
 

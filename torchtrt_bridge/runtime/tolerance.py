@@ -132,7 +132,7 @@ def _agree_beyond_numbers(actual: torch.Tensor, expected: torch.Tensor) -> bool:
 
 
 def holds_nan(values: Iterable[torch.Tensor]) -> bool:
-    """Return whether there is a NaN in any of the tensors, by which right and wrong cannot be told apart."""
+    """Return whether there is a NaN in any of the tensors: such results show nothing about an engine."""
     return any(bool(value.isnan().any()) for value in values if value.is_floating_point())
 
 

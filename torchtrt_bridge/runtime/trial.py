@@ -24,8 +24,8 @@ Call = Callable[[Sequence[torch.Tensor]], object]
 State = Literal["building", "untried", "serving", "failed"]
 ENGINE, PYTORCH, INDUCTOR, UNQUANTIZED = "engine", "PyTorch", "inductor", "unquantized"
 
-# TensorRT-RTX 1.6 was seen to give other results from one run to the next on an H100 (fp32 convolutions of ResNet-50
-# went from an error of 5e-4 to 1e-1 at the second call, or at the first replay): every one of these runs must be right.
+# Results of one engine may differ from run to run, as those of kernels that do not wait for each other did
+# (launch_order.py): every one of these runs must be right.
 PLAIN_RUNS = 2
 REPLAYS = 6
 
@@ -248,7 +248,7 @@ class TriedModule(nn.Module):
 
     @property
     def is_settled(self) -> bool:
-        """Whether it is decided what computes this subgraph."""
+        """True once it is decided which candidate computes this subgraph."""
         return self.state in ("serving", "failed")
 
     def in_pytorch(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Attention in parts, which the op table does not show, and what both ways of writing it owe to masks."""
+"""Attention: the form in parts, which the op table does not show, and the masks of both forms."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def lowered(point: Point, can: Callable[[str], bool]) -> Lowered:
 
 @functools.cache
 def form(name: str, can: Callable[[str], bool]) -> Lowered:
-    """A form with known sizes, in fp32."""
+    """Lower a form with known sizes, in fp32."""
     return lowered(points_of(FORMS[name])[0], can)
 
 
@@ -64,7 +64,7 @@ def count(network: Network, kind: str) -> int:
 
 
 def most_general_first(case: Case) -> list[Any]:
-    """Its points; those beside the most general one (dynamic sizes, fp16) are slow."""
+    """Return the points of a form; all but the most general one (dynamic sizes, fp16) are slow."""
     last, *others = points_of(case)[::-1]
     return [pytest.param(last, id=last.id), *[pytest.param(p, id=p.id, marks=pytest.mark.slow) for p in others]]
 
@@ -89,7 +89,7 @@ def test_parts_are_built(point: Point) -> None:
 @pytest.mark.parametrize("size", [9, 15, 16])
 @pytest.mark.parametrize("mask", ["bools", "causal"])
 def test_sizes_of_heads_that_are_no_multiple_of_eight(size: int, mask: str) -> None:
-    """TensorRT-RTX fails to build these with an infinity where a key is hidden."""
+    """TensorRT-RTX fails to build these with an infinity for hidden keys."""
     call = attend if mask == "bools" else lambda q, k, v, mask: attend(q, k, v, is_causal=True)
     case = Case(sdpa, call, lambda n: (*(torch.randn(n, 2, 6, size) for _ in range(3)), shown(n, 1, 6, 6)))
     network = lowered(Point(case, False, torch.float16), nothing).network
@@ -119,7 +119,7 @@ def test_a_mask_in_fp32_beside_an_fp16_query_is_kept_as_it_is() -> None:
 @pytest.mark.parametrize("can", [anything, nothing], ids=["layer", "parts"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_probe_decides(can: Callable[[str], bool], precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through the public call, with what the probe is made to say."""
+    """The public call goes by the answer that the test gives for the probe."""
     asked, networks = [], []
 
     def supports(capability: str, *_: Any) -> Support:
@@ -156,7 +156,7 @@ WITH_MASK = [
 @pytest.mark.parametrize("can", [anything, nothing], ids=["layer", "parts"])
 @pytest.mark.parametrize("name", WITH_MASK)
 def test_no_form_loses_its_mask(name: str, can: Callable[[str], bool]) -> None:
-    """TensorRT drops a mask that it is given beside a causal one, and builds all the same."""
+    """TensorRT drops a mask beside a causal one, and builds without a word."""
     found, inputs = form(name, can), FORMS[name].make_inputs(TRACED, torch.float32)
     (result,) = computed(found, inputs)
     q, k, v = (-tensor for tensor in inputs[:3])  # as `Called` turns them around
@@ -176,7 +176,7 @@ def test_a_mask_beside_is_causal_stays_in_pytorch() -> None:
 
 
 def in_layers(module: Any, *tensors: torch.Tensor) -> Network:
-    """The network of a function of these tensors, all of whose attentions are layers."""
+    """Return the network of a function of these tensors, with a layer for each attention."""
     return lowered(Point(Case(sdpa, module, lambda n: tensors), False, torch.float32), anything).network
 
 
@@ -195,7 +195,7 @@ def test_who_sees_a_key_is_asked_once_for_each_mask(kind: str) -> None:
 
 @pytest.mark.parametrize("can", [anything, nothing], ids=["layer", "parts"])
 def test_two_masks_are_kept_apart(can: Callable[[str], bool]) -> None:
-    """What is made once for each mask is not made once for all."""
+    """Layers that are shared by the users of one mask are not shared by two masks."""
 
     def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
         return attend(attend(q, k, v, one), k, v, two)

@@ -94,7 +94,7 @@ def model_of(name: str) -> nn.Module:
 
 
 def batch() -> tuple[torch.Tensor, torch.Tensor]:
-    """Sentences side by side, with noise as padding: it must not matter."""
+    """Return sentences side by side, with noise as padding, which must not change results."""
     mask = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).long()
     return torch.randn(len(LENGTHS), max(LENGTHS), SIZE), mask
 
@@ -112,7 +112,7 @@ OPTIONS = {"engine": "reference", "fallback": "error"}
 
 
 def error_against_alone(result: torch.Tensor, model: nn.Module, x: torch.Tensor, mask: torch.Tensor, row: int) -> float:
-    """The largest difference of one sentence in `result` to the same sentence computed alone, in PyTorch."""
+    """Return the largest difference of one sentence in `result` to the same sentence computed alone, in PyTorch."""
     length = LENGTHS[row]
     alone = model(x[row : row + 1, :length], mask[row : row + 1, :length])
     return float((result[row, :length] - alone[0]).abs().max())
@@ -145,7 +145,7 @@ def test_the_bounds_tell_a_mask_that_is_dropped() -> None:
 def test_a_converter_that_drops_the_mask_is_found_out(
     road: Callable[..., Any], name: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the comparison with PyTorch on the first inputs, before any result is given out."""
+    """The comparison with PyTorch on the first inputs finds it, before any result is returned."""
 
     def unmasked(ctx: Any, query: Any, key: Any, value: Any, attn_mask: Any = None, *rest: Any, **more: Any) -> Any:
         return attention(ctx, query, key, value, None, *rest, **more)
@@ -159,7 +159,7 @@ def test_a_converter_that_drops_the_mask_is_found_out(
 
 @ROADS
 def test_a_sentence_of_padding_alone_harms_nobody(road: Callable[..., Any]) -> None:
-    """Its queries see no key: PyTorch gives them zeros, and so do both ways of writing attention."""
+    """Its queries see no key: PyTorch gives them zeros, and so do both forms of attention."""
     model, (x, mask) = model_of("bools"), batch()
     mask[1] = 0
     with torch.no_grad():

@@ -32,7 +32,7 @@ class Called(nn.Module):
 
 
 def samples() -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Floats, bools and whole numbers, with extremes of each."""
+    """Return floats, bools and integers, with extremes of each."""
     extreme = torch.tensor([0.0, -0.0, 1e38, -3e38, math.inf, -math.inf, 1e-40, -7.5])
     bools = torch.tensor([True, False] * 4)
     whole = torch.tensor([0, 1, -1, 5, 2**62, -(2**63), 2**63 - 1, 1])
@@ -141,7 +141,7 @@ def test_sizes_known_only_at_run_time(call: Callable[..., Any], expected: tuple[
 
 
 def test_a_chain_of_doublings_takes_no_time() -> None:
-    """Each sum has its predecessor twice: without memory there would be 2**200 ways down."""
+    """Each sum reads its predecessor twice: bounds that are not cached would take 2**200 steps."""
 
     def call(x: torch.Tensor, b: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
         value = b.double()

@@ -1,4 +1,4 @@
-"""Large linear layers are widened to what tensor cores work by; others are as they were."""
+"""Large linear layers get as many outputs as tensor cores work by; others do not change."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torchtrt_bridge.trt import library as libraries
 
 
 def rows_of_weight(layer: nn.Linear) -> int:
-    """How many outputs the layer has in the network that is built."""
+    """Return the number of outputs of the layer in the network that is built."""
     x = torch.zeros(2, layer.in_features, dtype=layer.weight.dtype)
     captured = graph_from_program(export_program(layer.eval(), (x,)))
     network = network_from_graph(captured.module, libraries.choose("reference"))

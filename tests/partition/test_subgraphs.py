@@ -22,7 +22,7 @@ aten = torch.ops.aten
 
 
 def det(x: torch.Tensor) -> torch.Tensor:
-    """What TensorRT does not have, in the shape of its input."""
+    """Compute with an operator that TensorRT does not have; the shape stays."""
     return x + torch.linalg.det(x).unsqueeze(-1).unsqueeze(-1)
 
 
@@ -31,7 +31,7 @@ def x_of(batch: int = 3) -> torch.Tensor:
 
 
 def cut(call: Any, x: torch.Tensor, dynamic: bool = False, **options: Any) -> tuple[fx.GraphModule, Proposal]:
-    """The graph of `call` after it was cut into subgraphs."""
+    """Return the graph of `call` after it was cut into subgraphs."""
     model = call if isinstance(call, nn.Module) else Called(call)
     shapes = ({0: Dim("batch", min=2, max=8)},) if dynamic else None
     checked = Options(**options)
@@ -54,7 +54,7 @@ def assert_computes(module: fx.GraphModule, call: Any, x: torch.Tensor) -> None:
 
 
 def borders(module: fx.GraphModule) -> list[Any]:
-    """All values that go into a subgraph or come out of one."""
+    """Return all values that go into a subgraph or come out of one."""
     values: list[Any] = []
     for name, child in module.named_children():
         if name.startswith("trt_"):
@@ -131,7 +131,7 @@ def test_min_subgraph_nodes(least: int, engines: int) -> None:
 
 
 def diamond(x: torch.Tensor) -> torch.Tensor:
-    """One way round the unsupported operator, and one through it: one subgraph of both would need itself."""
+    """Add a branch through the unsupported operator to one around it: a subgraph of both would need itself."""
     x = x.relu()
     return torch.linalg.matrix_exp(x.sin()).exp() + x.tanh()
 
@@ -141,12 +141,12 @@ def two_diamonds(x: torch.Tensor) -> torch.Tensor:
 
 
 def side_branch(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Branches that meet nowhere."""
+    """Compute two branches that never meet."""
     return torch.linalg.matrix_exp(x.sin()).exp(), x.tanh() * 2
 
 
 def crossing(x: torch.Tensor) -> torch.Tensor:
-    """Two unsupported operators, each fed by what the other is added to."""
+    """Compute two unsupported operators, each of a value that the result of the other is added to."""
     one, two = x.sin(), x.cos()
     return torch.linalg.matrix_exp(one) * two + torch.linalg.matrix_exp(two) * one
 

@@ -27,7 +27,7 @@ class Called(nn.Module):
 
 
 def passed(model: Any, x: torch.Tensor, *passes: Pass, **options: Any) -> fx.GraphModule:
-    """The graph of `model` after `passes`."""
+    """Return the graph of `model` after `passes`."""
     model = model if isinstance(model, nn.Module) else Called(model)
     module = graph_from_program(export_program(model.eval(), (x,))).module
     checked = Options(**options)
@@ -38,12 +38,12 @@ def passed(model: Any, x: torch.Tensor, *passes: Pass, **options: Any) -> fx.Gra
 
 
 def calls(module: fx.GraphModule) -> list[Any]:
-    """The operators of the graph, in order."""
+    """Return the operators of the graph, in order."""
     return [node.target for node in module.graph.nodes if node.op == "call_function"]
 
 
 def call(module: fx.GraphModule, op: Any) -> fx.Node:
-    """The one call of `op`."""
+    """Return the one call of `op`."""
     (node,) = module.graph.find_nodes(op="call_function", target=op)
     return node
 
@@ -55,7 +55,7 @@ def constants(module: fx.GraphModule) -> list[torch.Tensor]:
 def assert_computes(
     module: fx.GraphModule, model: Any, x: torch.Tensor, rtol: float = 1e-5, atol: float = 1e-5
 ) -> None:
-    """The graph gives what `model` gives, and its fake values are those of its results."""
+    """Assert that the graph computes what `model` computes, and that its fake values fit its results."""
     with torch.no_grad():
         expected, actual = model(x), module(x)
     expected = expected if isinstance(expected, (tuple, list)) else (expected,)

@@ -1,4 +1,4 @@
-"""Masks: attention keeps what hides something, in its smallest form, and nothing else."""
+"""Attention masks: an attention gets the smallest mask that hides the same keys, or none."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def simplified(model: nn.Module, dynamic: bool = False) -> fx.GraphModule:
 
 
 def arguments(module: fx.GraphModule) -> tuple[Any, bool]:
-    """The mask and `is_causal` of the one attention."""
+    """Return the mask and `is_causal` of the one attention."""
     mask, _, causal = (*call(module, SDPA).args[3:], *(None, 0.0, False)[len(call(module, SDPA).args) - 3 :])
     return mask, causal
 
@@ -188,7 +188,7 @@ def test_any_other_mask_is_kept(name: str, with_fold: bool) -> None:
     ids=["rounded", "counted in fp16"],
 )
 def test_positions_in_floats_are_not_trusted(mask: Mask) -> None:
-    """fp16 counts no further than 2048 one by one."""
+    """fp16 has not all integers above 2048."""
     given, causal = arguments(simplified(Attention(mask), dynamic=True))
     assert given is not None
     assert not causal

@@ -1,4 +1,4 @@
-"""Fuse: a batch norm melts into the layer before it, where that layer is its own and nobody else sees its result."""
+"""Batch norms go into the weights of the layer before them, unless another node reads its result or its weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ X = (2, 4, 6, 6)
 
 
 def lively(model: nn.Module) -> nn.Module:
-    """In evaluation mode, with statistics and an epsilon that matter."""
+    """Put `model` in evaluation mode, with statistics and an epsilon that change its results."""
     for module in trained(model).modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             if module.affine:
@@ -190,7 +190,7 @@ class LinearOfThreeDimensions(nn.Module):
 
 
 class LinearOfEqualSizes(LinearOfThreeDimensions):
-    """The same where the sizes would not tell."""
+    """The same with equal sizes, which do not tell the dimensions apart."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -256,7 +256,7 @@ def test_calls_that_share_a_weight_get_weights_of_their_own(make: type[SharedWei
 
 
 def test_batch_statistics_of_the_call_itself_are_left_alone() -> None:
-    """`track_running_stats=False` normalizes by the batch at hand, which no constant can replace."""
+    """`track_running_stats=False` normalizes by the statistics of the batch, which no constant can replace."""
     model = nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6, track_running_stats=False)).eval()
     x = torch.randn(X)
     module = passed(model, x, fold_batch_norm)

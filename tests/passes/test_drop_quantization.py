@@ -1,4 +1,4 @@
-"""Passes on quantized graphs: quantized values keep their bits, and floats beside them the precision asked for."""
+"""Passes on quantized graphs: quantized values keep their bits, and floats beside them get the precision asked for."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ def without(*capabilities: str) -> Any:
 
 
 def dropped(model: Any, x: torch.Tensor, *capabilities: str, **options: Any) -> tuple[fx.GraphModule, dict[str, str]]:
-    """The normalized graph without what cannot be built, and the reasons by operator."""
+    """Return the normalized graph without quantization that cannot be built, and the reasons by operator."""
     module = passed(model, x, normalize, **options)
     reasons = drop_quantization(module, without(*capabilities))
     module.graph.lint()

@@ -1,4 +1,4 @@
-"""Patches: convolutions whose windows do not overlap become linear layers, where that is faster."""
+"""Patch convolutions: convolutions whose windows do not overlap become linear layers, if these are faster."""
 
 from __future__ import annotations
 

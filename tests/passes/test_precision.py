@@ -1,4 +1,4 @@
-"""Precision: what computes in half precision, what stays fp32, and that results keep their dtypes and values."""
+"""Precision: which operators compute in half precision and which in fp32; results keep their dtypes and values."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Weighted(nn.Module):
 
 
 def after_linear(function: Callable[..., Any]) -> nn.Module:
-    """`function` of what a linear layer has computed in half precision."""
+    """Return a model that applies `function` to a linear layer, which computes in half precision."""
     return Weighted(lambda x, w: function(F.linear(x, w)), 4, 4)
 
 
@@ -201,7 +201,7 @@ class ConstantMask(nn.Module):
 
 
 class AttentionMask(ConstantMask):
-    """The same mask handed to attention; a row of it masks everything, as padding does."""
+    """The same mask, passed to attention; a row of it masks everything, as padding does."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Projections: linear layers of one input become one, where nothing else needs their weights or their memory."""
+"""Projections: linear layers of one input become one, unless another call needs their weights or their memory."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def three(function: Callable[..., Any], widths: tuple[int, int, int] = (16, 16, 
 
 
 def attention(x: torch.Tensor, q: nn.Module, k: nn.Module, v: nn.Module) -> torch.Tensor:
-    """Four heads that share as many keys as `k` is wide."""
+    """Compute attention of four heads, which share as many keys as `k` is wide."""
     query, key, value = (y.view(*y.shape[:2], -1, 4).transpose(1, 2) for y in (q(x), k(x), v(x)))
     return F.scaled_dot_product_attention(query, key, value, enable_gqa=True).transpose(1, 2).flatten(2)
 
@@ -113,7 +113,7 @@ def test_layers_of_several_inputs_are_merged_apart() -> None:
 
 
 def test_a_layer_behind_another_one_is_not_pulled_in_front_of_it() -> None:
-    """In a decoder, all layers' keys and values come of the encoder's states: each is made where it is used."""
+    """In a decoder, all layers compute keys and values from the encoder's states: each does so where it needs them."""
 
     def model(x: torch.Tensor, k: nn.Module, v: nn.Module, o: nn.Module, k2: nn.Module, v2: nn.Module) -> torch.Tensor:
         y = o((k(x) * v(x)).relu())
@@ -190,7 +190,7 @@ def test_layers_that_run_twice_share_one_copy() -> None:
 
 
 def test_one_group_is_copied_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Folded weights belong to the graph alone: each group lets its own go before the next one is merged."""
+    """Folded weights belong to the graph alone: those of a group are dropped before the next group is merged."""
     model = nn.Sequential(*[Projections(lambda x, a, b: a(x) * b(x), (WIDTH, True), (WIDTH, True)) for _ in range(3)])
     half = passed(model, tokens(), *BEFORE, precision="fp16")
     weights = [weakref.ref(value) for value in half.buffers() if value.dim() == 2]

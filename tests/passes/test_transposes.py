@@ -1,4 +1,4 @@
-"""Transposes: linear layers and selects take what is moved where it lies, and what moved it is gone."""
+"""Transposes: linear layers and selects read the source of a transpose, and the transpose is gone."""
 
 from __future__ import annotations
 

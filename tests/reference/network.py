@@ -27,7 +27,7 @@ class Network:
         self._dynamic: list[tuple[str, tuple[int, ...]]] = []
 
     def input(self, value: torch.Tensor, dynamic: Sequence[int] = ()) -> Any:
-        """A network input that will be fed `value`; the dimensions in `dynamic` are left open."""
+        """Add a network input that gets `value`; the dimensions in `dynamic` are dynamic."""
         name = f"input{len(self.values)}"
         dims = [-1 if dim in dynamic else size for dim, size in enumerate(value.shape)]
         self.values.append(value)
@@ -36,7 +36,7 @@ class Network:
         return self.net.add_input(name, trt_dtype_from_torch(self.trt, value.dtype), dims)
 
     def constant(self, value: torch.Tensor, kind: str | None = None) -> Any:
-        """A constant; `kind` overrides the TensorRT dtype. All values go through the side table too."""
+        """Add a constant; `kind` overrides the TensorRT dtype. Its value is among `constants` too."""
         value = value.contiguous()
         dtype = getattr(self.trt, kind) if kind else trt_dtype_from_torch(self.trt, value.dtype)
         layer = self.net.add_constant(tuple(value.shape), self.trt.Weights(dtype, value.data_ptr(), value.numel()))
@@ -48,7 +48,7 @@ class Network:
         self.constants[name] = value
 
     def build(self) -> None:
-        """Have TensorRT build an engine, which shows that the network is valid."""
+        """Let TensorRT build an engine, which shows that the network is valid."""
         config = self._builder.create_builder_config()
         self.library.set_targets(config, ("sm_89",))
         if self._dynamic:
@@ -66,7 +66,7 @@ class Network:
         return NetworkInterpreter(self.trt, self.net, self.constants if side_table else None)
 
     def run(self, *outputs: Any, build: bool = True) -> list[torch.Tensor]:
-        """What the reference computes for `outputs`, after TensorRT built the network and it is gone."""
+        """Return the results of the reference for `outputs`, after TensorRT built the network and it was destroyed."""
         interpreter = self.interpreter(*outputs)
         if build:
             self.build()

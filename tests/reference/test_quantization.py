@@ -12,7 +12,7 @@ def network():
 
 
 def round_trip(network, x, scale, kind, axis=None):
-    """Quantize and dequantize; both layers share the scale."""
+    """Add a quantization and a dequantization that share the scale."""
     factor = network.constant(scale)
     quantize = network.net.add_quantize(network.input(x), factor, getattr(network.trt, kind))
     dequantize = network.net.add_dequantize(quantize.get_output(0), factor, network.trt.float32)

@@ -1,4 +1,4 @@
-"""Normalize: passes that bring a captured graph into the form that is lowered. Each keeps what it computes."""
+"""Passes that bring a captured graph into the form that is lowered. None changes what the graph computes."""
 
 from torch import fx
 
@@ -26,12 +26,12 @@ PASSES = (
     simplify_masks,
     set_precision,
     fold_constants,
-    merge_projections,  # last, on weights in the precision that they keep: the copies are as small as they can be
+    merge_projections,  # last, on weights in their final precision: the copies are as small as they can be
 )
 
 
 def normalize(module: fx.GraphModule, options: Options) -> fx.GraphModule:
-    """Run all passes; `module` is changed and returned."""
+    """Run all passes on `module`, in place, and return it."""
     for run_pass in PASSES:
         module = run_pass(module, options)
     return module

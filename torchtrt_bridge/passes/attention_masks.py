@@ -1,4 +1,4 @@
-"""Masks: attention gets the least mask that hides the same keys, or none, which the fused kernels serve best."""
+"""Attention masks: each attention gets the smallest mask that hides the same keys, or none, best for fused kernels."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def simplify_masks(module: fx.GraphModule, options: Options) -> fx.GraphModule:
 
 
 def _arguments(node: fx.Node) -> list[Any]:
-    """The positional arguments of an attention, with those that are missing or given by name."""
+    """Return the positional arguments of an attention, with those that are missing or given by name."""
     names = [argument.name for argument in schema_of(ATTENTION).arguments if not argument.kwarg_only]
     defaults = {"attn_mask": None, "dropout_p": 0.0, "is_causal": False, **node.kwargs}
     return [*node.args, *[defaults[name] for name in names[len(node.args) :]]]
@@ -52,15 +52,15 @@ def _dtype(node: fx.Node) -> torch.dtype:
 
 
 def _before_expansion(mask: fx.Node, known: dict[fx.Node, Bounds]) -> fx.Node:
-    """The smallest tensor that, broadcast to the scores, is the same mask."""
+    """Return the smallest tensor that, broadcast to the scores, is the same mask."""
     for source in _sources(mask, known):
-        if source.meta["val"].dim() > 1:  # with fewer, PyTorch does not take it
+        if source.meta["val"].dim() > 1:  # PyTorch takes no mask of fewer
             return _before_expansion(source, known)
     return mask
 
 
 def _sources(mask: fx.Node, known: dict[fx.Node, Bounds]) -> list[fx.Node]:
-    """Tensors that equal `mask` but for broadcasting."""
+    """Return the tensors that equal `mask` but for broadcasting."""
     if is_call(mask, aten.expand.default):
         return [source for source in mask.args[:1] if isinstance(source, fx.Node)]
     if mask.target in AND and _dtype(mask) == torch.bool:
@@ -70,7 +70,7 @@ def _sources(mask: fx.Node, known: dict[fx.Node, Bounds]) -> list[fx.Node]:
 
 
 def _is_causal(mask: fx.Node, query: fx.Node, key: fx.Node) -> bool:
-    """Whether each query sees the keys up to its own position and no others."""
+    """Return whether each query sees the keys up to its own position and no others."""
     sizes = (query.meta["val"].shape[-2], key.meta["val"].shape[-2])
     if not all(statically_known_true(a == b) for a, b in zip(mask.meta["val"].shape[-2:], sizes, strict=True)):
         return False
@@ -83,7 +83,7 @@ def _is_causal(mask: fx.Node, query: fx.Node, key: fx.Node) -> bool:
 
 
 def _is_triangle(mask: torch.Tensor) -> bool:
-    """Whether these constants show what lies on and below the diagonal, and hide the rest."""
+    """Return whether a constant mask shows the diagonal and all below it, and hides the rest."""
     shown = torch.ones(mask.shape[-2:], dtype=torch.bool, device=mask.device).tril()
     if mask.dtype != torch.bool:
         shown = torch.zeros_like(shown, dtype=mask.dtype).masked_fill(~shown, -math.inf)
@@ -91,21 +91,22 @@ def _is_triangle(mask: torch.Tensor) -> bool:
 
 
 def _compared(mask: fx.Node) -> tuple[Any, Any]:
-    """The two tensors of which the first must be no larger than the second where the mask is true."""
+    """Return the two tensors that the mask compares: it is true where the first is no larger than the second."""
     if is_call(mask, aten.le.Tensor):
         return mask.args[0], mask.args[1]
     if is_call(mask, aten.ge.Tensor):
         return mask.args[1], mask.args[0]
     difference = mask.args[0] if is_call(mask, aten.le.Scalar) and mask.args[1] == 0 else None
     if isinstance(difference, fx.Node) and is_call(difference, aten.sub.Tensor) and not difference.kwargs:
-        return difference.args[0], difference.args[1]  # as PyTorch takes `tril` apart
+        return difference.args[0], difference.args[1]  # the decomposition of `tril`
     return None, None
 
 
 def _positions(node: Any, dim: int) -> int | None:
-    """The first of the numbers that follow each other along a dimension, and are the same along the others.
+    """Return the first of consecutive numbers along a dimension that are the same along the other dimensions.
 
-    dim: counted from the end. None if the tensor is not known to be of this kind.
+    dim: counted from the end.
+    Returns None if the tensor is not known to hold such numbers.
     """
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
     if not isinstance(value, torch.Tensor) or value.dtype not in (torch.int32, torch.int64):

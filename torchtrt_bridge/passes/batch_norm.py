@@ -1,4 +1,4 @@
-"""Fuse: batch normalization in evaluation mode is a scale and a shift, and melts into the layer before it."""
+"""Batch normalization in evaluation mode is a scale and a shift, which the layer before it takes into its weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BATCH_NORM = aten._native_batch_norm_legit_no_training.default
 
 
 def fold_batch_norm(module: fx.GraphModule, options: Options) -> fx.GraphModule:
-    """Replace each batch norm by new weights of its convolution, or else by a product and a sum."""
+    """Replace each batch norm by new weights of the convolution before it, or by a product and a sum."""
     mode = fake_mode_of(module)
     folded = 0
     for node in module.graph.find_nodes(op="call_function", target=BATCH_NORM):
@@ -44,7 +44,7 @@ def _index(user: fx.Node) -> int:
 
 
 def _scale_and_shift(node: fx.Node) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """The float64 factor and summand per channel; None if the statistics are not constants."""
+    """Return the float64 factor and summand per channel; None if the statistics are not constants."""
     _, weight, bias, mean, var, _, eps = node.args
     constants = [None if arg is None else constant_of(arg) for arg in (weight, bias, mean, var)]
     if constants[2] is None or constants[3] is None:
@@ -62,7 +62,7 @@ def _scale_and_shift(node: fx.Node) -> tuple[torch.Tensor, torch.Tensor] | None:
 
 
 def _fold_into(source: fx.Node, scale: torch.Tensor, shift: torch.Tensor, mode: FakeTensorMode) -> fx.Node | None:
-    """The convolution or linear layer `source` with the affine map in its weights; None if it is neither."""
+    """Put the affine map into the weights of `source`, if it is a convolution or a linear layer; None if it is not."""
     if not (is_call(source, aten.convolution.default) or is_call(source, aten.linear.default)):
         return None
     if is_call(source, aten.linear.default) and source.meta["val"].dim() != 2:
@@ -82,7 +82,7 @@ def _fold_into(source: fx.Node, scale: torch.Tensor, shift: torch.Tensor, mode: 
 
 
 def _scaled(source: fx.Node, scale: torch.Tensor, mode: FakeTensorMode) -> fx.Node | None:
-    """The weight of a layer with its outputs multiplied by `scale`."""
+    """Insert the weight of a layer with its outputs multiplied by `scale`."""
     weight = constant_of(source.args[1])
     if weight is None:
         return None
@@ -91,7 +91,7 @@ def _scaled(source: fx.Node, scale: torch.Tensor, mode: FakeTensorMode) -> fx.No
 
 
 def _quantized_and_scaled(source: fx.Node, scale: torch.Tensor, mode: FakeTensorMode) -> fx.Node | None:
-    """The same for a quantized weight: the factor goes into its scales, the factor's sign into its integers."""
+    """Insert a quantized weight with the factor in its scales, and the factor's sign in its integers."""
     if not is_call(source.args[1], own.dequantize.default):
         return None
     integers, scales, axis, dtype = arguments_of(source.args[1]).values()  # type: ignore[arg-type]
@@ -101,7 +101,7 @@ def _quantized_and_scaled(source: fx.Node, scale: torch.Tensor, mode: FakeTensor
         return None
     signs = _along_outputs(source, weight, torch.where(scale < 0, -1, 1))
     signed = weight.short() * signs
-    if bool((signed > 127).any()):  # -128 has no counterpart
+    if bool((signed > 127).any()):  # int8 has no 128
         return None
     new = (old.double() * scale.abs()).float().clamp(min=torch.finfo(torch.float32).tiny)
     signed_weight = insert_constant(source, signed.to(torch.int8), f"{source.name}_weight", mode)
@@ -110,7 +110,7 @@ def _quantized_and_scaled(source: fx.Node, scale: torch.Tensor, mode: FakeTensor
 
 
 def _along_outputs(source: fx.Node, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """`scale` shaped to multiply `weight` along its output channels."""
+    """Return `scale` in a shape that multiplies `weight` along its output channels."""
     if is_call(source, aten.linear.default) or not source.args[6]:
         return scale.reshape(-1, *[1] * (weight.dim() - 1))
     groups = cast(int, source.args[8])

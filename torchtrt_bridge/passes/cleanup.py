@@ -1,4 +1,4 @@
-"""Quantizers: the quantizing nodes of other libraries become this package's own, which all later passes know."""
+"""Cleanup: drops the checks that tracing leaves, and unifies the quantizing nodes of all libraries."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ METADATA = torch.ops.aten._assert_tensor_metadata.default
 
 
 def drop_metadata_checks(module: fx.GraphModule, options: Options) -> fx.GraphModule:
-    """Erase the assertions on dtype and device that each cast brings along."""
+    """Erase the assertions on dtype and device that each cast brings along: they held when the graph was traced."""
     checks = module.graph.find_nodes(op="call_function", target=METADATA)
     for node in checks:
         module.graph.erase_node(node)
@@ -29,11 +29,11 @@ def drop_metadata_checks(module: fx.GraphModule, options: Options) -> fx.GraphMo
 
 
 def unify_quantizers(module: fx.GraphModule, options: Options) -> fx.GraphModule:
-    """Replace what TensorRT can run by `quantize` and `dequantize`; the rest stays as it is, with its reason."""
+    """Replace quantizing nodes of other libraries, if TensorRT can run them, by those that later passes know."""
     if not _foreign(module):
         return module
     mode, changed = fake_mode_of(module), False
-    fold(module, kept=is_quantizer)  # so that scales are constants, and weights still quantized
+    fold(module, skip=is_quantizer)  # so that scales are constants, and weights still quantized
     for node in _foreign(module):
         found = quantizer_of(node)
         if found is not None:

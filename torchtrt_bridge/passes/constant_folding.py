@@ -1,4 +1,4 @@
-"""Fold: what depends on constants only is computed once, here, in PyTorch."""
+"""Constant folding: PyTorch computes, once, what depends on constants only."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from torchtrt_bridge.graph.ops import own
 from torchtrt_bridge.graph.torch_internals import is_operator, schema_of
 from torchtrt_bridge.options import Options
 
-# Weights stay integers: the engine is what makes use of them.
-KEPT = (own.dequantize.default, own.dequantize_int4.default)
+# Their weights stay integers, for the engine.
+DEQUANTIZE = (own.dequantize.default, own.dequantize_int4.default)
 
 # A constant that grows is computed in the engine instead, unless it stays below this many bytes.
 SMALL_BYTES = 16 * 2**20
 
 
 def fold_constants(module: fx.GraphModule, options: Options) -> fx.GraphModule:
-    """Replace calls whose inputs are all constants by their value; quantized weights stay what they are."""
-    return fold(module, kept=lambda node: node.target in KEPT)
+    """Replace calls whose inputs are all constants by their value; quantized weights stay quantized."""
+    return fold(module, skip=lambda node: node.target in DEQUANTIZE)
 
 
-def fold(module: fx.GraphModule, kept: Callable[[fx.Node], bool]) -> fx.GraphModule:
-    """The same, but for the nodes that are to be kept."""
+def fold(module: fx.GraphModule, skip: Callable[[fx.Node], bool]) -> fx.GraphModule:
+    """Replace calls whose inputs are all constants by their value, without the nodes of which `skip` is true."""
     mode = fake_mode_of(module)
-    constant = _constant_calls(module.graph, kept)
+    constant = _constant_calls(module.graph, skip)
     values: dict[fx.Node, Any] = {}
     for node in list(module.graph.nodes):
         wanted = node in constant and isinstance(node.meta["val"], torch.Tensor)
@@ -43,12 +43,12 @@ def fold(module: fx.GraphModule, kept: Callable[[fx.Node], bool]) -> fx.GraphMod
     return finish(module, changed=bool(values))
 
 
-def _constant_calls(graph: fx.Graph, kept: Callable[[fx.Node], bool]) -> set[fx.Node]:
+def _constant_calls(graph: fx.Graph, skip: Callable[[fx.Node], bool]) -> set[fx.Node]:
     constant: set[fx.Node] = set()
     for node in graph.nodes:
         if (
             node.op == "call_function"
-            and not kept(node)
+            and not skip(node)
             and _is_pure(node)
             and all(constant_of(n) is not None or n in constant for n in node.all_input_nodes)
             and not _is_large(node)

@@ -1,4 +1,4 @@
-"""Drop: layers whose quantized form TensorRT does not build compute in floating point instead."""
+"""Removal of quantization from layers whose quantized form TensorRT does not build."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torchtrt_bridge.graph.nodes import arguments_of, operator_name, returns_vie
 from torchtrt_bridge.graph.ops import own
 from torchtrt_bridge.lower import only_moves_data, precision_of
 from torchtrt_bridge.options import Options
-from torchtrt_bridge.passes.constant_folding import KEPT, fold_constants
+from torchtrt_bridge.passes.constant_folding import DEQUANTIZE, fold_constants
 from torchtrt_bridge.passes.projections import merge_projections
 
 if TYPE_CHECKING:
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
 
 aten = torch.ops.aten
 
-# From the name of a capability, as `int8_convolution`, to why it is missing; None if it is there.
+# From the name of a capability, as `int8_convolution`, to the reason for which it is missing; None if it is there.
 WhyNot = Callable[[str], "str | None"]
 
 _NARROW = {torch.int8: "int8", torch.float8_e4m3fn: "fp8", torch.uint8: "int4"}
 
 
 def drop_quantization(module: fx.GraphModule, why_not: WhyNot) -> dict[fx.Node, str]:
-    """Hand floats to each layer that could not be built with quantized inputs; these layers, with the reasons.
+    """Give floats to each layer that cannot be built with quantized inputs; return these layers, with the reasons.
 
-    `module` is changed. A value that several layers read stays quantized for those that can be built.
+    Changes `module`. A value that several layers read stays quantized for those that can be built.
     """
     mode = fake_mode_of(module)
     reasons: dict[fx.Node, str] = {}
     changed = False
-    for node in [n for n in module.graph.nodes if n.target in KEPT]:
+    for node in [n for n in module.graph.nodes if n.target in DEQUANTIZE]:
         narrow = _NARROW[node.args[0].meta["val"].dtype]
         refused = {user: found for user in node.users if (found := _refused(user, narrow, why_not))}
         floats = _floats(node, mode) if refused else None
@@ -54,18 +54,18 @@ def drop_quantization(module: fx.GraphModule, why_not: WhyNot) -> dict[fx.Node, 
             reasons.update(found)
         changed = True
     finish(module, changed)
-    return {node: reason for node, reason in reasons.items() if node.op == "call_function" and not _is_ours(node)}
+    return {node: reason for node, reason in reasons.items() if node.op == "call_function" and not _is_quantizing(node)}
 
 
 def without_quantization(module: fx.GraphModule, options: Options) -> fx.GraphModule:
-    """A copy of `module` that computes in floating point what is quantized, as if it had never been."""
+    """Return a copy of `module` that computes in floating point all that is quantized."""
     floats = fx.GraphModule(module, copy_graph(module.graph))
     drop_quantization(floats, lambda capability: f"no {capability} is wanted")
     return merge_projections(fold_constants(floats, options), options)
 
 
 def without_rounding(module: fx.GraphModule) -> fx.GraphModule:
-    """A copy of `module` that takes activations as they are before they are quantized; weights stay in 8 bits."""
+    """Return a copy of `module` without the quantization of activations; weights stay in 8 bits."""
     floats = fx.GraphModule(module, copy_graph(module.graph))
     mode = fake_mode_of(floats)
     for node in floats.graph.find_nodes(op="call_function", target=own.dequantize.default):
@@ -75,12 +75,12 @@ def without_rounding(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def quantizes(module: fx.GraphModule) -> bool:
-    """Whether activations are quantized in `module`."""
+    """Return whether activations are quantized in `module`."""
     return bool(module.graph.find_nodes(op="call_function", target=own.quantize.default))
 
 
 def _refused(user: fx.Node, narrow: str, why_not: WhyNot) -> dict[fx.Node, str]:
-    """The layers that cannot be built with what `user` takes, which is one of them or hands it on."""
+    """Return the layers, `user` or those it only moves data to, that cannot be built with quantized inputs."""
     if returns_view(user) or only_moves_data(user):
         found = [_refused(reader, narrow, why_not) for reader in user.users]
         return {node: reason for refused in found for node, reason in refused.items()}
@@ -100,7 +100,7 @@ def _capability(node: fx.Node, narrow: str) -> str:
 
 
 def _floats(node: fx.Node, mode: FakeTensorMode) -> fx.Node | None:
-    """What `node` dequantizes, before it was quantized; None if that is not known."""
+    """Return the floats that `node` dequantizes, as they were before they were quantized; None if unknown."""
     arguments: Any = arguments_of(node)
     source = node.args[0]
     if is_call(source, own.quantize.default):
@@ -116,5 +116,5 @@ def _floats(node: fx.Node, mode: FakeTensorMode) -> fx.Node | None:
     return insert_constant(node, value, f"{node.name}_floats", mode)
 
 
-def _is_ours(node: fx.Node) -> bool:
-    return node.target in (own.quantize.default, *KEPT)
+def _is_quantizing(node: fx.Node) -> bool:
+    return node.target in (own.quantize.default, *DEQUANTIZE)

@@ -1,4 +1,4 @@
-"""Patches: a convolution whose windows do not overlap is a linear layer on what each window holds."""
+"""Patch convolutions: a convolution whose windows do not overlap is a linear layer on the elements of each window."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from torchtrt_bridge.passes.rearrangement import sizes_of
 
 CONVOLUTION = torch.ops.aten.convolution.default
 
-# Convolutions want channels in multiples of this. With an image's three, ViT-B/16's took 128 us on an H100 in
-# TensorRT-RTX 1.6 and 69 us in cuDNN: as a linear layer it made the whole model faster by about as much.
+# Convolutions are fast with channels in multiples of this. With an image's three, ViT-B/16's took 128 us on an H100 in
+# TensorRT-RTX 1.6 and 69 us in cuDNN; as a linear layer it made the whole model faster by about that difference.
 ALIGNMENT = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Patches:
-    """What a convolution over patches reads.
+    """The patches that a convolution reads.
 
-    grid: how many patches there are along each dimension; size: those of a patch.
+    grid: the number of patches along each dimension; size: the sizes of a patch.
     weight: one row for each result; bias: a node or None.
     """
 
@@ -37,13 +37,13 @@ class Patches:
 
     @property
     def shape(self) -> list[Any]:
-        """The input's shape, its dimensions divided into grid and patch."""
+        """Return the input's shape with each dimension divided into grid and patch."""
         divided = [part for pair in zip(self.grid, self.size, strict=True) for part in pair]
         return [self.batch, self.channels, *divided]
 
 
 def patches_of(node: Any, options: Options) -> Patches | None:
-    """The patches that a convolution reads, where a linear layer is the better for them; else None."""
+    """Return the patches that a convolution reads, if a linear layer computes it faster, else None."""
     if not is_call(node, CONVOLUTION) or str(CONVOLUTION) in options.torch_ops:
         return None
     given = arguments_of(node)
@@ -66,10 +66,10 @@ def patches_of(node: Any, options: Options) -> Patches | None:
 
 
 def _pays(channels: int, grid: tuple[int, ...], window: tuple[int, ...]) -> bool:
-    """Whether a linear layer is faster: for channels that are not aligned, and for an image of one pixel.
+    """Return whether a linear layer is faster: if channels are not aligned, or if the image has one pixel.
 
-    The second are the gates of EfficientNet-B0 (squeeze and excitation): in TensorRT-RTX 1.6 they took a third of its
-    505 us on an H100, and next to nothing as linear layers.
+    Images of one pixel are those of the gates of EfficientNet-B0 (squeeze and excitation): in TensorRT-RTX 1.6 they
+    took a third of its 505 us on an H100, and next to nothing as linear layers.
     """
     if max(window) == 1:
         return max(grid) == 1

@@ -1,4 +1,4 @@
-"""Precision: casts around the operators of an fp32 graph, so that it computes in half precision where that is safe."""
+"""Precision: casts in an fp32 graph, so that it computes in half precision where that is safe."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 aten = torch.ops.aten
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
-# What makes floats of narrow numbers, and the largest of these.
+# Operators that make floats of narrow numbers, with the largest of these.
 DEQUANTIZE: dict[Any, float] = {own.dequantize.default: 448, own.dequantize_int4.default: 8}
 
 # Operators without a converter whose results are taken to be in half precision's range, as those of operators that
@@ -29,26 +29,28 @@ FP32_IN_PYTORCH = ("digamma", "erfinv", "lgamma", "native_group_norm", "native_l
 
 
 def set_precision(module: fx.GraphModule, options: Options) -> fx.GraphModule:
-    """Let what was fp32 compute in `options.precision`; inputs and outputs of the graph keep their dtypes.
+    """Let fp32 operators compute in `options.precision`; inputs and outputs of the graph keep their dtypes.
 
-    Tensors that the model itself holds in half precision, and operators that stay in PyTorch, are left alone.
+    Tensors that the model itself holds in half precision, and operators that stay in PyTorch, do not change.
     """
     if options.precision == "fp32":
         return module
-    _Lowering(module, DTYPES[options.precision], options).run()
+    _Casts(module, DTYPES[options.precision], options).run()
     module.graph.lint()
     module.recompile()
     return module
 
 
-class _Lowering:
+class _Casts:
+    """The casts of one graph, made in one walk over it."""
+
     def __init__(self, module: fx.GraphModule, dtype: torch.dtype, options: Options) -> None:
         self.graph = module.graph
         self.dtype = dtype
         self.torch_ops = options.torch_ops
         self.mode: FakeTensorMode = fake_mode_of(module)
         self.lowered: set[fx.Node] = set()  # fp32 in the user's graph, half from here on
-        self.wide: set[fx.Node] = set()  # fp32 values that come of numbers beyond the range of half precision
+        self.wide: set[fx.Node] = set()  # fp32 values computed from numbers beyond the range of half precision
         self.casts: dict[tuple[fx.Node, torch.dtype], fx.Node] = {}
 
     def run(self) -> None:
@@ -79,7 +81,7 @@ class _Lowering:
             self.lowered.add(node)
 
     def _dequantize(self, node: fx.Node) -> None:
-        """Let narrow numbers become half precision, unless that overflows or nobody computes in it."""
+        """Dequantize to half precision, unless that overflows or no user computes in it."""
         arguments = arguments_of(node)
         scale = constant_of(arguments["scale"])
         if arguments["dtype"] != torch.float32 or scale is None:
@@ -99,28 +101,28 @@ class _Lowering:
         return any(n in self.wide or self._is_beyond(constant_of(n)) for n in node.all_input_nodes)
 
     def _stays_fp32(self, node: fx.Node) -> bool:
-        if node.target is operator.getitem:  # an item of several results goes with them: no cast takes a list
+        if node.target is operator.getitem:  # its source is a list, which no cast takes
             return False
         if precision_of(node) == "fp32" or any(not self._fits(arg) for arg in node.args):
             return True
         return str(node.target) in self.torch_ops or why_not(node) is not None
 
     def _fits(self, arg: Any) -> bool:
-        """Whether a number is in the range of the half precision type."""
+        """Return whether a number is in the range of the half precision type."""
         return not isinstance(arg, float) or abs(arg) in (0.0, float("inf")) or abs(arg) <= torch.finfo(self.dtype).max
 
     def _is_beyond(self, constant: torch.Tensor | None) -> bool:
-        """Whether a constant holds finite numbers that half precision would turn into infinities."""
+        """Return whether a constant holds finite numbers that half precision would turn into infinities."""
         if constant is None or constant.dtype != torch.float32 or self.dtype != torch.float16 or not constant.numel():
             return False
         largest = torch.finfo(self.dtype).max
-        low, high = constant.aminmax()  # unlike what follows, these make no tensor of the weight's size
+        low, high = constant.aminmax()  # unlike the next line, this makes no tensor of the weight's size
         if -largest <= low and high <= largest:
             return False
         return bool((constant.isfinite() & (constant.abs() > largest)).any())
 
     def _within_range(self, source: fx.Node, before: fx.Node) -> fx.Node:
-        """`source` limited to the range of half precision: a mask of -1e9 stays a large negative number."""
+        """Limit `source` to the range of half precision, so that a mask of -1e9 stays a large negative number."""
         largest = torch.finfo(self.dtype).max
         return insert_call(before, self.mode, aten.clamp.default, source, -largest, largest)
 
@@ -137,7 +139,7 @@ class _Lowering:
             node.replace_input_with(source, self._cast(source, dtype, node))
 
     def _cast(self, source: fx.Node, dtype: torch.dtype, user: fx.Node) -> fx.Node:
-        """`source` in `dtype`: one cast, shared by all its users."""
+        """Return `source` in `dtype`: one cast, which all its users share."""
         key = source, dtype
         if key not in self.casts:
             constant = constant_of(source)

@@ -1,4 +1,4 @@
-"""Projections: linear layers of one input become one, as the query, key and value of attention."""
+"""Projections: linear layers that read one tensor, as query, key and value of attention do, become one layer."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ Group = dict[fx.Node, Views]
 def merge_projections(module: fx.GraphModule, options: Options) -> fx.GraphModule:
     """Replace linear layers that read the same tensor by one, with their weights side by side, and a split behind it.
 
-    Only neighbours are merged, with no other linear layer between them: what they give is wanted together. Weights
-    that something else reads too, as a tied embedding, stay as they are. The merged weights are copies; one group is
-    merged at a time, and lets the old ones go, so the graph needs little more memory than it had. Weights that the
-    user's model holds are not freed by that. Quantized weights stay quantized, each with the scales it had.
+    Merges only neighbours, with no other linear layer between them, whose results are wanted together. Weights that
+    another call reads too, such as a tied embedding, stay as they are. The merged weights are copies. One group is
+    merged at a time, and its old weights are dropped, so the graph needs little more memory than before; weights that
+    the user's model holds are not freed by that. Quantized weights stay quantized, each with its own scales.
     """
     mode = fake_mode_of(module)
     readers = _readers(module.graph)
     merged = False
     for groups in _groups_by_weights(module.graph, options, mode).values():
-        if _are_theirs_alone(groups, readers):
+        if _have_no_other_readers(groups, readers):
             with torch.no_grad():
                 _merge(groups, mode)
             merged = True
@@ -53,7 +53,7 @@ def merge_projections(module: fx.GraphModule, options: Options) -> fx.GraphModul
 
 
 def _groups_by_weights(graph: fx.Graph, options: Options, mode: FakeTensorMode) -> dict[Any, list[Group]]:
-    """Groups of layers to merge; those with the same weights, as of a layer that is run several times, together."""
+    """Return the groups of layers to merge, by their weights: a layer that runs several times is in several groups."""
     groups: dict[Any, list[Group]] = defaultdict(list)
     layers = graph.find_nodes(op="call_function", target=LINEAR)
     for _, run in itertools.groupby(layers, key=_kind):
@@ -64,15 +64,17 @@ def _groups_by_weights(graph: fx.Graph, options: Options, mode: FakeTensorMode) 
 
 
 def _kind(layer: fx.Node) -> Any:
-    """Equal for layers that may be merged: what they read, two dequantizations of one value being one, and how their
-    weights are held."""
+    """Return a key that is equal for layers that may be merged: their input and the form of their weights.
+
+    Two dequantizations of one value count as one input.
+    """
     source, values = layer.args[0], _reads(layer)[0].meta["val"]
     read = source.args if is_call(source, DEQUANTIZE) else source  # type: ignore[union-attr]
     return read, is_call(layer.args[1], DEQUANTIZE), values.dtype, layer.meta["val"].dtype
 
 
 def _can_join(layer: fx.Node, options: Options) -> bool:
-    """Whether TensorRT will run a layer, whose weights are constants that stay aligned beside others."""
+    """Return whether TensorRT runs a layer, and its weights are constants that stay aligned beside others."""
     weight, scale, bias = _reads(layer)
     value = constant_of(weight)
     if scale is not None and (constant_of(scale) is None or layer.args[1].args[2] != 0):  # type: ignore[union-attr]
@@ -85,14 +87,14 @@ def _can_join(layer: fx.Node, options: Options) -> bool:
 
 
 def _reads(layer: fx.Node) -> tuple[Any, Any, Any]:
-    """Weight of a linear layer, its scales if it is quantized, and bias."""
+    """Return the weight of a linear layer, its scales if it is quantized, and its bias."""
     weight: Any = layer.args[1]
     bias = layer.args[2] if len(layer.args) > 2 else None
     return (*weight.args[:2], bias) if is_call(weight, DEQUANTIZE) else (weight, None, bias)
 
 
 def _readers(graph: fx.Graph) -> dict[int, set[fx.Node]]:
-    """The calls that read each constant's memory; tied weights are one memory under several names."""
+    """Return the calls that read each constant's memory; tied weights are one memory under several names."""
     readers: dict[int, set[fx.Node]] = defaultdict(set)
     for node in graph.find_nodes(op="get_attr"):
         for user in node.users:
@@ -106,18 +108,18 @@ def _memory(read: fx.Node) -> int:
     return value.untyped_storage().data_ptr()
 
 
-def _are_theirs_alone(groups: Sequence[Group], readers: dict[int, set[fx.Node]]) -> bool:
-    """Whether nothing but these groups, which have the same weights, reads their weights, and each of them once."""
+def _have_no_other_readers(groups: Sequence[Group], readers: dict[int, set[fx.Node]]) -> bool:
+    """Return whether only these groups, which have the same weights, read their weights, and each weight once."""
     members = {layer for group in groups for layer in group}
     weights = [_reads(layer)[0] for layer in groups[0]]
     return len(set(weights)) == len(weights) and all(readers[_memory(weight)] <= members for weight in weights)
 
 
-# Parts of a tensor are not contiguous ----------------------------------------------------------------------------
+# Parts of a tensor, which are not contiguous ---------------------------------------------------------------------
 
 
 def _as_parts(layers: Sequence[fx.Node], mode: FakeTensorMode) -> Group:
-    """The group of these layers; none where there is nothing to merge, or a result must have memory of its own."""
+    """Return the group of these layers; an empty one if one layer is alone, or a result needs memory of its own."""
     if len(layers) < 2:
         return {}
     value, widths = layers[0].meta["val"], _widths(layers)
@@ -137,9 +139,9 @@ def _widths(layers: Iterable[fx.Node]) -> list[int]:
 
 
 def _views(layer: fx.Node, part: torch.Tensor, mode: FakeTensorMode) -> Views | None:
-    """The fake values of all views of a layer's result, when that is `part`.
+    """Return the fake values of all views of a layer's result if that result is `part`.
 
-    None if one of them needs the result in memory of its own: PyTorch runs this graph too.
+    Returns None if a view needs the result in memory of its own: PyTorch runs this graph too.
     """
     values: Views = {layer: part}
     waiting = [user for user in layer.users if _is_view(user)]
@@ -181,7 +183,7 @@ def _merge(groups: Sequence[Group], mode: FakeTensorMode) -> None:
 
 
 def _side_by_side(group: Group, reads: Sequence[fx.Node | None], what: str, mode: FakeTensorMode) -> fx.Node:
-    """A constant of all that a group's layers read, in front of the group; zeros for what one of them lacks."""
+    """Insert one constant, in front of a group, of all that its layers read; zeros for a layer that reads none."""
     first = next(iter(group))
     values = [None if read is None else _constant(read) for read in reads]
     like = next(value for value in values if value is not None)
@@ -212,7 +214,7 @@ def _replace(group: Group, weight: fx.Node, bias: fx.Node | None, mode: FakeTens
 
 
 def _copy_for_the_caller(node: fx.Node, mode: FakeTensorMode) -> None:
-    """What the graph returns is no part of a larger tensor: that would live as long, and have other strides."""
+    """Copy a result of the graph: a part of a larger tensor would keep that alive, and have other strides."""
     for output in [user for user in node.users if user.op == "output"]:
         output.replace_input_with(node, insert_call(output, mode, aten.clone.default, node))
 

@@ -1,4 +1,4 @@
-"""Rearrangements: what views, permutations and copies in a row make of one tensor."""
+"""Rearrangements: the result of views, permutations and copies of one tensor, one after the other."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ aten = torch.ops.aten
 
 @dataclasses.dataclass(eq=False)
 class Atom:
-    """A dimension that no view in the row divides further; its size is an int or, if dynamic, a sympy expression."""
+    """A dimension that no view divides further; its size is an int or, if dynamic, a sympy expression."""
 
     size: Any
 
 
-Dim = tuple[Atom, ...]  # the outermost first; none where the size is one
+Dim = tuple[Atom, ...]  # the outermost first; empty if the size is one
 
 
 @dataclasses.dataclass(frozen=True)
 class Rearrangement:
     """A tensor that holds the elements of another in another order, or in another shape.
 
-    source: whose elements they are; start: its dimensions; dims: those of the result, of the same atoms.
+    source: the tensor whose elements they are; start: its dimensions; dims: those of the result, of the same atoms.
     is_moved: whether a permutation or a copy is part of it.
     """
 
@@ -43,19 +43,19 @@ class Rearrangement:
 
     @classmethod
     def of(cls, source: fx.Node) -> Rearrangement:
-        """A tensor as it is."""
+        """Return the rearrangement that leaves a tensor as it is."""
         dims = tuple(() if size == 1 else (Atom(size),) for size in sizes_of(source))
         return cls(source, dims, dims)
 
     def after(self, movement: fx.Node) -> Rearrangement | None:
-        """What a node that `is_movement` makes of it; None where that divides a dimension unevenly."""
+        """Return the rearrangement behind a node that `is_movement`; None if it divides a dimension unevenly."""
         return _STEPS[movement.target](self, movement)
 
     def moved(self, dims: Sequence[Dim]) -> Rearrangement:
         return dataclasses.replace(self, dims=tuple(dims), is_moved=True)
 
     def viewed(self, shape: Sequence[Any]) -> Rearrangement | None:
-        """The same elements in the same order, in dimensions of these sizes."""
+        """Return the same elements in the same order, in dimensions of these sizes."""
         waiting, dims = list(flat(self.dims)), []
         start = self.start
         for size in shape:
@@ -77,7 +77,7 @@ class Rearrangement:
         return None if waiting else dataclasses.replace(self, start=start, dims=tuple(dims))
 
     def units(self, dims: Sequence[Dim]) -> list[Dim]:
-        """What of the source's dimensions stays together in `dims`, in the source's order."""
+        """Return the parts of the source's dimensions that stay together in `dims`, in the source's order."""
         after = {a: b for dim in dims for a, b in itertools.pairwise(dim)}
         units: list[Dim] = []
         for dim in self.start:
@@ -90,7 +90,7 @@ class Rearrangement:
 
 
 def is_movement(node: fx.Node) -> bool:
-    """Whether a node gives the elements of its first argument, all of them and nothing else."""
+    """Return whether a node gives all elements of its first argument and no others."""
     if is_call(node, aten.clone.default):
         return node.kwargs.get("memory_format") in (None, torch.contiguous_format, torch.preserve_format)
     return node.op == "call_function" and node.target in _STEPS
@@ -101,12 +101,12 @@ def shape_of(dims: Sequence[Dim]) -> list[Any]:
 
 
 def sizes_of(node: fx.Node) -> list[Any]:
-    """The shape of a node's tensor, as ints and expressions."""
+    """Return the shape of a node's tensor, as ints and expressions."""
     return plain(node.meta["val"].shape)
 
 
 def plain(sizes: Iterable[Any]) -> list[Any]:
-    """Sizes as ints and expressions: to compare these asks nothing of the symbols, and restricts none."""
+    """Return sizes as ints and expressions, whose comparison adds no guard on the symbols."""
     return [expression_of(size) for size in sizes]
 
 
@@ -119,7 +119,7 @@ def _product(dim: Sequence[Atom]) -> Any:
 
 
 def _quotient(size: Any, divisor: Any) -> Any:
-    """What is left of a size, if it is known to be a multiple of `divisor`."""
+    """Return the quotient of a size if it is known to be a multiple of `divisor`, else None."""
     if isinstance(size, int) and isinstance(divisor, int):
         return size // divisor if divisor and not size % divisor else None
     quotient = size / divisor
@@ -132,7 +132,7 @@ def _with_parts(dim: Dim, whole: Atom, parts: Dim) -> Dim:
     return tuple(part for atom in dim for part in (parts if atom is whole else (atom,)))
 
 
-# What operators make of one ---------------------------------------------------------------------------------------
+# Rules of operators ----------------------------------------------------------------------------------------------
 
 
 def _viewed(value: Rearrangement, node: fx.Node) -> Rearrangement | None:

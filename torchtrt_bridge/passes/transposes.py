@@ -1,4 +1,4 @@
-"""Transposes: a linear layer takes rows in any order, so they keep the one they have, and what restored it is gone."""
+"""Transposes: a linear layer works row by row, so a transpose before it moves behind it, and often meets an inverse."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from torchtrt_bridge.graph.edit import fake, fake_mode_of, finish, infer, insert_call, insert_constant, is_call
 from torchtrt_bridge.graph.nodes import arguments_of
 from torchtrt_bridge.graph.ops import own
+from torchtrt_bridge.graph.shapes import expression_of
 from torchtrt_bridge.graph.torch_internals import has_unbacked_symbols, is_operator
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.passes.patch_convolutions import Patches, patches_of
@@ -27,14 +28,14 @@ VIEW = aten.view.default
 
 
 def drop_transposes(module: fx.GraphModule, options: Options) -> fx.GraphModule:
-    """Carry the order of rows through linear layers and selects, up to the operator that needs another order.
+    """Move transposes behind linear layers and selects, up to the operator that needs another order of rows.
 
-    `nn.MultiheadAttention` transposes what it is given to (length, batch, features), and copies q, k and v: none of
-    that is left where the batch comes first. Rows that come from divided dimensions, as windows of an image do, stay.
-    A convolution over patches is computed as a linear layer, whose rows are moved no further than their reader asks.
+    `nn.MultiheadAttention` transposes its input to (length, batch, features), and copies q, k and v: none of these
+    copies is left if the batch comes first. Rows of divided dimensions, such as windows of an image, stay as they are.
+    A convolution over patches becomes a linear layer, and its results are moved only as far as their reader needs.
     """
     if module.graph.find_nodes(op="call_function", target=aten.as_strided.default):
-        return module  # it reads memory, in whatever order
+        return module  # it reads memory by offsets, in any order
     carrier = _Carrier(module, options)
     for node in list(module.graph.nodes):
         carrier.visit(node)
@@ -42,9 +43,9 @@ def drop_transposes(module: fx.GraphModule, options: Options) -> fx.GraphModule:
 
 
 class _Carrier:
-    """Goes through a graph, and knows of each node what it is a rearrangement of.
+    """A walk through a graph that knows, for each node, which tensor it rearranges.
 
-    New nodes are put beside the old ones, which lose their users.
+    New nodes stand beside the old ones, which lose their users.
     """
 
     def __init__(self, module: fx.GraphModule, options: Options) -> None:
@@ -65,7 +66,7 @@ class _Carrier:
 
     def visit(self, node: fx.Node) -> None:
         if isinstance(node.meta.get("val"), torch.SymInt):
-            self._sizes.setdefault(node.meta["val"].node.expr, node)
+            self._sizes.setdefault(expression_of(node.meta["val"]), node)
         known = self._rearranged(node)
         if known is not None:
             self._known[node] = known
@@ -76,7 +77,7 @@ class _Carrier:
         elif not self._restrided.isdisjoint(node.all_input_nodes):
             self._infer_anew(node)
 
-    # What a node is a rearrangement of ---------------------------------------------------------------------------
+    # Rearrangements of nodes -------------------------------------------------------------------------------------
 
     def _rearranged(self, node: fx.Node) -> Rearrangement | None:
         source = node.args[0] if node.op == "call_function" and node.args else None
@@ -93,9 +94,9 @@ class _Carrier:
         return (known or Rearrangement.of(source)).after(node) if is_movement(node) else None
 
     def _through_linear(self, node: fx.Node, moved: fx.Node, rounding: Sequence[fx.Node]) -> Rearrangement | None:
-        """The layer on rows in the order of their source; None where they are in that, or are divided.
+        """Apply the layer to rows in the order of their source; None if they have that order, or are divided.
 
-        rounding: the calls between what is moved and the layer, the last one first.
+        rounding: the calls between the moved tensor and the layer, the last one first.
         """
         known = self._known.get(moved)
         if known is None or not known.is_moved or not known.dims or node.kwargs:
@@ -120,7 +121,7 @@ class _Carrier:
         return Rearrangement(layer, (*rows, last), (*known.dims[:-1], last), is_moved=True)
 
     def _through_select(self, node: fx.Node, known: Rearrangement) -> Rearrangement | None:
-        """A part of what is moved, taken where it lies."""
+        """Select from the source of a rearrangement, before anything is moved."""
         _, dim, index = node.args
         assert isinstance(dim, int)
         dim %= len(known.dims)
@@ -139,7 +140,7 @@ class _Carrier:
         return Rearrangement(part, start, (*known.dims[:dim], *known.dims[dim + 1 :]), is_moved=True)
 
     def _through_patches(self, node: fx.Node, patches: Patches, known: Rearrangement) -> Rearrangement | None:
-        """A linear layer on a row for each patch; its results, moved to where the convolution has them."""
+        """Apply a linear layer to one row for each patch, and move its results to the convolution's order."""
         apart = known.viewed(patches.shape)
         if apart is None:
             return None
@@ -168,7 +169,7 @@ class _Carrier:
     # Nodes for rearrangements ------------------------------------------------------------------------------------
 
     def _read_new_sources(self, node: fx.Node) -> None:
-        """Let a node that does something else than rearrange read what was carried to it."""
+        """Let a node that computes read its inputs from the new nodes."""
         for source in node.all_input_nodes:
             known = self._known.get(source)
             if known is None or known.source not in self._new:
@@ -180,14 +181,14 @@ class _Carrier:
                     self._restrided.add(written)
 
     def _as(self, known: Rearrangement, dims: tuple[Dim, ...], before: fx.Node) -> fx.Node | None:
-        """The source of a rearrangement with its elements in `dims`; None if sizes depend on data, or have no node."""
+        """Return the source of a rearrangement in `dims`; None if a size depends on data, or has no node."""
         key = (known.source, dims)
         if key not in self._written:
             self._written[key] = self._arranged(known, dims, before)
         return self._written[key]
 
     def _arranged(self, known: Rearrangement, dims: tuple[Dim, ...], before: fx.Node) -> fx.Node | None:
-        """By a view that divides dimensions, a permutation, and a view that merges some: each where it is needed."""
+        """Insert a view that divides dimensions, a permutation, and a view that merges some, as far as needed."""
         if flat(known.start) == flat(dims):
             return self._viewed(known.source, shape_of(dims), before)
         ones = [()] * dims.count(())  # in front, until the permutation
@@ -208,7 +209,7 @@ class _Carrier:
         return insert_call(before, self._mode, VIEW, self._viewable(source, sizes, before), sizes)
 
     def _viewable(self, source: fx.Node, sizes: Any, before: fx.Node) -> fx.Node:
-        """`source`, or a contiguous copy where its strides do not allow these sizes."""
+        """Return `source`, or a contiguous copy if its strides do not allow these sizes."""
         with self._mode:
             try:
                 source.meta["val"].view(fake(sizes))
@@ -216,7 +217,7 @@ class _Carrier:
                 return self._copied(source, before)
         return source
 
-    # Strides, which the fake values of what comes behind are to tell ---------------------------------------------
+    # Strides of the fake values of later nodes -------------------------------------------------------------------
 
     def _infer_anew(self, node: fx.Node) -> None:
         if not is_operator(node.target) or has_unbacked_symbols(node.meta["val"]):
@@ -229,7 +230,7 @@ class _Carrier:
             self._restrided.add(node)
 
     def _keep_strides(self, output: fx.Node) -> None:
-        """Give the caller contiguous results where they were."""
+        """Copy results that were contiguous and are no longer."""
         results = _results(output.graph)
         for index, (node, promised) in enumerate(zip(results, self._promised, strict=True)):
             if _strides(node) != promised == _contiguous_strides(node):
@@ -246,7 +247,7 @@ def _results(graph: fx.Graph) -> list[Any]:
 
 
 def _strides(node: Any) -> list[Any]:
-    """The strides of all tensors that a node gives."""
+    """Return the strides of all tensors that a node gives."""
     values = pytree.tree_leaves(node.meta.get("val")) if isinstance(node, fx.Node) else []
     return [plain(value.stride()) for value in values if isinstance(value, torch.Tensor)]
 
@@ -257,7 +258,7 @@ def _contiguous_strides(node: fx.Node) -> list[Any]:
 
 
 def _unrounded(node: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
-    """What is rounded as a whole to get `node`, and the calls that do it, the last one first."""
+    """Return the node that per-tensor quantization rounds to `node`, and the rounding calls, the last one first."""
     calls: list[fx.Node] = []
     while any(is_call(node, op) for op in ROUNDING) and arguments_of(node)["axis"] is None:
         calls.append(node)
@@ -266,7 +267,7 @@ def _unrounded(node: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
 
 
 def _moved_for_the_caller(graph: fx.Graph) -> set[fx.Node]:
-    """The calls that only rearrange what is returned, or take parts: whether that is a copy is the caller's to see."""
+    """Return the calls that only rearrange or cut results: the caller sees whether these share memory."""
     found: set[fx.Node] = set()
     waiting = [node for output in graph.find_nodes(op="output") for node in output.all_input_nodes]
     while waiting:
@@ -278,12 +279,12 @@ def _moved_for_the_caller(graph: fx.Graph) -> set[fx.Node]:
 
 
 def _order(units: Sequence[Dim], dims: Sequence[Dim]) -> list[int]:
-    """The places of `units`, some of which `dims` merge, in the order of `dims`."""
+    """Return the positions of `units`, some of which `dims` merge, in the order of `dims`."""
     places = {unit[0]: place for place, unit in enumerate(units) if unit}
     ones = (place for place, unit in enumerate(units) if not unit)
     return [place for dim in dims for place in ([places[a] for a in dim if a in places] if dim else [next(ones)])]
 
 
 def _with_apart(dims: Sequence[Dim], atom: Atom) -> tuple[Dim, ...]:
-    """`dims`, where that which `atom` is part of is divided into its parts."""
+    """Return `dims` with the dimension of `atom` divided into its atoms."""
     return tuple(part for dim in dims for part in ([(each,) for each in dim] if atom in dim else [dim]))

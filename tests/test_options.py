@@ -99,7 +99,7 @@ def test_the_table_has_a_row_for_each_option() -> None:
     assert '| `fallback` | `"pytorch"`, `"error"` | `"pytorch"` |' in options_table()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_type_checker_knows_the_options(tmp_path: Path) -> None:
     from mypy import api
 

@@ -91,7 +91,7 @@ __all__ = [
 
 
 class _Package(types.ModuleType):
-    """Keeps public names from becoming folders of the same name, which the import system would let them be."""
+    """Module that keeps a public name when the import system would replace it by a folder of the same name."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _HOMES and isinstance(value, types.ModuleType)):

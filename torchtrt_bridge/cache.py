@@ -1,4 +1,4 @@
-"""The engine cache: built engines and captured graphs on disk, safe under concurrent processes and against damage."""
+"""Cache on disk of engines, probes and captured graphs, safe under concurrent processes and against damage."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ import platformdirs
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.report.log import warn_once
 
-# A process that builds this long is taken for dead; the others then build on their own.
+# A process that builds for longer is taken for dead; the others then build without the lock.
 LOCK_SECONDS = 600.0
 
-# The files of an entry, by their names behind the key.
+# The files of an entry, by the ends of their names.
 KINDS = ("engine", "engine.json", "kernels", "kernels.json", "graph", "graph.json")
 
 
 def default_directory() -> Path:
+    """Return the per-user cache directory."""
     return Path(platformdirs.user_cache_dir("torchtrt_bridge")) / "engines"
 
 
@@ -35,8 +36,7 @@ class EngineCache:
     """Engines by key: `<key>.engine` with its digest in `<key>.engine.json`, TensorRT-RTX's kernels in `<key>.kernels`.
 
     Captured graphs are `<key>.graph`, under keys of their own.
-
-    Nothing here raises for the sake of the disk: a cache that cannot be read or written is told once and not used.
+    No method raises an error of the disk: a cache that cannot be read or written gives one warning and is not used.
     """
 
     directory: Path
@@ -44,14 +44,14 @@ class EngineCache:
 
     @classmethod
     def from_options(cls, options: Options) -> EngineCache | None:
-        """The cache that `options` asks for; None for ``cache_dir=""``."""
+        """Return the cache of `options`; None for ``cache_dir=""``."""
         if options.cache_dir == "":
             return None
         directory = default_directory() if options.cache_dir is None else Path(options.cache_dir)
         return cls(directory, options.cache_bytes)
 
     def get(self, key: str, kind: str = "engine") -> bytes | None:
-        """The bytes kept under `key`; None if there are none, or if they are damaged (they are then removed)."""
+        """Return the bytes under `key`; None if there are none. Damaged ones are removed."""
         path, record = self._path(key, kind), self._path(key, f"{kind}.json")
         try:
             content = path.read_bytes()
@@ -69,7 +69,7 @@ class EngineCache:
         return content
 
     def put(self, key: str, content: bytes, kind: str = "engine") -> None:
-        """Keep `content` under `key`, and drop the entries longest unused beyond the limit."""
+        """Write `content` under `key`, and remove the least recently used entries beyond the limit."""
         if len(content) > self.limit_bytes:
             return
         record = {
@@ -89,7 +89,7 @@ class EngineCache:
 
     @contextlib.contextmanager
     def building(self, key: str) -> Iterator[None]:
-        """Hold the right to build `key`: other processes wait, and find the engine when they go on."""
+        """Hold the lock for building `key`: other processes wait, and then find the engine."""
         lock: filelock.BaseFileLock | None = None
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -107,9 +107,9 @@ class EngineCache:
         return self.directory / f"{key}.{kind}"
 
     def _write(self, path: Path, content: bytes) -> None:
-        """Write aside and rename, so that no reader ever sees half a file."""
-        with written_aside(path) as aside:
-            aside.write_bytes(content)
+        """Write a temporary file and rename it, so that no reader ever sees half a file."""
+        with written_aside(path) as temporary:
+            temporary.write_bytes(content)
 
     def _discard(self, key: str, kind: str, why: str) -> None:
         warn_once(f"the cached {kind} {self._path(key, kind)} is damaged ({why}) and is made again.")
@@ -118,7 +118,7 @@ class EngineCache:
                 path.unlink()
 
     def _trim(self) -> None:
-        """Drop whole entries, those longest unused first; locks and files being written are left alone."""
+        """Remove whole entries, the least recently used first, but no locks and no files that are being written."""
         entries: dict[str, list[tuple[Path, os.stat_result]]] = {}
         for path in self.directory.iterdir():
             key, _, kind = path.name.partition(".")
@@ -137,10 +137,10 @@ class EngineCache:
 
 @contextlib.contextmanager
 def written_aside(path: Path, mode: int = 0o600, suffix: str = "") -> Iterator[Path]:
-    """An empty file beside `path`, to write to: it takes the place of `path` in the end, or goes where that fails.
+    """Yield an empty temporary file beside `path`, which replaces `path` at the end, or is removed after an error.
 
-    mode: who may read and write it. suffix: what its name ends with, for writers that look at that.
-    OSError where there is no place for it.
+    mode: permissions of the file. suffix: end of its name, for writers that look at it.
+    Raises OSError if the file cannot be created.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix=suffix)
     os.close(handle)
@@ -158,7 +158,7 @@ def written_aside(path: Path, mode: int = 0o600, suffix: str = "") -> Iterator[P
 def source_digest() -> str:
     """Return a digest of all source files of this package.
 
-    It is part of every key on disk, so that changed code never reads what the old code kept.
+    It is part of every key on disk, so that changed code never reads an entry of the old code.
     """
     root = Path(__file__).parent
     digest = hashlib.sha256()

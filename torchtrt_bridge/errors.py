@@ -1,37 +1,37 @@
-"""Every exception of this package. Each message says what failed and where, why, and what to do."""
+"""Exceptions of this package. Each message says what failed and where, why, and what to do."""
 
 
 class BridgeError(Exception):
-    """The base of every error raised here."""
+    """Base of every error of this package."""
 
 
 class OptionsError(BridgeError, ValueError):
-    """An option is unknown, out of its range, or contradicts another."""
+    """Option that is unknown, out of its range, or in contradiction to another."""
 
 
 class CaptureError(BridgeError):
-    """PyTorch could not turn the model into a graph."""
+    """Model that PyTorch could not turn into a graph."""
 
 
 class CalibrationError(BridgeError):
-    """Calibration data or a calibration file cannot be used."""
+    """Calibration data or calibration file that cannot be used."""
 
 
 class UnsupportedOpError(BridgeError):
-    """An operator stays in PyTorch although ``fallback="error"`` asks for all of them in TensorRT."""
+    """Operator that stays in PyTorch although ``fallback="error"`` asks for all of them in TensorRT."""
 
 
 class LoweringError(BridgeError):
-    """A subgraph could not be written as a TensorRT network."""
+    """Subgraph that could not be written as a TensorRT network."""
 
 
 class BuildError(BridgeError):
-    """TensorRT could not build an engine from a network."""
+    """Network from which TensorRT could not build an engine."""
 
 
 class EngineLoadError(BridgeError):
-    """TensorRT is missing, or an engine or a saved program cannot be loaded here."""
+    """Missing TensorRT, or an engine or saved program that cannot be loaded here."""
 
 
 class ShapeRangeError(BridgeError, ValueError):
-    """An input has a shape, dtype or device that the compiled program does not serve."""
+    """Input of a shape, dtype or device that the compiled program was not built for."""

@@ -230,7 +230,7 @@ def test_a_passing_trouble_is_not_kept(
     asked_for = dataclasses.replace(options, targets=("sm_42",)) if reason == "target" else options
     with monkeypatch.context() as context:
         if reason != "target":
-            context.setattr(probe, "_built", fail)
+            context.setattr(probe, "_build", fail)
         assert not supports("planted", rtx, asked_for).yes
     assert files(options) == []
     forget()

@@ -1,4 +1,4 @@
-"""Build: from a TensorRT network to the bytes of an engine."""
+"""Build of an engine: from a TensorRT network to its bytes."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from torchtrt_bridge.trt.library import TensorRTLibrary
 # Called with the fraction that is done; returns False to cancel the build.
 OnProgress = Callable[[float], bool]
 
-# Engines of more bytes than this pass through a temporary file, as TensorRT holds a copy of the weights meanwhile.
+# Larger engines, in bytes, pass through a temporary file: TensorRT holds a copy of the weights during the build.
 MOST_IN_MEMORY = 16 * 2**20
 
 
 def engine_from_network(
     network: Network, library: TensorRTLibrary, options: Options, on_progress: OnProgress | None = None
 ) -> bytes:
-    """Let TensorRT build `network` for `options.targets`.
+    """Build `network` for `options.targets`, and return the bytes of the engine.
 
+    on_progress: called with the fraction that is done.
     Raises BuildError with TensorRT's own messages.
     """
     trt = library.trt
@@ -52,24 +53,24 @@ def _plan(network: Network, config: Any, library: TensorRTLibrary) -> bytes | No
             return file.read()
     if not writer.has_failed:
         return None
-    network.log.errors.clear()  # no room for the file; there may be enough memory
+    network.log.errors.clear()  # the disk is full; there may be enough memory
     plan = network.builder.build_serialized_network(network.definition, config)
     return None if plan is None else bytes(plan)
 
 
 def _add_profile(network: Network, config: Any) -> None:
-    """One optimization profile with the range of every input that has one."""
+    """Add one optimization profile with the range of every dynamic input."""
     dynamic = [spec for spec in network.inputs if any(low != high for low, high in spec.ranges)]
     if not dynamic:
         return
     profile = network.builder.create_optimization_profile()
     for spec in dynamic:
         low, high = zip(*spec.ranges, strict=True)
-        profile.set_shape(spec.name, low, _within(spec), high)
+        profile.set_shape(spec.name, low, _example_in_range(spec), high)
     if not profile:
         raise BuildError(f"TensorRT refuses the ranges {', '.join(f'{s.name}: {s}' for s in dynamic)}.")
     config.add_optimization_profile(profile)
 
 
-def _within(spec: TensorSpec) -> tuple[int, ...]:
+def _example_in_range(spec: TensorSpec) -> tuple[int, ...]:
     return tuple(min(max(size, low), high) for size, (low, high) in zip(spec.example, spec.ranges, strict=True))

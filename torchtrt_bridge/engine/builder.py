@@ -1,4 +1,4 @@
-"""The engines of a graph on their way: lowered one by one here, built and loaded in threads beside."""
+"""Builder of the engines of a graph: lowers subgraphs one by one, builds and loads engines in threads."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ from torchtrt_bridge.trt.inspector import product_dtypes
 from torchtrt_bridge.trt.library import TensorRTLibrary
 from torchtrt_bridge.trt.probe import supports
 
-# Engines that are built at the same time, at most. Their networks hold weights on the host meanwhile.
+# Largest number of engines that are built at the same time. Their networks hold weights on the host during the build.
 AT_ONCE = max(1, min(4, os.cpu_count() or 1))
 
 
 class RepartitionError(Exception):
-    """A subgraph of which the provider wrote nodes came to nothing; these nodes it refuses from now on."""
+    """Failure of a subgraph with nodes that the provider wrote; the provider refuses these nodes from now on."""
 
 
 @dataclasses.dataclass(frozen=True)
 class BuildContext:
-    """All that the subgraphs of one graph are built with, looked up once.
+    """Library, cache, ranges and options for all subgraphs of one graph, looked up once.
 
-    ranges: of the sizes that may vary.
+    ranges: smallest and largest value of each symbolic size.
     provider: writes the nodes that have no converter here.
     """
 
@@ -56,13 +56,13 @@ class BuildContext:
 
     @classmethod
     def from_options(cls, options: Options, ranges: Mapping[Any, Range]) -> BuildContext:
-        """Look up what the options name. Raises EngineLoadError where there is no TensorRT."""
+        """Look up the library, the cache and the provider of options; EngineLoadError without TensorRT."""
         library = libraries.choose(options.engine)
         return cls(options, library, ranges, EngineCache.from_options(options), provider_for(options))
 
 
 class Builder:
-    """Takes the subgraphs of one graph, one after the other; a failure of any kind is kept to its subgraph.
+    """Builder of the subgraphs of one graph, one after the other; a failure affects its own subgraph only.
 
     run: load the engines, to compute with them. keep: put their bytes into `plans`, by subgraph.
     """
@@ -79,20 +79,21 @@ class Builder:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """What was begun goes on in its thread."""
+        """Take no more subgraphs; builds that have begun go on in their threads."""
         self._threads.shutdown(wait=False)
 
     def begin(self, module: fx.GraphModule, entry: EngineEntry, count: int) -> Future[Built]:
-        """Begin to build the engine of a subgraph, in a thread beside.
+        """Lower a subgraph and begin to build its engine in another thread.
 
-        count: how many subgraphs there will be.
-        With ``fallback="error"`` the reason is raised, here or by the future; RepartitionError in any case.
+        count: number of subgraphs of the graph.
+        A failure becomes the state of `entry`. With ``fallback="error"`` it is raised, here or by the future;
+        RepartitionError is raised in any case.
         """
         self._free.acquire()
         entry.state = "building"
         engine = _Engine(self, entry, self._progress.begin(entry.name, count))
         try:
-            engine.prepare(module)  # reads the graph, which belongs to this thread
+            engine.prepare(module)  # here, as the graph belongs to this thread
         except BaseException as error:
             self._end(entry)
             done: Future[Built] = Future()
@@ -127,7 +128,7 @@ class Builder:
 
 
 class _Engine:
-    """One subgraph on its way to an engine."""
+    """Engine of one subgraph, from its key to its runner."""
 
     def __init__(self, builder: Builder, entry: EngineEntry, on_progress: OnProgress | None) -> None:
         self.builder, self.entry, self.on_progress = builder, entry, on_progress
@@ -148,7 +149,7 @@ class _Engine:
             self._lower(module)
 
     def runner(self) -> Runner | None:
-        """Build the engine, if it must be, and load it, if it is to run."""
+        """Build the engine unless it is cached, and load it if it is to run."""
         if self.options.engine == "reference":
             assert self._network is not None
             return ReferenceRunner(self._network, self.library)
@@ -161,19 +162,21 @@ class _Engine:
         if not self.builder.run:
             return None
         with torch.cuda.device(self._device) if self._device is not None else contextlib.nullcontext():
-            runner = load_engine(plan, self._key, self.library, self.cache)
+            runner = load_engine(plan, self._key, self.library, self.options)
             runner.prepare()
             return runner
 
     def _lower(self, module: fx.GraphModule) -> None:
         context = self.context
-        network = self._network = network_from_graph(module, self.library, context.ranges, self._can, context.provider)
+        network = self._network = network_from_graph(
+            module, self.library, context.ranges, self._supports, context.provider
+        )
         self.entry.layers = network.layers
         self.entry.inputs = [f"{spec.name}: {spec}" for spec in network.inputs]
         self.entry.outputs = [str(spec) for spec in network.outputs]
         self.entry.engine = "reference" if self.options.engine == "reference" else str(self.library)
 
-    def _can(self, capability: str) -> bool:
+    def _supports(self, capability: str) -> bool:
         return supports(capability, self.library, self.options).yes
 
     def _cached(self) -> bytes | None:
@@ -183,7 +186,7 @@ class _Engine:
         return plan
 
     def _cached_or_built(self) -> bytes:
-        """The engine, built by one process or thread of those that want it at the same time."""
+        """Return the engine, which one process or thread builds while the others wait for it."""
         if self.cache is None:
             return self._built()
         with self.cache.building(self._key):
@@ -202,10 +205,11 @@ class _Engine:
         return plan
 
 
-def load_engine(plan: bytes, key: str, library: TensorRTLibrary, cache: EngineCache | None) -> GpuRunner:
-    """An engine that is ready to run on this machine's GPU; EngineLoadError says why it is not."""
+def load_engine(plan: bytes, key: str, library: TensorRTLibrary, options: Options) -> GpuRunner:
+    """Load an engine on this machine's GPU; EngineLoadError says why it cannot run."""
     if not torch.cuda.is_available():
         raise EngineLoadError("no CUDA GPU is visible to PyTorch, so the engine cannot run here.")
+    cache = EngineCache.from_options(options)
     kernels = cache.get(key, "kernels") if cache else None
     keep = (lambda content: cache.put(key, content, "kernels")) if cache and kernels is None else None
-    return GpuRunner(plan, library, kernels, keep)
+    return GpuRunner(plan, library, kernels, keep, options.overlap_kernels)

@@ -1,4 +1,4 @@
-"""Interop: operators that have no converter here, written by those of torch_tensorrt where it imports."""
+"""Interoperability: torch_tensorrt's converters, for operators that have none here."""
 
 from torchtrt_bridge.interop.torch_tensorrt import TorchTensorRT, provider_for
 

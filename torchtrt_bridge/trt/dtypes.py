@@ -1,4 +1,4 @@
-"""The dtypes that PyTorch and TensorRT share."""
+"""Dtypes that PyTorch and TensorRT share."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ COMPUTE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int64, tor
 
 
 def trt_dtype_from_torch(trt: Any, dtype: torch.dtype) -> Any:
+    """Return the `DataType` of a PyTorch dtype; KeyError if TensorRT has none."""
     return getattr(trt.DataType, _NAMES[dtype])
 
 
 def torch_dtype_from_trt(dtype: Any) -> torch.dtype:
+    """Return the PyTorch dtype of a `DataType`; KeyError if PyTorch has none."""
     return _TORCH[dtype.name]

@@ -1,4 +1,4 @@
-"""The TensorRT in use. All that differs between `tensorrt` and `tensorrt_rtx`, and between versions, is here."""
+"""TensorRT libraries: everything that differs between `tensorrt` and `tensorrt_rtx`, and between versions."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from torchtrt_bridge.options import TARGET_PREFIX, EngineKind
 
 LIBRARIES = ("tensorrt_rtx", "tensorrt")
 
-# Stands in keys for a target: Ampere and newer.
+# Target in keys of an engine for Ampere and newer.
 PORTABLE = "portable"
 
-# What TensorRT logs on a machine without a GPU beside the error that matters.
+# Messages that TensorRT logs on a machine without a GPU beside the error that matters.
 _NOISE = ("catchCudaError", "CUDA initialization failure", "cudaGetDeviceCount", "cudaErrorNoDevice")
 
 
 class TensorRTLibrary:
-    """One installed TensorRT: its Python module, and the few calls in which libraries and versions differ."""
+    """Installed TensorRT: its Python module, and the few calls in which libraries and versions differ."""
 
     def __init__(self, name: str, module: ModuleType) -> None:
         self.name = name
@@ -42,19 +42,19 @@ class TensorRTLibrary:
         return f"{title} {self.version}"
 
     def new_log(self) -> Any:
-        """A TensorRT logger that keeps error messages in its list ``errors``."""
+        """Return a TensorRT logger that keeps error messages in its list ``errors``."""
         return _log_class(self.trt)()
 
     def new_network(self, builder: Any) -> Any:
-        """An empty, strongly typed network."""
+        """Return an empty, strongly typed network."""
         flag = self.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
         return builder.create_network(1 << int(flag))
 
     def set_targets(self, config: Any, targets: Sequence[str]) -> None:
         """Make `config` build for compute capabilities such as ``("sm_86", "sm_120")``.
 
-        No target means the GPU of this machine, or the portable engine (Ampere and newer) where there is none.
-        ``sm_90`` has no target of its own in TensorRT-RTX: the portable engine serves it.
+        No target means the GPU of this machine, or the portable engine (Ampere and newer) without a GPU.
+        TensorRT-RTX has no target ``sm_90``: the portable engine runs there.
         """
         if not self.is_rtx:
             self._check_current_gpu(targets)
@@ -82,10 +82,10 @@ class TensorRTLibrary:
             )
 
     def context_config(self, engine: Any, kernels: bytes | None) -> tuple[Any, Any]:
-        """A runtime configuration, and in it TensorRT-RTX's cache of compiled kernels, filled with `kernels`.
+        """Return a runtime configuration, and in it TensorRT-RTX's cache of compiled kernels, filled with `kernels`.
 
-        Where TensorRT lets it, contexts take their scratch memory from the caller: by itself it reserves, for as long
-        as a context lives, what the largest sizes of the profile need.
+        Where TensorRT allows it, contexts take their scratch memory from the caller. TensorRT itself reserves memory
+        for the largest sizes of the profile, for as long as a context lives.
         """
         config = engine.create_runtime_config()
         if hasattr(config, "set_execution_context_allocation_strategy"):
@@ -99,23 +99,23 @@ class TensorRTLibrary:
         return config, cache
 
     def wants_scratch(self, config: Any) -> bool:
-        """Whether contexts of this configuration take their scratch memory from the caller."""
+        """Return whether contexts of this configuration take their scratch memory from the caller."""
         if not hasattr(config, "get_execution_context_allocation_strategy"):
             return False
         strategy = config.get_execution_context_allocation_strategy()
         return bool(strategy == self.trt.ExecutionContextAllocationStrategy.USER_MANAGED)
 
     def progress_monitor(self, on_progress: Callable[[float], bool]) -> Any:
-        """A TensorRT progress monitor that reports the fraction of the build's outermost phase that is done."""
+        """Return a TensorRT progress monitor that reports the completed fraction of the build's outermost phase."""
         return _monitor_class(self.trt)(on_progress)
 
     def stream_writer(self, write: Callable[[bytes], Any]) -> Any:
-        """What TensorRT writes an engine to, in parts; its ``has_failed`` says whether `write` raised OSError."""
+        """Return a stream to which TensorRT writes an engine; it ``has_failed`` if `write` raised OSError."""
         return _writer_class(self.trt)(write)
 
     @functools.cached_property
     def refusal(self) -> str | None:
-        """Why this TensorRT cannot run engines on this machine's GPU; None if it can. Found by trying."""
+        """Reason why this TensorRT cannot run engines on this machine's GPU, found by a build; None if it can."""
         if not torch.cuda.is_available():
             return "no CUDA GPU is visible to PyTorch"
         log = self.new_log()
@@ -189,7 +189,7 @@ def _writer_class(trt: Any) -> type:
 
 
 def current_target() -> str | None:
-    """The compute capability of the current GPU as ``"sm_90"``; None without a GPU."""
+    """Return the compute capability of the current GPU as ``"sm_90"``; None without a GPU."""
     if not torch.cuda.is_available():
         return None
     major, minor = torch.cuda.get_device_capability()
@@ -197,7 +197,10 @@ def current_target() -> str | None:
 
 
 def installed(name: str) -> bool:
-    """Whether a package of this name is installed: torch_tensorrt, once imported, gives TensorRT-RTX a second name."""
+    """Return whether a package is installed under its own name.
+
+    torch_tensorrt, once imported, gives TensorRT-RTX the second name `tensorrt`.
+    """
     loaded = sys.modules.get(name)
     if loaded is not None and loaded.__package__ != name:
         return False
@@ -206,7 +209,7 @@ def installed(name: str) -> bool:
 
 @functools.cache
 def load(name: str) -> TensorRTLibrary:
-    """The library called `name`; EngineLoadError says how to install it when it is missing or broken."""
+    """Return the library of this name; EngineLoadError says how to install one that is missing or broken."""
     package = name.replace("_", "-")
     if not installed(name):
         raise EngineLoadError(f"{package} is not installed. Run: pip install {package}")
@@ -222,10 +225,10 @@ def load(name: str) -> TensorRTLibrary:
 
 @functools.cache
 def choose(engine: EngineKind) -> TensorRTLibrary:
-    """The library that serves `engine`.
+    """Return the library for an option `engine`.
 
     ``"auto"`` takes TensorRT-RTX, unless it refuses this machine's GPU and an installed `tensorrt` does not.
-    ``"reference"`` needs a library too, whose network definitions the reference interpreter reads.
+    ``"reference"`` takes a library too, as the reference interpreter reads its network definitions.
     """
     if engine in LIBRARIES:
         return load(engine)

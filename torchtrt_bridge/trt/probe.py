@@ -1,6 +1,6 @@
-"""Probe, don't tabulate: what the installed TensorRT can build is learned by building a network of a few layers.
+"""Probes of the installed TensorRT: a capability is known after the build of a network of a few layers.
 
-A capability is one function that writes such a network. Its answer is kept per TensorRT version and targets.
+A probe is one function that writes such a network. The cache keeps its answer by TensorRT version and targets.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from torchtrt_bridge.report.log import warn_once
 from torchtrt_bridge.trt.dtypes import trt_dtype_from_torch
 from torchtrt_bridge.trt.library import PORTABLE, TensorRTLibrary, current_target
 
-# The kind under which the cache keeps answers, as JSON, beside the engines.
+# Kind of the cache entries of answers, which are JSON.
 KIND = "probe"
 
 
 @dataclasses.dataclass(frozen=True)
 class Support:
-    """Whether TensorRT builds a capability; `reason` holds its own words where it does not."""
+    """Answer of a probe: TensorRT builds the capability, or `reason` holds its own message."""
 
     yes: bool
     reason: str = ""
@@ -35,10 +35,10 @@ class Support:
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """How to ask for one capability.
+    """Probe of one capability.
 
-    layer: the method of `INetworkDefinition` that it cannot do without.
-    write: writes the network that is to be built, from the TensorRT module and an empty network.
+    layer: the method of `INetworkDefinition` that the capability needs.
+    write: writes the network to build, given the TensorRT module and an empty network.
     """
 
     layer: str
@@ -52,7 +52,7 @@ _answers: dict[str, Support] = {}
 
 
 def probe(layer: str) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, Any], None]]:
-    """Register a function as the probe of the capability that bears its name."""
+    """Register a function as the probe of the capability of its name."""
 
     def register(write: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
         if write.__name__ in PROBES:
@@ -65,7 +65,7 @@ def probe(layer: str) -> Callable[[Callable[[Any, Any], None]], Callable[[Any, A
 
 @probe(layer="add_attention")
 def attention(trt: Any, network: Any) -> None:
-    """Attention layers as the converter writes them, in fp16 and in fp32, under one mask of bools."""
+    """Write attention layers as the converter does, in fp16 and in fp32, under one mask of bools."""
     mask = network.add_input("mask", trt_dtype_from_torch(trt, torch.bool), (1, 1, 16, 16))
     for dtype in (torch.float16, torch.float32):
         kind = trt_dtype_from_torch(trt, dtype)
@@ -78,14 +78,14 @@ def attention(trt: Any, network: Any) -> None:
 
 # Quantization ------------------------------------------------------------------------------------------------------
 
-# Stand for weights of any dtype and for their scales: TensorRT reads their memory until the network is built.
+# Memory of weights of any dtype and of their scales, which TensorRT reads until the network is built.
 _BYTES = torch.ones(64 * 64 * 9, dtype=torch.uint8)
 _SCALES, _SCALES_OF_BLOCKS = torch.ones(64), torch.ones(64 * 4, dtype=torch.float16)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Quantized:
-    """The network of one fp16 layer, whose inputs are dequantized from `narrow`, a `DataType` by name."""
+    """Network of one fp16 layer, whose inputs are dequantized from the `DataType` of the name `narrow`."""
 
     narrow: str
     layer: Callable[[_Quantized, Any, Any], Any]
@@ -94,7 +94,7 @@ class _Quantized:
         network.mark_output(self.layer(self, trt, network).get_output(0))
 
     def values(self, trt: Any, network: Any, *shape: int) -> Any:
-        """An input, quantized and dequantized; a layer of 4-bit weights takes it as it is."""
+        """Add an input, quantized and dequantized; a layer with 4-bit weights takes it as it is."""
         values = network.add_input(f"input{network.num_inputs}", trt.DataType.HALF, shape)
         if self.narrow == "INT4":
             return values
@@ -103,7 +103,7 @@ class _Quantized:
         return network.add_dequantize(quantized, scale, trt.DataType.HALF).get_output(0)
 
     def weight(self, trt: Any, network: Any, axis: int, *shape: int) -> Any:
-        """A constant, dequantized by channel along `axis`; of 4 bits by blocks of 16 along the last one."""
+        """Add a constant, dequantized by channel along `axis`; one of 4 bits by blocks of 16 along the last axis."""
         narrow = _constant(trt, network, self.narrow, _BYTES, *shape)
         if self.narrow == "INT4":
             axis, scale = 1, _constant(trt, network, "HALF", _SCALES_OF_BLOCKS, 64, 4)
@@ -160,66 +160,66 @@ PROBES["int4_linear"] = Probe("add_dequantize", _Quantized("INT4", _linear))
 
 
 def supports(capability: str, library: TensorRTLibrary, options: Options) -> Support:
-    """Whether `library` builds `capability` for ``options.targets``: asked once, then known.
+    """Return whether `library` builds `capability` for ``options.targets``; the first call builds the probe.
 
-    With ``engine="reference"`` nothing is ever built, so the layer need only be in TensorRT's API.
+    With ``engine="reference"`` nothing is built, so it is enough that TensorRT's API has the layer.
     Raises KeyError for a capability that has no probe.
     """
-    asked = PROBES[capability]
-    if not hasattr(library.trt.INetworkDefinition, asked.layer):
-        return Support(False, f"{library} has no {asked.layer}")
+    found = PROBES[capability]
+    if not hasattr(library.trt.INetworkDefinition, found.layer):
+        return Support(False, f"{library} has no {found.layer}")
     if options.engine == "reference":
         return Support(True)
     key = _key(capability, library, options)
     if key not in _answers:
-        _answers[key] = _kept_or_asked(key, asked, library, options)
+        _answers[key] = _cached_or_built(key, found, library, options)
         if not _answers[key].yes:
             warn_once(f"{library} does not build {capability}, so it is done without: {_answers[key].reason}")
     return _answers[key]
 
 
 def _key(capability: str, library: TensorRTLibrary, options: Options) -> str:
-    """A name for the question, by all that its answer depends on."""
+    """Return the key of an answer in the cache: a digest of everything that the answer depends on."""
     targets = sorted(options.targets) or [current_target() or PORTABLE]
     source = source_digest()
     digest = hashlib.sha256(json.dumps([library.name, library.version, targets, source]).encode())
     return f"{capability}-{digest.hexdigest()[:32]}"
 
 
-def _kept_or_asked(key: str, asked: Probe, library: TensorRTLibrary, options: Options) -> Support:
+def _cached_or_built(key: str, probe: Probe, library: TensorRTLibrary, options: Options) -> Support:
     cache = EngineCache.from_options(options)
     if cache is None:
-        return _asked(asked, library, options)[0]
+        return _answer(probe, library, options)[0]
     with cache.building(key):
-        content = cache.get(key, KIND)  # checked by its digest, and written by this very file: see `_key`
+        content = cache.get(key, KIND)  # its digest is checked, and this source wrote it: see `_key`
         if content is not None:
             return Support(**json.loads(content))
-        answer, is_lasting = _asked(asked, library, options)
+        answer, is_lasting = _answer(probe, library, options)
         if is_lasting:
             cache.put(key, json.dumps(dataclasses.asdict(answer)).encode(), KIND)
     return answer
 
 
-def _asked(asked: Probe, library: TensorRTLibrary, options: Options) -> tuple[Support, bool]:
-    """TensorRT's answer, and whether it will be the same another time."""
+def _answer(probe: Probe, library: TensorRTLibrary, options: Options) -> tuple[Support, bool]:
+    """Return TensorRT's answer, and whether it would be the same another time."""
     log = library.new_log()
     try:
-        plan = _built(asked, library, options, log)
+        plan = _build(probe, library, options, log)
     except Exception as error:  # its bindings raise several kinds, and none may stop a compilation
-        words = str(error) if isinstance(error, BridgeError) else f"{type(error).__name__}: {error}"
-        return Support(False, words), False
+        message = str(error) if isinstance(error, BridgeError) else f"{type(error).__name__}: {error}"
+        return Support(False, message), False
     if plan is not None:
         return Support(True), True
     reason = "; ".join(log.errors) or "it gave no reason"
     return Support(False, reason), "memory" not in reason.lower()
 
 
-def _built(asked: Probe, library: TensorRTLibrary, options: Options, log: Any) -> Any:
+def _build(probe: Probe, library: TensorRTLibrary, options: Options, log: Any) -> Any:
     builder = library.trt.Builder(log)
     network = library.new_network(builder)
     config = builder.create_builder_config()
     library.set_targets(config, options.targets)
-    asked.write(library.trt, network)
-    if log.errors:  # it would go on to build without what it refused, as a mask beside a causal one
+    probe.write(library.trt, network)
+    if log.errors:  # TensorRT would build the network without the layer or input that it refused
         return None
     return builder.build_serialized_network(network, config)

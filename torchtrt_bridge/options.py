@@ -141,6 +141,14 @@ class Options:
         shapes="run",
         at_load=True,
     )
+    overlap_kernels: bool = _option(
+        False,
+        """Let the GPU begin a kernel of an engine before those it depends on have ended, as TensorRT-RTX asks for on
+        compute capability 9.0 and newer. A replay of a CUDA graph is then 3 to 17 % faster on an H100, where results
+        differed from call to call by up to 1e-1.""",
+        shapes="run",
+        at_load=True,
+    )
     reuse_outputs: bool = _option(
         False,
         "Let a call overwrite the results of the call before, which saves a copy where they are still held.",
@@ -235,6 +243,7 @@ class LoadOptions(TypedDict, total=False):
 
     fallback: Fallback
     cuda_graphs: CudaGraphs
+    overlap_kernels: bool
     reuse_outputs: bool
     release_weights: bool
     trial: TrialKind

@@ -13,7 +13,6 @@ import torch
 from torch import fx, nn
 from torch.export.passes import move_to_device_pass
 
-from torchtrt_bridge.cache import EngineCache
 from torchtrt_bridge.capture.arguments import arguments_from
 from torchtrt_bridge.capture.export import CapturedGraph, export_program, graph_from_program
 from torchtrt_bridge.engine.builder import load_engine
@@ -172,8 +171,7 @@ def _runner(entry: EngineEntry, plans: Mapping[str, bytes], manifest: archive.Ma
         library = libraries.load(
             "tensorrt" if manifest.versions["tensorrt"].startswith("TensorRT ") else "tensorrt_rtx"
         )
-        cache = EngineCache.from_options(options)
-        return load_engine(plans[entry.name], manifest.sha256[entry.name], library, cache)
+        return load_engine(plans[entry.name], manifest.sha256[entry.name], library, options)
     except BridgeError as error:
         if options.fallback == "error":
             raise

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from torch import nn
 
 from torchtrt_bridge.errors import BridgeError
 from torchtrt_bridge.graph.torch_internals import clear_cublas_workspaces, copy_all, storages_of, use_count
+from torchtrt_bridge.runtime.launch_order import capture_lock
 from torchtrt_bridge.runtime.tolerance import REPLAY_BOUND, compare
 
 # Calls before one of its shape is captured: the first warms up what allocates; sizes that vary must come back first.
@@ -25,9 +25,6 @@ CALLS_BEFORE_CAPTURE = {True: 1, False: 3}
 
 # Shapes per thread that keep their graphs.
 MOST_SHAPES = 8
-
-# Graphs are captured by one thread at a time.
-_one_at_a_time = threading.Lock()
 
 
 class CudaGraphCall:
@@ -48,7 +45,7 @@ class CudaGraphCall:
         self._places = {i: place_of(inputs[i]) for i in tensors if i in in_place}
         self._graph = torch.cuda.CUDAGraph()
         # Buffers made under the caller's inference mode could not be written to outside it.
-        with torch.inference_mode(False), torch.no_grad(), _one_at_a_time:
+        with torch.inference_mode(False), torch.no_grad(), capture_lock:
             values = [value.clone() if i in self._copied else value for i, value in enumerate(inputs)]
             with _own_workspaces(), torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self.outputs = tuple(run(*values))
@@ -74,7 +71,7 @@ class CudaGraphCall:
 
     @property
     def is_free(self) -> bool:
-        """Whether nobody holds an output, or a view of one, any more."""
+        """True if nobody holds an output, or a view of one, any more."""
         return all(map(_is_count, self._storages, self._unused))
 
     def aliased_outputs(self) -> list[Any]:

@@ -1,4 +1,4 @@
-"""What computes an engine: TensorRT on the GPU, or the reference interpreter; and how either runs out of memory."""
+"""Runners of engines: TensorRT on the GPU and the reference interpreter, and errors that say memory was short."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torchtrt_bridge.errors import EngineLoadError, ShapeRangeError
 from torchtrt_bridge.lower.network import Network
 from torchtrt_bridge.reference import NetworkInterpreter
 from torchtrt_bridge.runtime.call_context import thread_number
+from torchtrt_bridge.runtime.launch_order import OrderedQueue, may_overlap, order_captured_kernels
 from torchtrt_bridge.trt.dtypes import torch_dtype_from_trt
 from torchtrt_bridge.trt.library import TensorRTLibrary
 
@@ -61,6 +62,7 @@ class GpuRunner:
     """A deserialized engine, with an execution context for each thread number.
 
     kernels: TensorRT-RTX's compiled kernels from an earlier run; `on_kernels` is called with those of this one.
+    overlap: let kernels begin before those they depend on have ended (see launch_order.py).
     Raises EngineLoadError, with TensorRT's own words, where this GPU or TensorRT cannot take the engine.
     """
 
@@ -70,6 +72,7 @@ class GpuRunner:
         library: TensorRTLibrary,
         kernels: bytes | None = None,
         on_kernels: Callable[[bytes], None] | None = None,
+        overlap: bool = False,
     ) -> None:
         self._sessions: dict[int, Session] = {}
         self._spare: Session | None = None
@@ -86,7 +89,8 @@ class GpuRunner:
         self._context_config, self._kernel_cache = library.context_config(self._engine, kernels)
         has_scratch = library.wants_scratch(self._context_config)
         outputs = [n for n in names if n not in inputs]
-        self._io = EngineIO(inputs, outputs, dtypes, self.device, has_scratch, self._log)
+        is_ordered = may_overlap(self.device) and not overlap
+        self._io = EngineIO(inputs, outputs, dtypes, self.device, has_scratch, is_ordered, self._log)
         self._on_kernels = on_kernels
 
     def __del__(self) -> None:
@@ -148,6 +152,7 @@ class EngineIO:
 
     Holds no reference to the runner, so that dropping the runner frees the engine at once.
     has_scratch: scratch memory is given to a context for each run.
+    is_ordered: kernels are kept from beginning before those they depend on have ended.
     """
 
     inputs: list[str]
@@ -155,6 +160,7 @@ class EngineIO:
     dtypes: dict[str, torch.dtype]
     device: torch.device
     has_scratch: bool
+    is_ordered: bool
     log: Any
 
 
@@ -168,6 +174,8 @@ class Session:
         self._output_shapes: list[tuple[int, ...]] = []
         self._scratch_bytes = 0
         self._addresses: dict[str, int] = {}
+        self._ordered = OrderedQueue(io.device) if io.is_ordered else None
+        self._has_run = False
 
     def enqueue(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Queue one run on the current stream; sizes and addresses are set where they differ from the last run's."""
@@ -188,9 +196,24 @@ class Session:
             # Given back as soon as the run is queued: what follows on this stream, another engine too, may have it.
             scratch = torch.empty(self._scratch_bytes, dtype=torch.uint8, device=io.device)
             self.context.set_device_memory(scratch.data_ptr(), self._scratch_bytes)
-        if not self.context.execute_async_v3(torch.cuda.current_stream(io.device).cuda_stream):
+        if not self._queue(torch.cuda.current_stream(io.device).cuda_stream):
             raise EngineLoadError(f"TensorRT could not run the engine: {_last_of(io.log)}")
         return outputs
+
+    def _queue(self, stream: int) -> bool:
+        """Queue the kernels; return whether TensorRT could."""
+        execute: Callable[[int], bool] = self.context.execute_async_v3
+        if self._ordered is None:
+            return execute(stream)
+        if torch.cuda.is_current_stream_capturing():
+            queued = execute(stream)
+            order_captured_kernels(stream)
+            return queued
+        if not self._has_run:  # the first run of a shape may load kernels, which no capture allows
+            self._has_run = execute(stream)
+            if not self._has_run:
+                return False
+        return self._ordered(execute)
 
     def _set_shapes(self, shapes: tuple[torch.Size, ...]) -> None:
         for name, shape in zip(self.io.inputs, shapes, strict=True):
@@ -201,6 +224,7 @@ class Session:
         if self.io.has_scratch:
             self._scratch_bytes = max(int(self.context.update_device_memory_size_for_shapes()), 1)
         self._shapes = shapes
+        self._has_run = False
 
 
 def _as_tensorrt_takes(value: torch.Tensor) -> torch.Tensor:

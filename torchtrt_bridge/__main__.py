@@ -1,4 +1,4 @@
-"""`python -m torchtrt_bridge`: the same as the command `torchtrt-bridge`."""
+"""Entry point of `python -m torchtrt_bridge`, the same as the command `torchtrt-bridge`."""
 
 import sys
 

@@ -84,7 +84,7 @@ def test_export_writes_a_program_with_a_dynamic_batch(tiny: str, capsys: pytest.
         (["explain", "torchvision:resnet5"], "Did you mean 'resnet"),
         (["explain", "MODEL"], "Say what"),
         (["explain", "MODEL", "--input", "1xfour"], "write sizes with x between them"),
-        (["explain", "MODEL", "--input", "1x4:int65"], "'int65' is no dtype"),
+        (["explain", "MODEL", "--input", "1x4:int65"], "'int65' is not a dtype"),
         (["explain", "MODEL", "--input", "1x5"], "fails in PyTorch on --input 1x5"),
         (["export", "MODEL", "--input", "1x4", "-o", "tiny.onnx"], "must end in .pt2"),
         (["export", "MODEL", "--input", "1x4", "-o", "missing/tiny.pt2"], "there is no directory missing"),

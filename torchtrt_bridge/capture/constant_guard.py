@@ -56,5 +56,5 @@ def number_from(argument: Any) -> Any:
     if isinstance(argument, torch.Tensor):
         return argument.item()
     if isinstance(argument, torch.SymInt):
-        return argument.node.hint  # int(argument) would make Dynamo compile anew for each value
+        return argument.node.hint  # int(argument) would make Dynamo compile again for each value
     return argument

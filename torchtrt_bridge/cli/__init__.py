@@ -1,1 +1,1 @@
-"""The command `torchtrt-bridge`."""
+"""Command line `torchtrt-bridge`."""

@@ -1,4 +1,4 @@
-"""The command `torchtrt-bridge`: doctor, explain, export, demo, bench."""
+"""Command line `torchtrt-bridge`: doctor, explain, export, demo, bench."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import importlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import torchtrt_bridge as trtb
 from torchtrt_bridge.errors import BridgeError, CaptureError, OptionsError
-from torchtrt_bridge.options import Fallback, Precision
+from torchtrt_bridge.options import choices, defaults, first_sentence
 
 if TYPE_CHECKING:
     import torch
@@ -53,19 +53,25 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.pt2")
     export.add_argument("--targets", default="", help="compute capabilities, as sm_86,sm_89; empty: a portable engine")
     export.add_argument("--dynamic-batch", metavar="MIN:MAX", help="let the first size of every input vary")
-    export.add_argument("--fallback", choices=get_args(Fallback), default="pytorch")
+    _add_option(export, "fallback")
     export.set_defaults(run=_export)
 
     demo = commands.add_parser("demo", help="classify two photographs with ResNet-50 through TensorRT")
     demo.add_argument("--model", default="resnet50", help="a classification model of torchvision's")
     demo.add_argument("--weights", type=Path, help="a file with the model's weights (a state_dict)")
-    demo.add_argument("--precision", choices=get_args(Precision), default="fp16")
+    _add_option(demo, "precision", default="fp16")
     demo.add_argument("--targets", default="sm_86,sm_89,sm_120", help="what to build for where there is no GPU")
     demo.add_argument("--output", type=Path, help="a directory for the .pt2 file and the report")
     demo.set_defaults(run=_demo)
 
     commands.add_parser("bench", help="speed, start and memory of models beside other compilers; in a checkout")
     return parser
+
+
+def _add_option(parser: argparse.ArgumentParser, name: str, default: str | None = None) -> None:
+    """Add one of `Options` that is a choice of words, as it is declared there."""
+    default = default or defaults()[name]
+    parser.add_argument(f"--{name}", choices=choices(name), default=default, help=f"{first_sentence(name)} ({default})")
 
 
 def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +83,7 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SIZES[:DTYPE]",
         help=f"an input's sizes and dtype, as {IMAGE} or 1x128:int64; once for each input",
     )
-    parser.add_argument("--precision", choices=get_args(Precision), default="fp32")
+    _add_option(parser, "precision")
     parser.add_argument("--html", type=Path, metavar="FILE", help="also write the report as an HTML page")
 
 
@@ -170,7 +176,7 @@ def _split(names: str) -> tuple[str, ...]:
 def _model_and_inputs(
     arguments: argparse.Namespace, batch: tuple[int, int] | None = None
 ) -> tuple[nn.Module, list[torch.Tensor]]:
-    """The model in eval mode, and random inputs that it was seen to take."""
+    """Return the model in eval mode and random inputs; CaptureError if it fails on them in PyTorch."""
     import torch
 
     model = model_from_name(arguments.model)
@@ -190,7 +196,7 @@ def _model_and_inputs(
 
 
 def model_from_name(name: str) -> nn.Module:
-    """The module that ``torchvision:NAME`` or ``package.module:callable`` stands for, in eval mode."""
+    """Return the module of ``torchvision:NAME`` or ``package.module:callable``, in eval mode."""
     from torch import nn
 
     home, _, attribute = name.partition(":")
@@ -239,9 +245,9 @@ def _parameters(function: Any) -> list[str]:
 
 
 def input_from_text(text: str, batch: tuple[int, int] | None = None) -> torch.Tensor:
-    """A random tensor of the sizes and dtype in ``"1x3x224x224:float32"``; zeros where the dtype is no float.
+    """Return a random tensor of the sizes and dtype of ``"1x3x224x224:float32"``; zeros if the dtype is not a float.
 
-    batch: the range of the first size, if that varies; the tensor's is then 2 or the least allowed, as
+    batch: the range of the first size, if it varies. The tensor then has the smallest size of the range from 2 on, as
         `torch.export` would take a size of 1 for fixed.
     """
     import torch
@@ -249,7 +255,7 @@ def input_from_text(text: str, batch: tuple[int, int] | None = None) -> torch.Te
     sizes, _, name = text.partition(":")
     dtype = getattr(torch, name or "float32", None)
     if not isinstance(dtype, torch.dtype):
-        raise OptionsError(f"--input {text}: {name!r} is no dtype of PyTorch's. Write int64, float16 and so on.")
+        raise OptionsError(f"--input {text}: {name!r} is not a dtype of PyTorch. Write int64, float16 and so on.")
     try:
         shape = [int(size) for size in sizes.split("x")]
     except ValueError:

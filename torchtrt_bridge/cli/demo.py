@@ -1,7 +1,7 @@
-"""The demo: two real photographs, classified by a torchvision model through TensorRT.
+"""Demo: two real photographs, classified by a torchvision model through TensorRT.
 
-With a GPU the model runs in TensorRT, timed against PyTorch. Without one it is built for named GPUs, its
-lowered network is computed by the reference interpreter, and the saved program is loaded back and run.
+With a GPU the model runs in TensorRT, timed against PyTorch. Without one it is built for named GPUs, the reference
+interpreter computes its lowered network, and the saved program is loaded and run.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ INSTALL = 'pip install "torchtrt_bridge[demo]"'
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
-    """What the demo is about: a model, and photographs as it takes them.
+class Task:
+    """Model of the demo, and photographs as it takes them.
 
     expected: the model's results in PyTorch fp32.
     """
@@ -54,10 +54,10 @@ class Subject:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """One row of the table: where the photographs were classified, with which results.
+class Classification:
+    """Column of the table: the results of one way to classify the photographs.
 
-    facts: what the table says of its engines.
+    where: what computed them. facts: properties of its engines, by row.
     """
 
     where: str
@@ -73,36 +73,36 @@ def demo(
     targets: Sequence[str] = ("sm_86", "sm_89", "sm_120"),
     output: Path | None = None,
 ) -> None:
-    """Classify two photographs and print what ran where, how fast and how exactly.
+    """Classify two photographs and print where the model ran, how fast and how exactly.
 
     model: the name of a classification model of torchvision's.
     weights: a file with its state_dict; None takes random weights, of a fixed seed.
-    targets: the compute capabilities to build for, on a machine without a GPU.
-    output: the directory for the report and the program; None keeps nothing.
+    targets: compute capabilities to build for, on a machine without a GPU.
+    output: directory for the report and the program; None keeps nothing.
     Raises OptionsError for a missing package, model or file.
     """
     from rich.console import Console
 
     trtb.Options.from_mapping({"precision": precision, "targets": tuple(targets)})
     console = Console(highlight=False, soft_wrap=False)
-    with _doing(console, f"{model} in PyTorch fp32"):
-        subject = _subject(model, weights)
-    console.print(f"[bold]{model}[/bold] on {' and '.join(subject.photo_names)}, {precision}")
-    if not subject.is_trained:
-        told = "Random weights: the class names below mean nothing; --weights FILE loads real ones."
-        console.print(told, style="yellow")
+    with _step(console, f"{model} in PyTorch fp32"):
+        task = _task(model, weights)
+    console.print(f"[bold]{model}[/bold] on {' and '.join(task.photo_names)}, {precision}")
+    if not task.is_trained:
+        warning = "Random weights: the class names below mean nothing; --weights FILE loads real ones."
+        console.print(warning, style="yellow")
     with _directory(output) as directory:
         steps = _on_gpu if torch.cuda.is_available() else _without_gpu
-        runs, closing = steps(console, subject, precision, tuple(targets), directory)
-        console.print(_top_table(subject, runs[0]))
-        console.print(_run_table(subject, runs))
+        runs, closing = steps(console, task, precision, tuple(targets), directory)
+        console.print(_top_table(task, runs[0]))
+        console.print(_run_table(task, runs))
         if output is not None:
             written = sorted(file.name for file in directory.iterdir())
             console.print(f"Written to {output}: {', '.join(written)}")
         console.print(closing)
 
 
-def _subject(name: str, weights: Path | None) -> Subject:
+def _task(name: str, weights: Path | None) -> Task:
     try:
         from sklearn.datasets import load_sample_images
         from torchvision import models
@@ -124,7 +124,7 @@ def _subject(name: str, weights: Path | None) -> Subject:
     with torch.inference_mode():
         expected = model(photos)
     names = tuple(Path(file).name for file in images.filenames)
-    return Subject(name, model, photos, names, meta.meta["categories"], weights is not None, expected)
+    return Task(name, model, photos, names, meta.meta["categories"], weights is not None, expected)
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:
@@ -138,26 +138,26 @@ def _load_weights(model: nn.Module, path: Path) -> None:
 
 
 def _without_gpu(
-    console: Console, subject: Subject, precision: Precision, targets: tuple[str, ...], directory: Path
-) -> tuple[list[Run], str]:
+    console: Console, task: Task, precision: Precision, targets: tuple[str, ...], directory: Path
+) -> tuple[list[Classification], str]:
     """Build for `targets`, compute the network with the reference interpreter, save, load and run."""
-    path = directory / f"{subject.name}.pt2"
-    # PyTorch's half precision convolutions on CPU were seen to take a third of the time in this layout.
-    photos = subject.photos.to(memory_format=torch.channels_last)
-    with _doing(console, f"building for {', '.join(targets)}"):
-        program = trtb.export(subject.model, subject.photos, precision=precision, targets=targets)
+    path = directory / f"{task.name}.pt2"
+    # PyTorch's half precision convolutions on CPU took a third of the time in this layout.
+    photos = task.photos.to(memory_format=torch.channels_last)
+    with _step(console, f"building for {', '.join(targets)}"):
+        program = trtb.export(task.model, task.photos, precision=precision, targets=targets)
         program.report.save(directory / "report.html")
-    with _doing(console, "computing the lowered network in the reference interpreter"):
-        reference = trtb.export(subject.model, subject.photos, precision=precision, engine="reference")
+    with _step(console, "computing the lowered network in the reference interpreter"):
+        reference = trtb.export(task.model, task.photos, precision=precision, engine="reference")
         checked = reference(photos)
-    with _doing(console, f"saving {path.name}, loading it back, running it in PyTorch"):
+    with _step(console, f"saving {path.name}, loading it back, running it in PyTorch"):
         trtb.save(program, path)
-        logging.disable(logging.WARNING)  # that PyTorch runs it, as there is no GPU: the closing line says so
+        logging.disable(logging.WARNING)  # the closing line says that PyTorch runs it
         loaded = trtb.load(path)(photos)
         logging.disable(logging.NOTSET)
     runs = [
-        Run("reference interpreter", checked, _engine_facts(program.report)),
-        Run(f"{path.name} in PyTorch", loaded, {"size": f"{path.stat().st_size / 1e6:.1f} MB file"}),
+        Classification("reference interpreter", checked, _engine_facts(program.report)),
+        Classification(f"{path.name} in PyTorch", loaded, {"size": f"{path.stat().st_size / 1e6:.1f} MB file"}),
     ]
     ready = [entry for entry in program.report.engines if entry.is_ready]
     built = f"{ready[0].engine} built it for {', '.join(targets)}" if ready else "No engine was built"
@@ -169,35 +169,35 @@ def _without_gpu(
 
 
 def _on_gpu(
-    console: Console, subject: Subject, precision: Precision, targets: tuple[str, ...], directory: Path
-) -> tuple[list[Run], str]:
+    console: Console, task: Task, precision: Precision, targets: tuple[str, ...], directory: Path
+) -> tuple[list[Classification], str]:
     """Compile with `torch.compile`, run, and time it against PyTorch in the same precision."""
-    compiled = torch.compile(subject.model, backend="torchtrt_bridge", options={"precision": precision})
+    compiled = torch.compile(task.model, backend="torchtrt_bridge", options={"precision": precision})
     dtype = DTYPES[precision]
-    eager, photos = copy.deepcopy(subject.model).to(dtype), subject.photos.to(dtype)
+    eager, photos = copy.deepcopy(task.model).to(dtype), task.photos.to(dtype)
     with torch.inference_mode():
-        with _doing(console, 'torch.compile(model, backend="torchtrt_bridge")'):
-            results = compiled(subject.photos).clone()
-        with _doing(console, f"timing {CALLS} calls of each"):
-            own = _milliseconds(lambda: compiled(subject.photos))
-            theirs = _milliseconds(lambda: eager(photos))
+        with _step(console, 'torch.compile(model, backend="torchtrt_bridge")'):
+            results = compiled(task.photos).clone()
+        with _step(console, f"timing {CALLS} calls of each"):
+            engine_time = _milliseconds(lambda: compiled(task.photos))
+            eager_time = _milliseconds(lambda: eager(photos))
         expected = eager(photos).float()
     report = trtb.report(compiled)
     report.save(directory / "report.html")
     device = torch.cuda.get_device_name()
     runs = [
-        Run("TensorRT", results, _engine_facts(report), own),
-        Run(f"PyTorch eager {precision}", expected, {}, theirs),
+        Classification("TensorRT", results, _engine_facts(report), engine_time),
+        Classification(f"PyTorch eager {precision}", expected, {}, eager_time),
     ]
     total = report.trt_nodes + report.torch_nodes
     built = next((entry.engine for entry in report.engines if entry.is_ready), "TensorRT")
-    speed = f"{theirs / own:.1f}x as fast as PyTorch eager"
+    speed = f"{eager_time / engine_time:.1f}x as fast as PyTorch eager"
     closing = f"{report.trt_nodes} of {total} nodes ran in {built} on {device}, {speed}."
     return runs, _with_failures(closing, report)
 
 
 def _with_failures(closing: str, report: CompileReport) -> str:
-    """The last line, and before it why anything ran in PyTorch that should not have."""
+    """Return the last line, preceded by the reasons for what ran in PyTorch."""
     reasons = [f"{entry.name}: {entry.state}" for entry in report.engines if not entry.is_ready]
     reasons += [f"{entry.op}: {entry.reason}" for entry in report.in_torch]
     unique = list(dict.fromkeys([*reasons, *report.notes]))
@@ -208,7 +208,7 @@ def _with_failures(closing: str, report: CompileReport) -> str:
 
 
 def _milliseconds(call: Callable[[], Any]) -> float:
-    """The median over CALLS calls that are queued back to back."""
+    """Return the median time of CALLS calls that are queued back to back."""
     for _ in range(10):
         call()
     make: Any = torch.cuda.Event
@@ -222,16 +222,16 @@ def _milliseconds(call: Callable[[], Any]) -> float:
     return float(statistics.median(a.elapsed_time(b) for a, b in itertools.pairwise(events)))
 
 
-def _run_table(subject: Subject, runs: Sequence[Run]) -> Table:
-    """What was measured, a column for each run."""
+def _run_table(task: Task, runs: Sequence[Classification]) -> Table:
+    """Return the table of measurements, with a column for each classification."""
     table = _table("What ran where", "", *(run.where for run in runs), justify="right")
     for title in ("nodes in TensorRT", "engines", "build", "size"):
         table.add_row(title, *(run.facts.get(title, "-") for run in runs))
     if any(run.milliseconds is not None for run in runs):
         table.add_row("time per call", *(f"{run.milliseconds:.2f} ms" for run in runs))
-    errors = [relative_distance(run.results, subject.expected) for run in runs]
+    errors = [relative_distance(run.results, task.expected) for run in runs]
     table.add_row("error to PyTorch fp32", *(f"{error:.1e}" for error in errors))
-    table.add_row(f"top {TOP} as PyTorch fp32", *(_agreement(run.results, subject.expected) for run in runs))
+    table.add_row(f"top {TOP} as PyTorch fp32", *(_agreement(run.results, task.expected) for run in runs))
     return table
 
 
@@ -247,19 +247,19 @@ def _engine_facts(report: CompileReport) -> dict[str, str]:
 
 
 def _agreement(results: torch.Tensor, expected: torch.Tensor) -> str:
-    """How many of the best five classes of each photograph are the same."""
+    """Return how many of the best five classes of each photograph are the same, in words."""
     pairs = zip(results.topk(TOP).indices.tolist(), expected.topk(TOP).indices.tolist(), strict=True)
-    return f"{sum(len(set(mine) & set(theirs)) for mine, theirs in pairs)} of {expected.shape[0] * TOP}"
+    return f"{sum(len(set(found) & set(wanted)) for found, wanted in pairs)} of {expected.shape[0] * TOP}"
 
 
-def _top_table(subject: Subject, run: Run) -> Table:
-    """The best classes of each photograph, with their probabilities."""
-    table = _table(f"Top {TOP} ({run.where})", *subject.photo_names)
+def _top_table(task: Task, run: Classification) -> Table:
+    """Return the table of the best classes of each photograph, with their probabilities."""
+    table = _table(f"Top {TOP} ({run.where})", *task.photo_names)
     best = run.results.float().softmax(-1).topk(TOP)
     for place in range(TOP):
         table.add_row(
             *(
-                f"{subject.categories[int(indices[place])]} {float(values[place]):.1%}"
+                f"{task.categories[int(indices[place])]} {float(values[place]):.1%}"
                 for indices, values in zip(best.indices, best.values, strict=True)
             )
         )
@@ -277,12 +277,12 @@ def _table(title: str, *columns: str, justify: Literal["left", "right"] = "left"
 
 
 @contextlib.contextmanager
-def _doing(console: Console, what: str) -> Iterator[None]:
-    """Say what is being done, and how long it took."""
+def _step(console: Console, title: str) -> Iterator[None]:
+    """Show a step while it runs, and print the time that it took."""
     started = time.perf_counter()
-    with console.status(what):
+    with console.status(title):
         yield
-    console.print(f"[green]✓[/green] {what} [dim]{time.perf_counter() - started:.1f} s[/dim]")
+    console.print(f"[green]✓[/green] {title} [dim]{time.perf_counter() - started:.1f} s[/dim]")
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Doctor: what is installed, what this GPU can use, and what to install instead."""
+"""Diagnosis of an installation: its packages, this GPU, and the commands that mend what is wrong."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ RTX_BY_CAPABILITY = {"sm_90": "tensorrt-rtx>=1.6,<1.7"}
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One thing looked at: what was found, and what to do where it is not well.
+    """Result of one check: the finding, and advice if something is wrong.
 
-    status: ``"ok"``; ``"warn"``: something is missing, and the rest works; ``"fail"``: no engine can be made.
+    status: ``"ok"``; ``"warn"``: something is missing, and the rest works; ``"fail"``: no engine can be built.
     """
 
     name: str
@@ -41,13 +41,13 @@ class Check:
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
-    """The checks, in the order in which they were made."""
+    """Checks of an installation, in their order."""
 
     checks: tuple[Check, ...]
 
     @property
     def is_well(self) -> bool:
-        """Whether nothing failed; warnings are allowed."""
+        """True if no check failed; warnings are allowed."""
         return all(check.status != "fail" for check in self.checks)
 
     def __getitem__(self, name: str) -> Check:
@@ -63,12 +63,12 @@ class Diagnosis:
 
 
 def diagnose(cache_dir: str | Path | None = None) -> Diagnosis:
-    """Look at everything that torchtrt_bridge needs; nothing that is missing or broken raises.
+    """Check everything that torchtrt_bridge needs; a missing or broken package raises no error.
 
-    cache_dir: the engine cache to look at; None means the per-user one.
+    cache_dir: the engine cache to check; None means the per-user one.
     """
     checks: list[Check] = []
-    for name, look in (
+    for name, check in (
         ("python", _python),
         ("torch", _torch),
         ("gpu", _gpu),
@@ -79,13 +79,13 @@ def diagnose(cache_dir: str | Path | None = None) -> Diagnosis:
         ("engine cache", lambda: _cache(cache_dir)),
         ("torch.compile backend", _entry_point),
     ):
-        checks += _guarded(name, look)
+        checks += _guarded(name, check)
     return Diagnosis(tuple(checks))
 
 
-def _guarded(name: str, look: Callable[[], Iterator[Check]]) -> Iterator[Check]:
+def _guarded(name: str, check: Callable[[], Iterator[Check]]) -> Iterator[Check]:
     try:
-        yield from look()
+        yield from check()
     except Exception as error:
         yield Check(name, "fail", f"could not be looked at: {type(error).__name__}: {error}")
 
@@ -138,7 +138,7 @@ def _gpu() -> Iterator[Check]:
 
 
 def driver_version() -> str | None:
-    """The NVIDIA driver's version; None where there is none."""
+    """Return the version of the NVIDIA driver; None without one."""
     command = shutil.which("nvidia-smi")
     if command is None:
         return None
@@ -157,15 +157,15 @@ def _tensorrt() -> Iterator[Check]:
     if not present:
         yield Check("tensorrt", "fail", "neither TensorRT-RTX nor TensorRT is installed", _pip("tensorrt-rtx"))
         return
-    checks = [check for name in present for check in _guarded(name, functools.partial(_flavour, name))]
-    one_serves = any(check.status == "ok" for check in checks)
+    checks = [check for name in present for check in _guarded(name, functools.partial(_library, name))]
+    one_is_ok = any(check.status == "ok" for check in checks)
     for check in checks:
-        # A library that refuses this GPU does no harm beside another that serves it.
-        is_spare = one_serves and check.status == "fail"
-        yield dataclasses.replace(check, status="warn", advice=None) if is_spare else check
+        # A library that refuses this GPU does no harm beside another that runs on it.
+        is_unneeded = one_is_ok and check.status == "fail"
+        yield dataclasses.replace(check, status="warn", advice=None) if is_unneeded else check
 
 
-def _flavour(name: str) -> Iterator[Check]:
+def _library(name: str) -> Iterator[Check]:
     from torchtrt_bridge.errors import EngineLoadError
     from torchtrt_bridge.trt import library as libraries
 
@@ -187,7 +187,7 @@ def _flavour(name: str) -> Iterator[Check]:
 
 
 def _built_for(library: Any) -> str:
-    """The compute capabilities that this TensorRT builds for."""
+    """Return the compute capabilities that a TensorRT builds for, in words."""
     if not library.is_rtx:
         return "the GPU it runs on"
     names = [name for name in library.trt.ComputeCapability.__members__ if name[2:].isdigit()]
@@ -196,11 +196,11 @@ def _built_for(library: Any) -> str:
 
 
 def _instead(library: Any, target: str) -> str:
-    """What to install on a GPU that an installed TensorRT refuses."""
+    """Return the command that installs a TensorRT for a GPU that the installed one refuses."""
     if not library.is_rtx:
         return _pip("tensorrt-rtx")
     wanted = RTX_BY_CAPABILITY.get(target)
-    return _pip(wanted) if wanted else f"{_pip('tensorrt')}  (TensorRT proper serves more GPUs)"
+    return _pip(wanted) if wanted else f"{_pip('tensorrt')}  (TensorRT itself runs on more GPUs)"
 
 
 def _torchvision() -> Iterator[Check]:
@@ -273,9 +273,9 @@ def _cache(directory: str | Path | None) -> Iterator[Check]:
 
 
 def _entry_point() -> Iterator[Check]:
-    import torch._dynamo
+    import torch
 
-    if BACKEND in torch._dynamo.list_backends(None):
+    if BACKEND in torch.compiler.list_backends():
         yield Check("torch.compile backend", "ok", f'torch.compile(model, backend="{BACKEND}") finds it')
     else:
         found = f'torch.compile(model, backend="{BACKEND}") does not find it: the package is not installed'
@@ -288,5 +288,5 @@ def _pip(requirement: str) -> str:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """The first two numbers of a version."""
+    """Return the first two numbers of a version."""
     return tuple(int(part) for part in version.split("+")[0].split(".")[:2])

@@ -1,4 +1,4 @@
-"""The package's logger, and warnings that are given once."""
+"""Logger of the package, with warnings that are given once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _warned: set[str] = set()
 
 
 def warn_once(message: str) -> None:
-    """Log a warning, the first time that it is given in this process."""
+    """Log a warning at its first occurrence in this process."""
     if message not in _warned:
         _warned.add(message)
         logger.warning("torchtrt_bridge: %s", message)

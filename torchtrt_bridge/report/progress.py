@@ -1,4 +1,4 @@
-"""Progress bars: while engines build, and over the items of a loop."""
+"""Progress bars, for engines that build and for loops."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class BuildProgress:
-    """A bar for each engine that is being built.
+    """Progress bars, one for each engine that is being built.
 
     wanted: None shows them on a terminal only. Engines may begin and end in any thread.
     """
@@ -24,7 +24,7 @@ class BuildProgress:
         self._lock = threading.Lock()
 
     def begin(self, name: str, total: int) -> Callable[[float], bool] | None:
-        """The callback of the build of one of `total` engines, given the fraction that is done."""
+        """Show the bar of one of `total` engines; return the callback that takes the fraction that is done."""
         if not self.is_shown:
             return None
         with self._lock:
@@ -40,7 +40,7 @@ class BuildProgress:
         return on_progress
 
     def end(self, name: str) -> None:
-        """The engine is there, or failed."""
+        """Hide the bar of an engine that is built or failed."""
         with self._lock:
             if self._bars is None:
                 return
@@ -52,7 +52,7 @@ class BuildProgress:
 
 
 class LoopProgress:
-    """A bar for each loop, as over the batches of a loader.
+    """Progress bars of loops, as over the batches of a loader.
 
     wanted: None shows them on a terminal only.
     """
@@ -61,7 +61,7 @@ class LoopProgress:
         self.is_shown = is_shown(wanted)
 
     def track(self, items: Iterable[T], description: str, total: int | None) -> Iterator[T]:
-        """Yield the items, and advance a bar; it has no end where `total` is None."""
+        """Yield the items and advance a bar, which has no end if `total` is None."""
         if not self.is_shown:
             yield from items
             return
@@ -84,12 +84,12 @@ def _started_bars() -> Any:
 
 
 def is_shown(wanted: bool | None) -> bool:
-    """Whether bars are shown: None wants them on a terminal only."""
+    """Return whether bars are shown: None wants them on a terminal only."""
     return sys.stderr.isatty() if wanted is None else wanted
 
 
 def bars_of(*columns: Any) -> Any:
-    """Bars of these columns, which go away when they end."""
+    """Return progress bars of these columns, which disappear at the end."""
     from rich.console import Console
     from rich.progress import Progress
 

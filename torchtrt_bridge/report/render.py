@@ -1,11 +1,11 @@
-"""A report as text for the terminal, and as one HTML page."""
+"""Rendering of a report, as text for the terminal and as one HTML page."""
 
 from __future__ import annotations
 
 import html
 import io
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,9 +15,7 @@ if TYPE_CHECKING:
     from torchtrt_bridge.report.model import CompileReport, EngineEntry, TorchEntry
 
 WIDTH = 100
-NOT_BUILT = "not built"  # what `explain` writes in place of the engine's name
-ENGINE_COLUMNS = ("name", "nodes", "dtypes", "engine", "build s", "MB", "error", "ms", "PyTorch ms", "runs in")
-PLANNED_COLUMNS = ("name", "nodes", "dtypes", "inputs")
+NOT_BUILT = "not built"  # written by `explain` in place of the engine's name
 TORCH_COLUMNS = ("operator", "count", "reason", "first source line")
 _NUMBERS = {"nodes", "build s", "MB", "error", "ms", "PyTorch ms", "count"}
 
@@ -25,22 +23,22 @@ Rows = list[tuple[str, ...]]
 
 
 def text_from_report(report: CompileReport) -> str:
-    """The report as plain text, 100 columns wide."""
+    """Return the report as plain text, 100 columns wide."""
     console = text_console(WIDTH)
     console.print(headline(report))
     console.print(settings(report))
     if report.engines:
         console.print()
         console.print(_table("Engines", *engine_table(report)))
-    if failures(report) or borrowed(report) or realised(report) or quantized(report):
+    if failures(report) or by_torch_tensorrt(report) or products(report) or quantized(report):
         console.print()
-    for name, dtypes in realised(report):
+    for name, dtypes in products(report):
         console.print(f"{name} computes its products in {dtypes}")
     for name, found in quantized(report):
         console.print(f"{name} is {found}")
     for name, reason in failures(report):
         console.print(f"{name} runs in {reason}")
-    for name, nodes in borrowed(report):
+    for name, nodes in by_torch_tensorrt(report):
         console.print(f"{name} has nodes that converters of torch_tensorrt wrote: {nodes}")
     if report.in_torch:
         console.print()
@@ -56,7 +54,7 @@ def text_from_report(report: CompileReport) -> str:
 
 
 def text_console(width: int) -> Console:
-    """What keeps the plain text that is printed to it."""
+    """Return a console that keeps the plain text printed to it."""
     from rich.console import Console
 
     # Without force_jupyter=False, rich would display in a notebook instead of writing to its file.
@@ -65,7 +63,7 @@ def text_console(width: int) -> Console:
 
 
 def text_from_console(console: Console) -> str:
-    """The text, without spaces at the ends of its lines."""
+    """Return the text of a console, without spaces at the ends of its lines."""
     assert isinstance(console.file, io.StringIO)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 
@@ -77,7 +75,7 @@ NOTHING_YET = (
 
 
 def headline(report: CompileReport) -> str:
-    """How much of the model TensorRT runs, in one line."""
+    """Return in one line how much of the model TensorRT runs."""
     if not report.engines and not report.in_torch:
         return NOTHING_YET if not report.notes else "No engine."
     total = report.trt_nodes + report.torch_nodes
@@ -89,7 +87,7 @@ def headline(report: CompileReport) -> str:
 
 
 def settings(report: CompileReport) -> str:
-    """The options that matter to a reader."""
+    """Return in one line the options and the error of the whole model."""
     options = report.options
     targets = f"targets {', '.join(options.targets)}" if options.targets else ""
     computed = "computed by the reference interpreter, on CPU" if options.engine == "reference" else ""
@@ -98,19 +96,18 @@ def settings(report: CompileReport) -> str:
 
 
 def is_plan(report: CompileReport) -> bool:
-    """Whether the report is that of `explain`, which builds nothing."""
+    """Return whether the report is one of `explain`, which builds nothing."""
     return bool(report.engines) and all(entry.engine == NOT_BUILT for entry in report.engines)
 
 
 def engine_table(report: CompileReport) -> tuple[tuple[str, ...], Rows]:
-    """The columns and rows of the table of engines."""
-    if is_plan(report):
-        return PLANNED_COLUMNS, [_planned_row(entry) for entry in report.engines]
-    return ENGINE_COLUMNS, [_engine_row(entry) for entry in report.engines]
+    """Return the titles and the rows of the table of engines."""
+    columns = _PLANNED_COLUMNS if is_plan(report) else _ENGINE_COLUMNS
+    return tuple(columns), [tuple(cell(entry) for cell in columns.values()) for entry in report.engines]
 
 
 def torch_rows(entries: Iterable[TorchEntry]) -> Rows:
-    """What stayed in PyTorch, or in floating point, by operator and reason, the most frequent first."""
+    """Return the rows of nodes in PyTorch, or in floating point, by operator and reason, the most frequent first."""
     groups: dict[tuple[str, str], list[str | None]] = {}
     for entry in entries:
         groups.setdefault((entry.op, entry.reason), []).append(entry.source)
@@ -122,24 +119,24 @@ def torch_rows(entries: Iterable[TorchEntry]) -> Rows:
 
 
 def failures(report: CompileReport) -> list[tuple[str, str]]:
-    """The engines that PyTorch or inductor replaces, each with its reason."""
+    """Return the engines that PyTorch or inductor replaces, each with its reason."""
     return [(entry.name, _instead(entry)) for entry in report.engines if not entry.serves]
 
 
-def borrowed(report: CompileReport) -> list[tuple[str, str]]:
-    """The engines with nodes that torch_tensorrt's converters wrote, and these nodes."""
+def by_torch_tensorrt(report: CompileReport) -> list[tuple[str, str]]:
+    """Return the engines with nodes that torch_tensorrt's converters wrote, and these nodes."""
     listed = [(e.name, [f"{op} ({node})" for node, op in e.by_torch_tensorrt.items()]) for e in report.engines]
     return [(name, ", ".join(nodes)) for name, nodes in listed if nodes]
 
 
-def realised(report: CompileReport) -> list[tuple[str, str]]:
-    """The engines of quantized subgraphs, and in what they compute convolutions and matrix products."""
+def products(report: CompileReport) -> list[tuple[str, str]]:
+    """Return the engines of quantized subgraphs, and the dtypes of their convolutions and matrix products."""
     listed = [(e.name, ", ".join(f"{dtype} ({count})" for dtype, count in e.products.items())) for e in report.engines]
     return [(name, dtypes) for name, dtypes in listed if dtypes]
 
 
 def quantized(report: CompileReport) -> list[tuple[str, str]]:
-    """The engines that were tried with and without their quantization, and what came of it."""
+    """Return the engines that were tried with and without their quantization, and the outcome."""
     found = []
     for entry in report.engines:
         times = entry.milliseconds
@@ -158,37 +155,45 @@ def _instead(entry: EngineEntry) -> str:
     return f"{entry.choice}: it takes {times[entry.choice]:.3g} ms, the engine {times['engine']:.3g} ms"
 
 
-def _engine_row(entry: EngineEntry) -> tuple[str, ...]:
-    return (
-        entry.name,
-        str(entry.node_count),
-        _short_dtypes(entry),
-        entry.engine.replace("TensorRT-RTX", "RTX") or "-",
-        "cached" if entry.from_cache else f"{entry.build_seconds:.2f}" if entry.build_seconds else "-",
-        f"{entry.bytes / 1e6:.1f}" if entry.bytes else "-",
-        "-" if entry.error is None else f"{entry.error:.1e}" if entry.error else "0",
-        _milliseconds(entry, "engine"),
-        _milliseconds(entry, "PyTorch"),
-        entry.choice if entry.is_ready else "PyTorch",
-    )
+def _build_time(entry: EngineEntry) -> str:
+    return "cached" if entry.from_cache else f"{entry.build_seconds:.2f}" if entry.build_seconds else "-"
 
 
-def _milliseconds(entry: EngineEntry, contender: str) -> str:
-    return f"{entry.milliseconds[contender]:.3g}" if contender in entry.milliseconds else "-"
+def _error(entry: EngineEntry) -> str:
+    return "-" if entry.error is None else f"{entry.error:.1e}" if entry.error else "0"
 
 
-def _planned_row(entry: EngineEntry) -> tuple[str, ...]:
-    return entry.name, str(entry.node_count), _short_dtypes(entry), "; ".join(entry.inputs)
+def _milliseconds(entry: EngineEntry, candidate: str) -> str:
+    return f"{entry.milliseconds[candidate]:.3g}" if candidate in entry.milliseconds else "-"
 
 
 def _short_dtypes(entry: EngineEntry) -> str:
-    """The realised dtypes with the number of values of each, as "fp16 170, fp32 2"."""
+    """Return the dtypes of a subgraph with the number of values of each, as "fp16 170, fp32 2"."""
     short = {"float16": "fp16", "float32": "fp32", "bfloat16": "bf16", "float64": "fp64"}
     return ", ".join(f"{short.get(name, name)} {count}" for name, count in entry.dtypes.items())
 
 
+# Cells of the table of engines, by the title of their column.
+_ENGINE_COLUMNS: dict[str, Callable[[EngineEntry], str]] = {
+    "name": lambda entry: entry.name,
+    "nodes": lambda entry: str(entry.node_count),
+    "dtypes": _short_dtypes,
+    "engine": lambda entry: entry.engine.replace("TensorRT-RTX", "RTX") or "-",
+    "build s": _build_time,
+    "MB": lambda entry: f"{entry.bytes / 1e6:.1f}" if entry.bytes else "-",
+    "error": _error,
+    "ms": lambda entry: _milliseconds(entry, "engine"),
+    "PyTorch ms": lambda entry: _milliseconds(entry, "PyTorch"),
+    "runs in": lambda entry: entry.choice if entry.is_ready else "PyTorch",
+}
+_PLANNED_COLUMNS: dict[str, Callable[[EngineEntry], str]] = {
+    **{title: _ENGINE_COLUMNS[title] for title in ("name", "nodes", "dtypes")},
+    "inputs": lambda entry: "; ".join(entry.inputs),
+}
+
+
 def _shortened(row: tuple[str, ...]) -> tuple[str, ...]:
-    """A row whose source file has two parts of its path left, as the terminal is narrow."""
+    """Return a row with two parts of the path of its source file, as the terminal is narrow."""
     *cells, source = row
     file, separator, rest = source.partition(":")
     return *cells, "/".join(file.split("/")[-2:]) + separator + rest
@@ -254,7 +259,7 @@ $sections
 
 
 def html_from_report(report: CompileReport) -> str:
-    """The report as one self-contained HTML page."""
+    """Return the report as one self-contained HTML page."""
     total = report.trt_nodes + report.torch_nodes
     sections = []
     if report.engines:
@@ -264,12 +269,12 @@ def html_from_report(report: CompileReport) -> str:
             "<h2>Engines that PyTorch replaces</h2>",
             _html_table(("name", "reason"), list(failures(report))),
         ]
-    if realised(report):
-        sections += ["<h2>Products</h2>", _html_table(("name", "computed in"), realised(report))]
+    if products(report):
+        sections += ["<h2>Products</h2>", _html_table(("name", "computed in"), products(report))]
     if quantized(report):
         sections += ["<h2>Quantization</h2>", _html_table(("name", "it is"), quantized(report))]
-    if borrowed(report):
-        sections += ["<h2>Nodes by torch_tensorrt</h2>", _html_table(("name", "nodes"), borrowed(report))]
+    if by_torch_tensorrt(report):
+        sections += ["<h2>Nodes by torch_tensorrt</h2>", _html_table(("name", "nodes"), by_torch_tensorrt(report))]
     if report.in_torch:
         sections += ["<h2>In PyTorch</h2>", _html_table(TORCH_COLUMNS, torch_rows(report.in_torch))]
     if report.in_float:
@@ -296,7 +301,7 @@ def _html_table(columns: Sequence[str], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def _details(entry: EngineEntry) -> str:
-    """What an engine computes and takes, folded away."""
+    """Return the operators, inputs and outputs of an engine as a folded section."""
     rows: Rows = [(op, str(count)) for op, count in entry.nodes.items()]
     ends = "".join(
         f"<p>{title}: <code>{html.escape('; '.join(values))}</code></p>"

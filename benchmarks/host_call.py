@@ -58,16 +58,16 @@ def measured(name: str, device: str) -> Row:
         "model": name,
         "arguments": len(arguments),
         "call us": host(call, wait),
-        "look after the weights us": host(lambda: graph._bound.hold(arguments), wait),  # type: ignore[union-attr]
+        "look after the weights us": host(lambda: graph._bound.matches(arguments), wait),  # type: ignore[union-attr]
         "run us": host(lambda: run(taken), wait),
         "ms": milliseconds(call, wait),
     }
     results = graph(*arguments)
     with patch.object(CompiledGraph, "__call__", lambda graph, *arguments: results):
         row["Dynamo us"] = host(call, wait)
-    for recording in run.thread_state.graphs.captured():
-        row["copy and replay us"] = host(functools.partial(recording, taken), wait)
-        row["replay ms"] = milliseconds(recording.replay, wait)
+    for cuda_graph in run.thread_state.graphs.captured():
+        row["copy and replay us"] = host(functools.partial(cuda_graph, taken), wait)
+        row["replay ms"] = milliseconds(cuda_graph.replay, wait)
     torch._dynamo.reset()
     _, call = called(INDUCTOR, job, original)
     return {**row, "inductor us": host(call, wait), "inductor ms": milliseconds(call, wait)}

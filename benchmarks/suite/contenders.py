@@ -61,7 +61,11 @@ class ExportedModel:
         if self.program is None:
             import torchtrt_bridge as trtb
 
-            options = {"engine": self._job.engine, "cache_dir": self._job.cache_dir, "inductor": "compete"}
+            options: dict[str, Any] = {
+                "engine": self._job.engine,
+                "cache_dir": self._job.cache_dir,
+                "inductor": "compete",
+            }
             self.program = trtb.export(self._model, inputs, **options)
         return self.program(**inputs)
 

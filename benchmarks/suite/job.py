@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torchtrt_bridge.options import EngineKind
 
 Kind = Literal["speed", "start", "build"]
 Row = dict[str, Any]
@@ -36,7 +39,7 @@ class Job:
     precision: str
     contenders: tuple[str, ...]
     device: str = "cuda"
-    engine: str = "auto"
+    engine: EngineKind = "auto"
     calls: int = 50
     rounds: int = 10
     turn_seconds: float = 0.25
@@ -54,8 +57,9 @@ class Job:
     @classmethod
     def on(cls, device: str, kind: Kind, model: str, batch: int, contenders: tuple[str, ...]) -> Job:
         """Return a job in fp16 on a GPU; on a CPU in fp32 with the reference interpreter."""
-        precision, engine = ("fp16", "auto") if device == "cuda" else ("fp32", "reference")
-        return cls(kind, model, batch, precision, contenders, device=device, engine=engine)
+        if device == "cuda":
+            return cls(kind, model, batch, "fp16", contenders)
+        return cls(kind, model, batch, "fp32", contenders, device, "reference")
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))

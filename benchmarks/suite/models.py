@@ -140,8 +140,13 @@ def _tiny_cnn() -> nn.Module:
     return TinyCNN()
 
 
-MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
-LLAMA_1B = {
+MINILM: dict[str, Any] = {
+    "hidden_size": 384,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+    "intermediate_size": 1536,
+}
+LLAMA_1B: dict[str, Any] = {
     "hidden_size": 2048,
     "num_hidden_layers": 16,
     "num_attention_heads": 32,
@@ -150,7 +155,7 @@ LLAMA_1B = {
     "vocab_size": 32000,
     "use_cache": False,
 }
-TINY_BERT = {
+TINY_BERT: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import torch
 from torch._dynamo.utils import calculate_time_spent
@@ -66,7 +67,12 @@ def export_cost(job: Job) -> Row:
 
     libraries.choose(job.engine)
     loaded = (host_mib("VmRSS") or 0) - before
-    options = {"targets": (TARGET,), "precision": job.precision, "engine": job.engine, "cache_dir": job.cache_dir}
+    options: dict[str, Any] = {
+        "targets": (TARGET,),
+        "precision": job.precision,
+        "engine": job.engine,
+        "cache_dir": job.cache_dir,
+    }
     report = trtb.export(model, (), kwargs=inputs, **options).report
     seconds, cpu = time.perf_counter() - started, time.process_time() - started_cpu
     peak = (host_mib("VmHWM") or 0) - before

@@ -37,7 +37,11 @@ def plan(
     Contenders are timed in one process. The time to the first result takes a process for each.
     """
     jobs = []
-    processes = {"speed": [tuple(contenders)], "start": [(name,) for name in contenders], "build": [(BUILDER,)]}
+    processes: dict[str, list[tuple[str, ...]]] = {
+        "speed": [tuple(contenders)],
+        "start": [(name,) for name in contenders],
+        "build": [(BUILDER,)],
+    }
     wanted = [kind for kind in KIND_ORDER if kind in kinds]
     for kind, model, batch, precision in itertools.product(wanted, models, batches, precisions):
         row = dataclasses.replace(template, kind=kind, model=model, batch=batch, precision=precision)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -167,6 +168,16 @@ def test_rows_compile_side_by_side() -> None:
     assert main(command) == 0
     assert all(row["ms"] > 0 and "device_held_mib" not in row for row in rows().values())
     assert set(rows()) == {("eager", 1), ("eager", 8)}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("script", ["first_result", "host_call", "kernels"])
+def test_a_script_runs_without_a_gpu_too(script: str) -> None:
+    command = [sys.executable, "-m", f"benchmarks.{script}", "--models", "tiny-cnn", "--out", "kept.json"]
+    subprocess.run(command, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, check=True)
+    kept = json.loads(Path("kept.json").read_text())
+    assert kept["command"] == f"python -m benchmarks.{script} --models tiny-cnn --out kept.json"
+    assert {row["model"] for row in kept["rows"]} == {"tiny-cnn"}
 
 
 def test_outside_a_checkout_the_command_says_where_the_suite_is(

@@ -91,7 +91,7 @@ time.sleep(60)
 
 
 def is_gone(process: int, patience: float = 10.0) -> bool:
-    """Whether a process ended, or waits only for its parent to notice."""
+    """Wait until a process has ended; one that waits only for its parent to notice has."""
     end = time.monotonic() + patience
     while time.monotonic() < end:
         try:

@@ -34,7 +34,7 @@ Compile = Callable[[nn.Module, Job], Any]
 
 @pytest.fixture(autouse=True)
 def _settings_as_they_were() -> Iterator[None]:
-    """A measurement sets them for its process, which here is that of the other tests too."""
+    """Restore the settings of PyTorch that a measurement makes for its process."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     with torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=False):
         yield

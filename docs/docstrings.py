@@ -24,17 +24,21 @@ class Parameters(Extension):
 
 
 def with_list(docstring: str) -> str:
-    """Return a docstring whose lines `name: meaning` are items of a list."""
+    """Return a docstring whose lines `name: meaning` are items of a list, and whose errors are a paragraph."""
     lines: list[str] = []
     in_list = False
     for line in docstring.splitlines():
         found = PARAMETER.fullmatch(line)
-        starts_paragraph = bool(line) and not line.startswith(" ")
-        if found is not None or (in_list and starts_paragraph):
-            lines += [] if in_list and found is not None else [""]
-        if found is not None:
-            names = ", ".join(f"`{name}`" for name in found["names"].split(", "))
-            line = f"- {names}: {found['meaning']}"
-        in_list = found is not None or (in_list and not starts_paragraph)
-        lines.append(line)
+        continues = not line or line.startswith(" ")
+        begins_list = found is not None and not in_list
+        ends_list = found is None and in_list and not continues
+        if begins_list or ends_list or line.startswith("Raises "):
+            lines.append("")
+        lines.append(line if found is None else _item(found))
+        in_list = found is not None or (in_list and continues)
     return "\n".join(lines)
+
+
+def _item(found: re.Match[str]) -> str:
+    names = ", ".join(f"`{name}`" for name in found["names"].split(", "))
+    return f"- {names}: {found['meaning']}"

@@ -154,7 +154,9 @@ def test_the_table_of_tolerances_is_read() -> None:
 
 
 def test_parameters_become_a_list() -> None:
-    docstring = "Do it.\n\nname: its name,\n    or none.\nleast, most: limits.\nRaises OptionsError: for others."
+    docstring = (
+        "Do it.\n\nname: its name,\n    or none.\nleast, most: limits.\nReturns it.\nRaises OptionsError for others."
+    )
     assert docstrings.with_list(docstring).splitlines() == [
         "Do it.",
         "",
@@ -163,7 +165,9 @@ def test_parameters_become_a_list() -> None:
         "    or none.",
         "- `least`, `most`: limits.",
         "",
-        "Raises OptionsError: for others.",
+        "Returns it.",
+        "",
+        "Raises OptionsError for others.",
     ]
 
 

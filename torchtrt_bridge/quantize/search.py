@@ -266,7 +266,8 @@ class AccuracyMeter:
 def _errors(differences: Tensor, sizes: Tensor) -> Errors:
     """Compute the errors of one output from the squared L2 norms of its samples' differences and of the samples.
 
-    A sample smaller than the others is compared with their mean size.
+    A sample smaller than the others is compared with their mean size. The sums are of all batches, whose outputs need
+    not fit into memory together; `relative_distance` is of two tensors.
     """
     if not float(sizes.sum()):
         error = float(float(differences.sum()) > 0)

@@ -17,7 +17,6 @@ ROWS = torch.tensor([1, 0, 1])
 # One call of each operator that moves data.
 CALLS: dict[Any, tuple[Any, ...]] = {
     aten._to_copy.default: (X,),
-    aten._unsafe_view.default: (X, [4, 6]),
     aten.alias.default: (X,),
     aten.clone.default: (X,),
     aten.detach.default: (X,),
@@ -29,12 +28,12 @@ CALLS: dict[Any, tuple[Any, ...]] = {
     aten.index_select.default: (X, 1, ROWS),
     aten.permute.default: (X, [2, 0, 1]),
     aten.repeat.default: (X, [2, 1, 2]),
+    aten.reshape.default: (X, [4, 6]),
     aten.select.int: (X, 1, 2),
     aten.slice.Tensor: (X, 2, 1, 4, 2),
     aten.split_with_sizes.default: (X, [1, 2], 1),
     aten.squeeze.dims: (X[:1], [0]),
     aten.unsqueeze.default: (X, 1),
-    aten.view.default: (X, [-1]),
 }
 MOVING = [op for op, found in CONVERTERS.items() if found.movement is not None]
 

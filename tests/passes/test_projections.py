@@ -209,7 +209,6 @@ def test_one_group_is_copied_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
 # PyTorch runs the graph too ----------------------------------------------------------------------------------------
 
 APART: dict[str, Callable[..., Any]] = {
-    "a view across the end of a row": lambda x, a, b: a(x).view(2, -1) * b(x).flatten(1),
     "strides": lambda x, a, b: a(x).as_strided((2, 5), (80, 16)) + b(x).as_strided((2, 5), (80, 16)),
 }
 
@@ -305,3 +304,10 @@ def test_attention_of_a_transformer_has_one_layer_for_its_projections(name: str,
     tiny = next(tiny for tiny in MODELS if tiny.name == name)
     captured = graph_from_program(export_program(tiny.build(), (), tiny.inputs(2, 11)))
     assert calls(normalize(captured.module, Options())).count(LINEAR) == layers
+
+
+def test_a_view_across_the_end_of_a_row_is_a_copy_of_the_part() -> None:
+    model = Projections(lambda x, a, b: a(x).view(2, -1) * b(x).flatten(1), (WIDTH, True), (WIDTH, True))
+    module = passed(model, tokens(), merge_projections)
+    assert calls(module).count(LINEAR) == 1
+    assert_computes(module, model, tokens())

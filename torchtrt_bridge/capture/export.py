@@ -22,7 +22,8 @@ from torchtrt_bridge.graph.torch_internals import is_constraint_violation, with_
 from torchtrt_bridge.lower import CONVERTERS
 from torchtrt_bridge.report.log import warn_once
 
-ASSERT = torch.ops.aten._assert_scalar.default
+aten = torch.ops.aten
+ASSERT = aten._assert_scalar.default
 
 
 @dataclasses.dataclass
@@ -130,6 +131,7 @@ def _decompositions() -> dict[Any, Any]:
 def graph_from_program(program: ExportedProgram) -> CapturedGraph:
     """Return the graph of an exported program, with weights as attributes and mutated buffers as trailing inputs."""
     module = fx.GraphModule(program.graph_module, copy_graph(program.graph))
+    _replace_views(module.graph)
     signature = program.graph_signature
     mutated = set(signature.buffers_to_mutate.values())
     placeholders = {node.name: node for node in module.graph.nodes if node.op == "placeholder"}
@@ -155,6 +157,17 @@ def graph_from_program(program: ExportedProgram) -> CapturedGraph:
     outputs = len(_output(module).args[0]) - len(mutations)  # type: ignore[arg-type]
     ranges = {symbol: _bounds(value) for symbol, value in program.range_constraints.items()}
     return CapturedGraph(module, outputs, mutations, tuple(state), ranges, origins)
+
+
+def _replace_views(graph: fx.Graph) -> None:
+    """Replace views by reshapes, which copy where they must.
+
+    A view is right for the strides that its input had when it was traced. In another precision, on another GPU or for
+    another batch PyTorch may give it other strides: attention does so on CUDA, in half precision.
+    """
+    for node in graph.nodes:
+        if node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default
 
 
 def _tensor_of(program: ExportedProgram, target: str) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
-from torchtrt_bridge.graph.edit import fake, fake_mode_of, finish, infer, insert_call, insert_constant, is_call
+from torchtrt_bridge.graph.edit import fake_mode_of, finish, infer, insert_call, insert_constant, is_call
 from torchtrt_bridge.graph.nodes import arguments_of
 from torchtrt_bridge.graph.ops import own
 from torchtrt_bridge.graph.shapes import expression_of
@@ -24,7 +24,6 @@ aten = torch.ops.aten
 LINEAR = aten.linear.default
 ROUNDING = (own.quantize.default, own.dequantize.default)
 SELECT = aten.select.int
-VIEW = aten.view.default
 
 
 def drop_transposes(module: fx.GraphModule, options: Options) -> fx.GraphModule:
@@ -206,24 +205,13 @@ class _Carrier:
         if sizes.count(None) > 1 or has_unbacked_symbols(source.meta["val"]):
             return None
         sizes = [-1 if size is None else size for size in sizes]
-        return insert_call(before, self._mode, VIEW, self._viewable(source, sizes, before), sizes)
-
-    def _viewable(self, source: fx.Node, sizes: Any, before: fx.Node) -> fx.Node:
-        """Return `source`, or a contiguous copy if its strides do not allow these sizes."""
-        with self._mode:
-            try:
-                source.meta["val"].view(fake(sizes))
-            except (RuntimeError, ValueError):
-                return self._copied(source, before)
-        return source
+        return insert_call(before, self._mode, aten.reshape.default, source, sizes)
 
     # Strides of the fake values of later nodes -------------------------------------------------------------------
 
     def _infer_anew(self, node: fx.Node) -> None:
         if not is_operator(node.target) or has_unbacked_symbols(node.meta["val"]):
             return
-        if is_call(node, VIEW) or is_call(node, aten._unsafe_view.default):
-            node.args = (self._viewable(node.args[0], node.args[1], node), node.args[1])  # type: ignore[arg-type]
         before = _strides(node)
         infer(node, self._mode)
         if _strides(node) != before:

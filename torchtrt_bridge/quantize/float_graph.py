@@ -105,7 +105,6 @@ def capture(model: nn.Module, signature: ForwardSignature, call: ForwardCall, dy
     unreached = _unreached(model, module)
     for run_pass in PASSES:
         module = run_pass(module, Options())
-    _replace_views(module)
     random = [node for node in module.graph.nodes if is_random(node)]
     notes += _random_notes(random)
     leaves, in_spec = pytree.tree_flatten((tuple(names.values()), {}))
@@ -119,13 +118,6 @@ def capture(model: nn.Module, signature: ForwardSignature, call: ForwardCall, dy
     return FloatGraph(
         module, tuple(names), in_spec, out_spec, tuple(specs), constants, unreached, notes, is_random=bool(random)
     )
-
-
-def _replace_views(module: fx.GraphModule) -> None:
-    """Replace views by reshapes, which may copy: another batch may have other strides than the one that was traced."""
-    for view in module.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default):
-        view.target = torch.ops.aten.reshape.default
-    module.recompile()
 
 
 def check_graph(graph: FloatGraph, model: nn.Module, call: ForwardCall, outputs: Iterable[Any]) -> None:

@@ -23,10 +23,10 @@ def even_rows(n: int) -> tuple[torch.Tensor]:
 
 
 CASES: list[Case] = [
-    Case(aten.view.default, lambda x: x.view(x.shape[0], -1), rows, name="size-and-rest"),
-    Case(aten.view.default, lambda x: x.reshape(x.size(0) * 6, 8), rows, name="mul"),
-    Case(aten.view.default, lambda x: x.view(2, x.shape[0] // 2, 6), even_rows, name="floordiv"),
-    Case(aten.view.default, lambda x: x.view(2, x.numel() // 2), rows, name="numel"),
+    Case(aten.reshape.default, lambda x: x.view(x.shape[0], -1), rows, name="size-and-rest"),
+    Case(aten.reshape.default, lambda x: x.reshape(x.size(0) * 6, 8), rows, name="mul"),
+    Case(aten.reshape.default, lambda x: x.view(2, x.shape[0] // 2, 6), even_rows, name="floordiv"),
+    Case(aten.reshape.default, lambda x: x.view(2, x.numel() // 2), rows, name="numel"),
     Case(aten.expand.default, lambda x: x[:1].expand(x.shape[0] + 3, 6, 8), rows, name="add"),
     Case(aten.expand.default, lambda x: x[:1].expand(x.shape[0] - 2, 6, 8), rows, name="sub"),
     Case(aten.expand.default, lambda x: x[:1].expand(7 - x.shape[0], 6, 8), rows, name="sub-from"),

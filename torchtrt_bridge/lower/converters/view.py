@@ -12,19 +12,13 @@ from torchtrt_bridge.lower.registry import converter
 aten = torch.ops.aten
 
 
-@converter(aten.view.default, movement="reshape")
-def view(ctx, self, size):
-    """view(Tensor(a) self, SymInt[] size) -> Tensor(a)"""
+@converter(aten.reshape.default, movement="reshape")
+def reshape(ctx, self, shape):
+    """reshape(Tensor(a) self, SymInt[] shape) -> Tensor(a)"""
     expected = ctx.node.meta["val"].shape
     if equal(fake(ctx, 0).shape, expected):
         return ctx.tensor(self)
-    return ctx.reshape(ctx.tensor(self), known(expected, size))
-
-
-@converter(aten._unsafe_view.default, movement="reshape")
-def unsafe_view(ctx, self, size):
-    """_unsafe_view(Tensor self, SymInt[] size) -> Tensor"""
-    return view(ctx, self, size)
+    return ctx.reshape(ctx.tensor(self), known(expected, shape))
 
 
 @converter(aten.permute.default, movement="view")
@@ -109,4 +103,4 @@ def _numel(sizes):
 @converter(aten.as_strided.default, why_not=not_a_plain_view)
 def as_strided(ctx, self, size, stride, storage_offset=None):
     """as_strided(Tensor(a) self, SymInt[] size, SymInt[] stride, SymInt? storage_offset=None) -> Tensor(a)"""
-    return view(ctx, self, size)
+    return reshape(ctx, self, size)

@@ -22,7 +22,7 @@ import torchtrt_bridge
 PACKAGE = Path(torchtrt_bridge.__file__).parent
 DATA = json.loads((Path(__file__).parent / "data" / "tensorrt_api.json").read_text())
 
-# Names that some supported version lacks, and what keeps them from being used there.
+# Names that some supported version lacks, and the guard against their use there.
 GUARDED = {
     "ComputeCapability": "TensorRTLibrary.set_targets returns before it for `tensorrt`, which builds for its own GPU",
     "IBuilderConfig.num_compute_capabilities": "only TensorRT-RTX gets past the return of TensorRTLibrary.set_targets",
@@ -34,7 +34,7 @@ GUARDED = {
     "IRuntimeCache.serialize": "GpuRunner keeps kernels only where TensorRTLibrary.context_config gave it a cache",
 }
 
-# Helpers of `Context` whose first argument names a member of an enumeration.
+# Methods of `Context` whose first argument names a member of an enumeration.
 HELPERS = {
     "elementwise": "ElementWiseOperation",
     "unary": "UnaryOperation",
@@ -66,7 +66,7 @@ CONSTANT_NAME = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)*")
 
 @functools.cache
 def surfaces() -> dict[str, set[str]]:
-    """The names of each version, as `Class` and `Class.member`."""
+    """Return the names of each version, as `Class` and `Class.member`."""
     everywhere = set(DATA["everywhere"]) | {f"{c}.{m}" for c, members in DATA["everywhere"].items() for m in members}
     found = {version: set(everywhere) for version in DATA["versions"]}
     for group in DATA["somewhere"]:
@@ -81,7 +81,7 @@ def sources() -> list[Path]:
 
 
 def chain_of(node: ast.AST) -> list[str]:
-    """`["ctx", "trt", "DataType", "FLOAT"]` of an attribute expression; empty if it is none."""
+    """Return `["ctx", "trt", "DataType", "FLOAT"]` of an attribute expression; an empty list for any other."""
     if isinstance(node, ast.Name):
         return [node.id]
     if isinstance(node, ast.Attribute):
@@ -91,7 +91,7 @@ def chain_of(node: ast.AST) -> list[str]:
 
 
 def after_trt(node: ast.AST) -> list[str]:
-    """What stands behind `trt` in an attribute expression."""
+    """Return the names behind `trt` in an attribute expression."""
     chain = chain_of(node)
     if "trt" not in chain:
         return []
@@ -99,7 +99,7 @@ def after_trt(node: ast.AST) -> list[str]:
 
 
 def strings_in(node: ast.AST) -> list[str]:
-    """Strings that an expression may give: those of `"A" if ... else "B"` too, but not those of comparisons."""
+    """Return the strings that an expression may give, also those of `"A" if ... else "B"`, but not of comparisons."""
     if isinstance(node, ast.IfExp):
         return strings_in(node.body) + strings_in(node.orelse)
     if isinstance(node, ast.BoolOp):
@@ -108,7 +108,7 @@ def strings_in(node: ast.AST) -> list[str]:
 
 
 def layer_of(node: ast.AST) -> str | None:
-    """The class of the layer that a call of `add_...` returns."""
+    """Return the class of the layer that a call of `add_...` returns."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
         found: str | None = DATA["returns"].get(node.func.attr)
         return found
@@ -130,7 +130,7 @@ def names_of_call(node: ast.Call) -> Iterator[str]:
 
 
 def names_of_function(function: ast.AST) -> Iterator[str]:
-    """Attributes of local variables that hold layers."""
+    """Return the attributes of local variables that hold layers."""
     layers: dict[str, str] = {}
     for node in ast.walk(function):
         kind = layer_of(node.value) if isinstance(node, ast.Assign) else None
@@ -155,7 +155,7 @@ def names_of_objects(tree: ast.AST, file: str) -> Iterator[str]:
 
 
 def names_in(path: Path) -> set[str]:
-    """The TensorRT names that one file uses."""
+    """Return the TensorRT names that one file uses."""
     tree = ast.parse(path.read_text())
     names: set[str] = set(names_of_objects(tree, path.relative_to(PACKAGE).as_posix()))
     for node in ast.walk(tree):
@@ -173,7 +173,7 @@ def names_in(path: Path) -> set[str]:
 
 @functools.cache
 def used() -> dict[str, str]:
-    """Each name in use, with a file that uses it."""
+    """Return each name in use, with a file that uses it."""
     return {name: path.name for path in sources() for name in names_in(path)}
 
 
@@ -193,7 +193,7 @@ def test_a_guarded_name_exists_somewhere_and_not_everywhere(name: str) -> None:
 
 
 def words_in(path: Path) -> set[str]:
-    """Strings written as TensorRT writes the members of its enumerations."""
+    """Return the strings written like members of TensorRT's enumerations."""
     strings = (node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant))
     return {s for s in strings if isinstance(s, str) and len(s) > 1 and CONSTANT_NAME.fullmatch(s)}
 
@@ -203,12 +203,12 @@ CONVERTERS = [path for path in sources() if "lower" in path.parts and path.name 
 
 @pytest.mark.parametrize("path", CONVERTERS, ids=lambda path: path.stem)
 def test_strings_that_name_members_name_existing_ones(path: Path) -> None:
-    """Members that reach TensorRT through tables and variables, where their enumeration cannot be read off."""
+    """Check members that reach TensorRT through tables and variables, of which the source shows no enumeration."""
     members = {name.partition(".")[2] for name in set.intersection(*surfaces().values())}
     assert words_in(path) - members == set()
 
 
-# The reading itself ------------------------------------------------------------------------------------------------
+# Reading the source -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def read(source: str) -> set[str]:
         ("def f():\n    layer = net.add_softmax(x)\n    layer.temperature = 2", "ISoftMaxLayer.temperature"),
     ],
 )
-def test_a_name_that_no_version_has_is_found_out(source: str, name: str) -> None:
+def test_a_name_that_no_version_has_is_found(source: str, name: str) -> None:
     assert name in read(source)
     assert len(absent(name)) == len(surfaces())
 

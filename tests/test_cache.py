@@ -1,4 +1,4 @@
-"""The engine cache: what is put comes back, and nothing else does, whatever happens to the disk."""
+"""Cache on disk: an entry is read as it was written or not at all, whatever happens to the disk."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_miss_without_a_directory(cache: EngineCache, caplog: pytest.LogCaptureF
     assert not caplog.records
 
 
-def test_kinds_are_kept_apart(filled: EngineCache) -> None:
+def test_kinds_do_not_mix(filled: EngineCache) -> None:
     assert filled.get("key", "kernels") is None
     filled.put("key", b"kernels", "kernels")
     assert (filled.get("key"), filled.get("key", "kernels")) == (PLAN, b"kernels")
@@ -95,7 +95,9 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_is_a_miss_told_and_mended(filled: EngineCache, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_damage_is_a_miss_with_a_warning_and_is_repaired(
+    filled: EngineCache, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     DAMAGES[damage](filled.directory)
     assert filled.get("key") is None
     assert "damaged" in caplog.text
@@ -112,12 +114,12 @@ def test_a_lost_file_is_a_miss(filled: EngineCache, lost: str) -> None:
 
 @pytest.fixture
 def blocked(tmp_path: Path) -> EngineCache:
-    """A cache in whose place there is a file: it can be neither read nor written, not even by root."""
+    """Return a cache whose directory is a file, so that not even root can read or write it."""
     (tmp_path / "blocked").write_text("a file")
     return EngineCache(tmp_path / "blocked", 10**6)
 
 
-def test_an_unwritable_directory_is_told_and_harms_nothing(
+def test_an_unwritable_directory_gives_a_warning_and_no_error(
     blocked: EngineCache, caplog: pytest.LogCaptureFixture
 ) -> None:
     blocked.put("key", PLAN)
@@ -179,7 +181,7 @@ def test_interrupted_between_engine_and_record_is_a_miss(cache: EngineCache, mon
 
 
 def aged(cache: EngineCache, key: str, seconds: float) -> None:
-    """As if the files of `key` had last been used this long ago."""
+    """Set the time of the last use of the files of `key`."""
     then = time.time() - seconds
     for path in cache.directory.glob(f"{key}.*"):
         os.utime(path, (then, then))
@@ -187,7 +189,7 @@ def aged(cache: EngineCache, key: str, seconds: float) -> None:
 
 @pytest.fixture
 def three(tmp_path: Path) -> EngineCache:
-    """Three engines of 1000 bytes, `one` the oldest, where a fourth does not fit."""
+    """Return a cache of three engines of 1000 bytes, `one` the oldest, without space for a fourth."""
     cache = EngineCache(tmp_path / "cache", 3800)
     for key, age in (("one", 300), ("two", 200), ("three", 100)):
         cache.put(key, bytes(1000))
@@ -199,16 +201,16 @@ def kept(cache: EngineCache) -> list[str]:
     return [key for key in ("one", "two", "three", "four") if cache.get(key) is not None]
 
 
-def test_within_its_limit_all_is_kept(three: EngineCache) -> None:
+def test_within_its_limit_nothing_is_removed(three: EngineCache) -> None:
     assert kept(three) == ["one", "two", "three"]
 
 
-def test_the_oldest_goes_first(three: EngineCache) -> None:
+def test_the_oldest_entry_is_removed_first(three: EngineCache) -> None:
     three.put("four", bytes(1000))
     assert kept(three) == ["two", "three", "four"]
 
 
-def test_use_keeps_an_engine(three: EngineCache) -> None:
+def test_a_used_engine_is_not_removed(three: EngineCache) -> None:
     assert three.get("one") is not None
     three.put("four", bytes(1000))
     assert kept(three) == ["one", "three", "four"]
@@ -220,7 +222,7 @@ def test_the_limit_holds_for_all_files(three: EngineCache) -> None:
     assert "four" in kept(three)
 
 
-def test_what_exceeds_the_limit_alone_is_not_kept(three: EngineCache) -> None:
+def test_an_entry_beyond_the_limit_is_not_written(three: EngineCache) -> None:
     three.put("four", bytes(4000))
     assert kept(three) == ["one", "two", "three"]
 
@@ -229,7 +231,7 @@ def test_what_exceeds_the_limit_alone_is_not_kept(three: EngineCache) -> None:
 
 
 def build_once(directory: Path, barrier: Any, built: Any) -> None:
-    """What each of several processes does that want the same engine."""
+    """Build an engine unless it is cached, as each of several processes does."""
     cache = EngineCache(directory, 10**6)
     barrier.wait(60)
     with cache.building("key"):
@@ -259,7 +261,7 @@ def test_different_keys_do_not_wait_for_each_other(cache: EngineCache) -> None:
     assert cache.get("other") == PLAN
 
 
-def test_the_right_to_build_is_given_back_after_an_error(cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lock_is_released_after_an_error(cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match="build failed"), cache.building("key"):
         raise RuntimeError("build failed")
     monkeypatch.setattr("torchtrt_bridge.cache.LOCK_SECONDS", 0.0)
@@ -289,7 +291,7 @@ def test_a_second_process_builds_nothing(tmp_path: Path) -> None:
 # Options -----------------------------------------------------------------------------------------------------
 
 
-def test_an_empty_cache_dir_keeps_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_cache_dir_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert EngineCache.from_options(Options(cache_dir="")) is None
     model = trained(ConvNet())
@@ -324,14 +326,14 @@ def test_a_warm_cache_builds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "options", [{"precision": "fp16"}, {"targets": ("sm_86",)}, {"optimization_level": 0}], ids=str
 )
-def test_other_options_meet_no_cached_engine(options: dict[str, Any]) -> None:
+def test_other_options_find_no_cached_engine(options: dict[str, Any]) -> None:
     model = trained(ConvNet())
     trtb.export(model, image(), targets=TARGETS)
     other = trtb.export(model, image(), **{"targets": TARGETS, **options})
     assert not other.report.engines[0].from_cache
 
 
-def test_other_weights_meet_no_cached_engine() -> None:
+def test_other_weights_find_no_cached_engine() -> None:
     model = trained(ConvNet())
     trtb.export(model, image(), targets=TARGETS)
     with torch.no_grad():
@@ -339,7 +341,7 @@ def test_other_weights_meet_no_cached_engine() -> None:
     assert not trtb.export(model, image(), targets=TARGETS).report.engines[0].from_cache
 
 
-def test_a_damaged_cache_builds_anew() -> None:
+def test_a_damaged_cache_builds_again() -> None:
     model = trained(ConvNet())
     first = trtb.export(model, image(), targets=TARGETS)
     directory = EngineCache.from_options(Options()).directory  # type: ignore[union-attr]

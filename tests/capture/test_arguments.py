@@ -1,4 +1,4 @@
-"""Example inputs in each form that users have them in."""
+"""Example inputs in each form that users may give."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ X, Y = torch.ones(2), torch.zeros(2)
 
 
 class Named(nn.Module):
-    """Parameters as a model of transformers has them."""
+    """Model with parameters like one of transformers."""
 
     def forward(self, x: torch.Tensor, y: torch.Tensor | None = None, **more: Any) -> torch.Tensor:
         return x - (0 if y is None else y) + 0 * sum(more.values())
 
 
 class OfOneMapping(nn.Module):
-    """A mapping is its argument."""
+    """Model whose argument is a mapping."""
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return batch["x"] - batch["y"]
@@ -63,7 +63,7 @@ def test_mappings_are_exported_and_explained(model: nn.Module) -> None:
 
 
 class Differences(nn.Module):
-    """Nothing but their order tells the arguments apart."""
+    """Model whose arguments differ only by their order."""
 
     def forward(self, a: torch.Tensor, b: Any = 2.0, c: Any = 3.0) -> torch.Tensor:
         return a - b * 10 + c * 100

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 import torchtrt_bridge as trtb
-from tests.entry.test_torch_compile import assert_same
+from tests.entry.reference import assert_same
 from tests.models import ConvNet, WithUnsupported, image, trained
 from torchtrt_bridge import cache
 from torchtrt_bridge.capture import dynamo
@@ -41,7 +41,7 @@ class Block(nn.Module):
 
 
 class Counting(nn.Module):
-    """Changes a buffer of its own, and writes by an index that it makes."""
+    """Model that changes a buffer of its own, and writes by an index that it makes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[torch.Tensor
 
 @pytest.fixture
 def captures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The graphs that are captured from now on."""
+    """Return the list of graphs that are captured from now on."""
     seen: list[Any] = []
     own = dynamo.capture
 
@@ -168,7 +168,7 @@ def test_no_cache_keeps_none(captures: list[Any], tmp_path: Path) -> None:
 
 
 class WithConstant(nn.Module):
-    """Holds a tensor that is neither a parameter nor a buffer."""
+    """Model with a tensor that is neither a parameter nor a buffer."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -187,7 +187,9 @@ def test_tensors_that_are_attributes_are_inputs_of_the_graph(captures: list[Any]
     assert len(captures) == 1
 
 
-def test_a_large_constant_is_not_kept(captures: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_with_a_large_constant_is_not_cached(
+    captures: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def model(x: torch.Tensor) -> torch.Tensor:
         return x.relu() + torch.tensor([1.0, 2.0, 3.0])
 

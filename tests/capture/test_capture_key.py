@@ -1,4 +1,4 @@
-"""The key of a captured graph: graphs share one only where a capture gives the same."""
+"""Key of a captured graph: graphs share one only if their captures are the same."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torchtrt_bridge.capture.capture_key import capture_key
 
 
 def key_of(function: Any, *args: Any, dynamic: bool | None = None) -> str | None:
-    """The key of the one graph that Dynamo makes of a call."""
+    """Return the key of the one graph that Dynamo makes of a call."""
     found: list[str | None] = []
 
     def backend(module: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
@@ -139,13 +139,13 @@ SETTINGS: dict[str, Callable[[], Any]] = {
     "inference mode": torch.inference_mode,
     "deterministic": deterministic,
     "PyTorch's version": lambda: attribute(torch, "__version__", "2.99"),
-    "our source": lambda: attribute(keys, "source_digest", lambda: "changed"),
+    "source of this package": lambda: attribute(keys, "source_digest", lambda: "changed"),
     "a converter": lambda: attribute(keys, "CONVERTERS", {}),
 }
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_other_surroundings_have_another_key(name: str) -> None:
+def test_other_settings_have_another_key(name: str) -> None:
     module = fx.symbolic_trace(lambda x: torch.relu(x))
     args = [square()]
     before = capture_key(module, args, [], [])
@@ -159,7 +159,7 @@ class Subclass(torch.Tensor):
     pass
 
 
-@torch.library.custom_op("torchtrt_bridge_tests::recalled", mutates_args=())
+@torch.library.custom_op("torchtrt_bridge_tests::cached", mutates_args=())
 def custom(x: torch.Tensor) -> torch.Tensor:
     return x.sin()
 
@@ -178,7 +178,7 @@ def branches(x: torch.Tensor) -> torch.Tensor:
     return torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,))
 
 
-NOT_KEPT: dict[str, tuple[Any, torch.Tensor, bool | None]] = {
+WITHOUT_KEY: dict[str, tuple[Any, torch.Tensor, bool | None]] = {
     "dynamic sizes": (torch.sin, square(), True),
     "a custom operator": (custom, square(), None),
     "a function of the user's": (opaque, square(), None),
@@ -187,9 +187,9 @@ NOT_KEPT: dict[str, tuple[Any, torch.Tensor, bool | None]] = {
 }
 
 
-@pytest.mark.parametrize("name", NOT_KEPT)
-def test_what_may_change_unseen_has_no_key(name: str) -> None:
-    function, x, dynamic = NOT_KEPT[name]
+@pytest.mark.parametrize("name", WITHOUT_KEY)
+def test_a_graph_whose_code_may_change_has_no_key(name: str) -> None:
+    function, x, dynamic = WITHOUT_KEY[name]
     assert key_of(lambda x: function(x) * 2, x, dynamic=dynamic) is None
 
 

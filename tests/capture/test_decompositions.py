@@ -1,4 +1,4 @@
-"""Fast paths: what takes PyTorch's fused operators apart gives what they give, and leaves nothing to PyTorch."""
+"""Decompositions of PyTorch's fused operators: the same results, with nothing left in PyTorch."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_an_encoder_layer_without_gradients(activation: str, norm_first: bool, m
     assert report.torch_nodes == 0
 
 
-def test_a_stack_of_layers_that_is_told_to_be_causal() -> None:
+def test_a_stack_of_layers_with_is_causal() -> None:
     model = nn.TransformerEncoder(layer(), 2).eval()
     x, later = torch.randn(BATCH, LENGTH, WIDTH), nn.Transformer.generate_square_subsequent_mask(LENGTH)
     fast = trtb.compile(model, engine="reference", trial="off", cache_dir="")
@@ -62,7 +62,7 @@ def test_arguments_are_those_of_the_operator(op: Any) -> None:
 
 
 def test_a_mask_that_pytorch_looks_at_leaves_nothing_to_compile_and_explain_says_so() -> None:
-    """Once this fails, PyTorch has mended it, and README's line on `is_causal` can go."""
+    """When this fails, PyTorch has fixed it, and the line on `is_causal` in docs/limits.md can go."""
     model, later = nn.TransformerEncoder(layer(), 2).eval(), torch.triu(torch.ones(LENGTH, LENGTH, dtype=torch.bool), 1)
     x = torch.randn(BATCH, LENGTH, WIDTH)
     fast = trtb.compile(model, engine="reference", trial="off", cache_dir="")

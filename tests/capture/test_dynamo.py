@@ -1,4 +1,4 @@
-"""Graphs of Dynamo's whose outputs share memory with what they are called with."""
+"""Graphs of Dynamo whose outputs share memory with their arguments."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import torchtrt_bridge as trtb
-from tests.entry.test_torch_compile import assert_same, compiled
+from tests.entry.reference import assert_same, compiled
 
 
 def test_a_mutated_input_is_mutated() -> None:
@@ -19,9 +19,9 @@ def test_a_mutated_input_is_mutated() -> None:
         return x.sigmoid() * 2
 
     x = torch.randn(4)
-    twin = x.clone()
-    assert_same(compiled(model)(x), model(twin))
-    assert_same(x, twin)
+    copy_of_x = x.clone()
+    assert_same(compiled(model)(x), model(copy_of_x))
+    assert_same(x, copy_of_x)
 
 
 def test_an_output_that_is_a_view_of_a_mutated_input() -> None:
@@ -72,12 +72,12 @@ def several(x: torch.Tensor, y: torch.Tensor) -> Any:
 
 @pytest.mark.parametrize("function", [item_set, items_set, copied, added, several])
 def test_an_output_that_is_an_argument_is_that_argument(function: Callable[..., Any]) -> None:
-    theirs, ours = ([torch.zeros(4), torch.arange(4.0) + 1] for _ in range(2))
-    results = as_tuple(compiled(function)(*ours))
-    for result, expected in zip(results, as_tuple(function(*theirs)), strict=True):
+    expected_args, args = ([torch.zeros(4), torch.arange(4.0) + 1] for _ in range(2))
+    results = as_tuple(compiled(function)(*args))
+    for result, expected in zip(results, as_tuple(function(*expected_args)), strict=True):
         torch.testing.assert_close(result, expected)
-        assert [result is value for value in ours] == [expected is value for value in theirs]
-    torch.testing.assert_close(ours, theirs)
+        assert [result is value for value in args] == [expected is value for value in expected_args]
+    torch.testing.assert_close(args, expected_args)
 
 
 def as_tuple(value: Any) -> tuple[Any, ...]:
@@ -92,7 +92,7 @@ def test_an_output_that_is_a_changed_buffer_is_that_buffer() -> None:
 
 
 class Counting(nn.Module):
-    """Hands out the buffer that it changes."""
+    """Model that returns the buffer that it changes."""
 
     def __init__(self) -> None:
         super().__init__()

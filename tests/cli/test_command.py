@@ -1,4 +1,4 @@
-"""The command line, called as a function and as a process."""
+"""Command line, called as a function and as a process."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def nothing():
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of a model in a module of the user's own; the current directory is empty but for it."""
+    """Return the name of a model in a user's module, which is alone in the current directory."""
     name = f"user_models_{abs(hash(tmp_path))}"
     (tmp_path / f"{name}.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
@@ -42,7 +42,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return f"{name}:tiny"
 
 
-def test_doctor_tells_every_check(capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_prints_every_check(capsys: pytest.CaptureFixture[str]) -> None:
     main(["doctor"])
     output = capsys.readouterr().out
     for name in ("python:", "torch:", "gpu:", "engine cache:"):

@@ -1,4 +1,4 @@
-"""The demo, on a small model."""
+"""Demo, on a small model."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The doctor in situations that this machine is not in."""
+"""Diagnosis of installations that differ from this machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torchtrt_bridge.trt import library as libraries
 REFUSAL = "TensorRT-RTX 1.7.1.116: The engine cannot run on this GPU, which has compute capability 9.0."
 
 
-class FakeFlavour:
+class FakeLibrary:
     def __init__(self, name: str, refusal: str | None) -> None:
         members = {"SM86": 0, "SM120": 1, "CURRENT": 2}
         self.trt = types.SimpleNamespace(ComputeCapability=types.SimpleNamespace(__members__=members))
@@ -34,7 +34,7 @@ class FakeFlavour:
 def install(monkeypatch: pytest.MonkeyPatch, **refusals: str | None) -> None:
     """Pretend that these libraries are installed, each with its reason to refuse the GPU."""
     monkeypatch.setattr(libraries, "installed", lambda name: name in refusals)
-    monkeypatch.setattr(libraries, "load", lambda name: FakeFlavour(name, refusals[name]))
+    monkeypatch.setattr(libraries, "load", lambda name: FakeLibrary(name, refusals[name]))
 
 
 def plug_in(monkeypatch: pytest.MonkeyPatch, major: int, minor: int) -> None:
@@ -51,7 +51,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "driver_version", lambda: None)
 
 
-def test_this_machine_is_looked_at(tmp_path: Path) -> None:
+def test_this_machine_is_checked(tmp_path: Path) -> None:
     diagnosis = diagnose(tmp_path)
     assert diagnosis["python"].status == "ok"
     assert diagnosis["torch"].found.startswith(torch.__version__)
@@ -91,7 +91,7 @@ def test_rtx_that_refuses_another_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert str(diagnose(tmp_path)["tensorrt-rtx"].advice).startswith("pip install tensorrt")
 
 
-def test_a_refusal_is_a_warning_beside_a_tensorrt_that_serves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_refusal_is_a_warning_beside_a_tensorrt_that_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     plug_in(monkeypatch, 9, 0)
     install(monkeypatch, tensorrt_rtx=REFUSAL, tensorrt=None)
     diagnosis = diagnose(tmp_path)
@@ -139,7 +139,7 @@ def test_without_torchvision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     ids=["none", "broken", "well", "another TensorRT"],
 )
 def test_torch_tensorrt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, found: Any, status: str, words: str) -> None:
-    library = FakeFlavour("tensorrt_rtx", None)
+    library = FakeLibrary("tensorrt_rtx", None)
     library.trt.INetworkDefinition = int
     monkeypatch.setattr(libraries, "choose", lambda engine: library)
     monkeypatch.setattr(interop, "find", lambda: found)
@@ -166,7 +166,7 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     assert "cache_dir" in str(check.advice)
 
 
-def test_a_package_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_package_that_is_not_installed_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch._dynamo, "list_backends", lambda exclude: ["inductor"])
     check = diagnose(tmp_path)["torch.compile backend"]
     assert check.status == "warn"

@@ -1,4 +1,4 @@
-"""Build: options, profiles and progress reach TensorRT, and its own words come back when it fails."""
+"""Build of an engine: options, profiles and progress reach TensorRT, and an error has TensorRT's own message."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ X = spec("x", ((1, 8), (4, 4)), (3, 4))
 
 
 def network_of(rtx: TensorRTLibrary, write: Callable[[Any, Any, Any], Any], *inputs: TensorSpec) -> Network:
-    """A network whose one output `write` makes from the TensorRT module, the definition and the inputs."""
+    """Return a network whose output `write` makes from the TensorRT module, the definition and the inputs."""
     log = rtx.new_log()
     builder = rtx.trt.Builder(log)
     definition = rtx.new_network(builder)
@@ -54,7 +54,7 @@ def negated(trt: Any, definition: Any, tensors: list[Any]) -> Any:
 
 
 def deep(trt: Any, definition: Any, tensors: list[Any]) -> Any:
-    """Several layers, so that the build has steps to tell about."""
+    """Add several layers, so that the build has several steps."""
     value = tensors[0]
     for kind in (trt.ActivationType.RELU, trt.ActivationType.SIGMOID, trt.ActivationType.TANH):
         value = definition.add_activation(value, kind).get_output(0)
@@ -69,7 +69,7 @@ def test_an_engine_is_bytes(rtx: TensorRTLibrary) -> None:
 
 
 @pytest.mark.parametrize("most", [0, 2**30], ids=["through a file", "in memory"])
-def test_an_engine_of_any_size_comes_whole(most: int, rtx: TensorRTLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_of_any_size_is_complete(most: int, rtx: TensorRTLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
     static = spec("x", ((3, 3), (4, 4)), (3, 4))
     network = network_of(rtx, negated, static)
     expected = network.builder.build_serialized_network(network.definition, network.builder.create_builder_config())
@@ -79,7 +79,7 @@ def test_an_engine_of_any_size_comes_whole(most: int, rtx: TensorRTLibrary, monk
     assert plan[:16] == bytes(expected)[:16]
 
 
-def test_without_room_for_a_file_the_engine_is_built_in_memory(
+def test_without_disk_space_the_engine_is_built_in_memory(
     rtx: TensorRTLibrary, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(build, "MOST_IN_MEMORY", 1)
@@ -88,33 +88,33 @@ def test_without_room_for_a_file_the_engine_is_built_in_memory(
     assert len(plan) > 1000
 
 
-def test_progress_is_told_and_grows(rtx: TensorRTLibrary) -> None:
-    told: list[float] = []
-    engine_from_network(network_of(rtx, deep, X), rtx, OPTIONS, lambda fraction: told.append(fraction) or True)
-    assert told
-    assert told == sorted(told)
-    assert all(0 < fraction <= 1 for fraction in told)
+def test_progress_is_reported_and_grows(rtx: TensorRTLibrary) -> None:
+    fractions: list[float] = []
+    engine_from_network(network_of(rtx, deep, X), rtx, OPTIONS, lambda fraction: fractions.append(fraction) or True)
+    assert fractions
+    assert fractions == sorted(fractions)
+    assert all(0 < fraction <= 1 for fraction in fractions)
 
 
 def test_a_build_can_be_cancelled(rtx: TensorRTLibrary) -> None:
-    told: list[float] = []
+    fractions: list[float] = []
     with pytest.raises(BuildError, match="could not build the engine"):
-        engine_from_network(network_of(rtx, deep, X), rtx, OPTIONS, lambda fraction: bool(told.append(fraction)))
-    assert told
+        engine_from_network(network_of(rtx, deep, X), rtx, OPTIONS, lambda fraction: bool(fractions.append(fraction)))
+    assert fractions
 
 
 def mixed_types(trt: Any, definition: Any, tensors: list[Any]) -> Any:
-    """A strongly typed network may not add fp32 and fp16."""
+    """Add fp32 and fp16, which a strongly typed network may not."""
     half = definition.add_cast(tensors[0], trt.float16).get_output(0)
     return definition.add_elementwise(tensors[0], half, trt.ElementWiseOperation.SUM).get_output(0)
 
 
-def test_an_invalid_network_is_told_in_tensorrts_words(rtx: TensorRTLibrary) -> None:
+def test_the_error_of_an_invalid_network_is_tensorrts_own(rtx: TensorRTLibrary) -> None:
     with pytest.raises(BuildError, match=r"(?i)TensorRT.* could not build the engine: .*(type|Half|Float)"):
         engine_from_network(network_of(rtx, mixed_types, X), rtx, OPTIONS)
 
 
-def test_an_earlier_error_is_not_taken_for_the_cause(rtx: TensorRTLibrary) -> None:
+def test_an_earlier_error_is_not_reported_as_the_cause(rtx: TensorRTLibrary) -> None:
     network = network_of(rtx, mixed_types, X)
     network.log.errors.append("something long past")
     with pytest.raises(BuildError) as caught:
@@ -131,7 +131,7 @@ def test_an_unknown_target_fails(rtx: TensorRTLibrary) -> None:
 
 
 class Recorder:
-    """A builder that passes everything on, keeps its configurations, and builds nothing."""
+    """Builder that forwards every call, keeps its configurations, and builds nothing."""
 
     def __init__(self, builder: Any) -> None:
         self._builder = builder

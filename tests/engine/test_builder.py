@@ -1,4 +1,4 @@
-"""Engines built side by side, what a failure among them costs, and what is shown meanwhile."""
+"""Builder: engines built at the same time, the effect of a failed one, and progress bars."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def export(count: int, **options: Any) -> Any:
 
 @pytest.mark.skipif(builder.AT_ONCE < 2, reason="one core builds one engine at a time")
 def test_engines_are_built_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
-    together = threading.Barrier(2)  # which nobody passes alone
+    together = threading.Barrier(2)  # which no thread passes alone
     build = builder.engine_from_network
 
     def meeting(*args: Any) -> bytes:
@@ -69,7 +69,7 @@ def test_their_number_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fail_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the first of the builds fail."""
+    """Let the first build fail."""
     build = builder.engine_from_network
     is_first = threading.Lock()
 
@@ -81,20 +81,20 @@ def fail_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builder, "engine_from_network", failing)
 
 
-def test_a_failed_build_costs_its_own_subgraph(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_build_affects_its_own_subgraph_only(monkeypatch: pytest.MonkeyPatch) -> None:
     fail_one(monkeypatch)
     program = export(3)
     assert sorted(entry.state for entry in program.report.engines) == ["planted", "ready", "ready"]
     assert len(program.plans) == 2
 
 
-def test_a_failed_build_is_raised_where_that_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_build_is_raised_with_fallback_error(monkeypatch: pytest.MonkeyPatch) -> None:
     fail_one(monkeypatch)
     with pytest.raises(BuildError, match="planted"):
         export(1, fallback="error", torch_ops=())
 
 
-def test_the_bar_is_there_while_an_engine_is_built(
+def test_a_bar_is_shown_while_an_engine_is_built(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich draws no bars into a file
@@ -112,7 +112,7 @@ def test_the_bar_is_there_while_an_engine_is_built(
     assert "building trt_1 (2 of 2)" in shown
 
 
-def test_no_bar_is_shown_unasked(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_bar_is_shown_by_default(capsys: pytest.CaptureFixture[str]) -> None:
     progress = BuildProgress(wanted=None)
     assert progress.begin("trt_0", 2) is None
     progress.end("trt_0")

@@ -4,63 +4,23 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import pytest
 import torch
 from torch import fx, nn
 from torch.export import Dim
 
-from torchtrt_bridge.capture.export import export_program, graph_from_program
+from tests.engine.keys import TARGETS, batch, key_of, linear, square, subgraph_of
 from torchtrt_bridge.engine.build import engine_from_network
 from torchtrt_bridge.engine.engine_key import _with_numbered_symbols, engine_key
 from torchtrt_bridge.lower.network import network_from_graph
-from torchtrt_bridge.options import DECLARATIONS, Options
-from torchtrt_bridge.partition import extract_subgraphs, propose
-from torchtrt_bridge.passes import normalize
-from torchtrt_bridge.pipeline import bounded
+from torchtrt_bridge.options import DECLARATIONS, Options, defaults, type_hints
 from torchtrt_bridge.trt import library as library
-
-TARGETS = ("sm_89",)
-
-
-class Called(nn.Module):
-    def __init__(self, call: Callable[..., Any]) -> None:
-        super().__init__()
-        self.call = call
-
-    def forward(self, *args: torch.Tensor) -> Any:
-        return self.call(*args)
-
-
-def subgraph_of(call: Any, args: tuple[torch.Tensor, ...], shapes: Any, options: Options) -> tuple[fx.GraphModule, Any]:
-    model = call if isinstance(call, nn.Module) else Called(call)
-    if shapes is not None and not isinstance(call, nn.Module):
-        shapes = (shapes,)  # `forward` takes one tuple of arguments
-    captured = graph_from_program(export_program(model.eval(), args, dynamic_shapes=shapes))
-    module = normalize(captured.module, options)
-    (subgraph,) = extract_subgraphs(module, propose(module, options).subgraphs).values()
-    return subgraph, bounded(captured.ranges, options)
-
-
-def key_of(call: Any, *args: torch.Tensor, shapes: Any = None, **options: Any) -> str:
-    checked = Options(**{"engine": "tensorrt_rtx", "targets": TARGETS, **options})
-    subgraph, ranges = subgraph_of(call, args, shapes, checked)
-    return engine_key(subgraph, library.load("tensorrt_rtx"), checked, ranges)
-
-
-def square(*shape: int) -> torch.Tensor:
-    return torch.randn(*(shape or (4, 4, 4)), generator=torch.Generator().manual_seed(1))
-
-
-def linear(seed: int = 0, bias: bool = True) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Linear(4, 4, bias=bias)
 
 
 class TwoWeights(nn.Module):
-    """Its weights have one shape, so that only their place tells them apart."""
+    """Model of two weights of one shape, which differ only by their place."""
 
     def __init__(self, swapped: bool) -> None:
         super().__init__()
@@ -73,7 +33,7 @@ class TwoWeights(nn.Module):
         return torch.relu(x @ self.one) @ self.two
 
 
-# Different arguments of the same operators, under which other caches confuse engines.
+# Computations that differ in arguments of the same operators; other caches confuse their engines.
 PAIRS: dict[str, tuple[Any, Any, tuple[torch.Tensor, ...]]] = {
     "softmax dim": (lambda x: x.softmax(1), lambda x: x.softmax(2), (square(),)),
     "operand order": (lambda x, y: x.exp() - y.sin(), lambda x, y: torch.rsub(x.exp(), y.sin()), (square(), square())),
@@ -105,34 +65,16 @@ def test_the_same_computation_captured_twice_has_the_same_key(name: str) -> None
     assert key_of(one, *args) == key_of(one, *args)
 
 
-# Another value of each option.
-OTHER: dict[str, Any] = {
-    "precision": "fp16",
-    "tf32": True,
-    "fallback": "error",
-    "engine": "auto",
-    "targets": ("sm_86",),
-    "torch_ops": ("aten.softmax.int",),
-    "torch_tensorrt": "off",
-    "min_subgraph_nodes": 1,
-    "workspace_bytes": 1 << 20,
-    "optimization_level": 1,
-    "build": "background",
-    "max_dynamic_size": 8,
-    "cuda_graphs": "off",
-    "reuse_outputs": True,
-    "release_weights": True,
-    "trial": "off",
-    "keep_int8": True,
-    "inductor": "compete",
-    "cache_dir": "",
-    "cache_bytes": 1,
-    "progress": False,
-}
-
-
-def test_every_option_is_tried_here() -> None:
-    assert set(OTHER) == set(DECLARATIONS)
+def another_value(name: str) -> Any:
+    """Return a value of an option that is not its default."""
+    default, kinds = defaults()[name], get_args(type_hints()[name]) or (type_hints()[name],)
+    if kinds[0] is bool:
+        return not default
+    if kinds[0] is int:
+        return DECLARATIONS[name].least
+    if isinstance(default, tuple):
+        return ("sm_86",)
+    return next((word for word in kinds if isinstance(word, str) and word != default), "")
 
 
 def options_that_are(shapes: str) -> list[str]:
@@ -141,12 +83,12 @@ def options_that_are(shapes: str) -> list[str]:
 
 @pytest.mark.parametrize("name", options_that_are("engine"))
 def test_a_setting_of_the_builder_changes_the_key(name: str) -> None:
-    assert key_of(linear(), square(2, 4)) != key_of(linear(), square(2, 4), **{name: OTHER[name]})
+    assert key_of(linear(), square(2, 4)) != key_of(linear(), square(2, 4), **{name: another_value(name)})
 
 
 @pytest.mark.parametrize("name", options_that_are("run"))
 def test_an_option_of_the_run_does_not_change_the_key(name: str) -> None:
-    assert key_of(linear(), square(2, 4)) == key_of(linear(), square(2, 4), **{name: OTHER[name]})
+    assert key_of(linear(), square(2, 4)) == key_of(linear(), square(2, 4), **{name: another_value(name)})
 
 
 @pytest.mark.parametrize(
@@ -160,7 +102,7 @@ def test_another_graph_or_target_changes_the_key(options: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize("name", sorted({*options_that_are("graph")} - {"precision"}))
 def test_an_option_that_changes_no_node_and_no_size_shares_the_engine(name: str) -> None:
-    assert key_of(linear(), square(2, 4)) == key_of(linear(), square(2, 4), **{name: OTHER[name]})
+    assert key_of(linear(), square(2, 4)) == key_of(linear(), square(2, 4), **{name: another_value(name)})
 
 
 def test_the_build_reads_only_options_that_are_in_the_key() -> None:
@@ -190,10 +132,6 @@ def test_input_dtypes_change_the_key() -> None:
     assert key_of(torch.exp, square(2, 4)) != key_of(torch.exp, square(2, 4).half())
 
 
-def batch(high: int, low: int = 1) -> Any:
-    return ({0: Dim("batch", min=low, max=high)},)
-
-
 @pytest.mark.parametrize(
     ("args", "shapes"),
     [
@@ -214,7 +152,7 @@ def test_dimension_names_do_not_change_the_key() -> None:
 
 
 def renamed(module: fx.GraphModule) -> fx.GraphModule:
-    """`module` with other node names."""
+    """Give the nodes of `module` other names."""
     for index, node in enumerate(module.graph.nodes):
         node.name = f"other_{index}"
     module.recompile()
@@ -266,7 +204,7 @@ def test_symbols_are_numbered_by_first_appearance() -> None:
 
 def test_another_process_finds_the_same_key() -> None:
     script = """
-from tests.engine.test_engine_key import batch, key_of, linear, square
+from tests.engine.keys import batch, key_of, linear, square
 square(7), linear(5)
 print(key_of(linear(), square(3, 4), shapes=batch(8)))
 """

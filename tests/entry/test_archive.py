@@ -1,4 +1,4 @@
-"""Files of programs: where they may lie, what they hold, and what is said of those that cannot be read."""
+"""Archives of programs: their paths, their contents, and the errors of files that cannot be read."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_wrong_file_names(program: trtb.Program, tmp_path: Path) -> None:
         trtb.load(tmp_path / "missing.pt2", precision="fp16")
 
 
-def test_wrong_places(program: trtb.Program, tmp_path: Path) -> None:
+def test_wrong_folders(program: trtb.Program, tmp_path: Path) -> None:
     with pytest.raises(trtb.OptionsError, match=r"save\(\) takes the path of a \.pt2 file, not a BytesIO"):
         trtb.save(program, io.BytesIO())  # type: ignore[arg-type]
     with pytest.raises(trtb.OptionsError, match=r"load\(\) takes the path of a \.pt2 file, not a BytesIO"):
@@ -45,7 +45,7 @@ def test_wrong_places(program: trtb.Program, tmp_path: Path) -> None:
 
 
 class Halves(NamedTuple):
-    """Not registered with PyTorch under a name to write."""
+    """Class that is not registered with PyTorch under a name for files."""
 
     left: torch.Tensor
     right: torch.Tensor
@@ -59,7 +59,7 @@ def test_a_class_that_cannot_be_written(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_a_foreign_file(tmp_path: Path) -> None:
+def test_a_file_that_save_did_not_write(tmp_path: Path) -> None:
     torch.export.save(torch.export.export(nn.ReLU(), (torch.randn(3),)), tmp_path / "plain.pt2")
     with pytest.raises(trtb.EngineLoadError, match=r"torch\.export\.load reads it"):
         trtb.load(tmp_path / "plain.pt2")

@@ -1,4 +1,4 @@
-"""The arguments of a program's call: which it takes, in which form, and what it says to others."""
+"""Signature of a program: the arguments that it takes, their nesting, and the errors of others."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def loaded(program: trtb.Program, folder: Path) -> trtb.Program:
 
 
 class Chosen(nn.Module):
-    """Takes what is no tensor, too."""
+    """Model that takes arguments that are not tensors, too."""
 
     def forward(
         self, x: torch.Tensor, y: Any = None, scale: Any = 2.0, flag: Any = True, mode: Any = "up"
@@ -73,7 +73,7 @@ def test_none_for_a_tensor_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("value", "other"), [(math.inf, 1.0), (0.0, -0.0), (2.0, 2)], ids=str)
-def test_constants_are_told_apart_by_what_they_are(value: float, other: float) -> None:
+def test_constants_differ_by_type_and_value(value: float, other: float) -> None:
     program = exported(Chosen().eval(), X, kwargs={"scale": value})
     torch.testing.assert_close(program(X, scale=value), X * value, equal_nan=True)
     with pytest.raises(trtb.ShapeRangeError, match="Argument scale"):
@@ -129,7 +129,7 @@ def test_the_form_of_a_call_that_does_not_fit(call: Any, words: str) -> None:
         call(program)
 
 
-def test_how_many_arguments_of_one_name_is_part_of_the_export() -> None:
+def test_the_number_of_variadic_arguments_is_part_of_the_export() -> None:
     program = exported(lambda *xs: xs[0].relu() - xs[1], (X, X + 1))
     torch.testing.assert_close(program(X, X + 2), torch.full((3,), -2.0))
     with pytest.raises(trtb.ShapeRangeError, match="takes xs_0, xs_1 by position"):
@@ -180,7 +180,7 @@ def flattened_and_changed(x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("model", [flattened, flattened_and_changed])
 @pytest.mark.parametrize("other", ["channels last", "transposed"])
-def test_an_input_may_lie_otherwise_than_the_contiguous_one_of_the_export(model: Any, other: str) -> None:
+def test_an_input_may_have_other_strides_than_in_the_export(model: Any, other: str) -> None:
     x = torch.randn(2, 3, 4, 4)
     program = exported(model, x.clone())
     given = x.clone(memory_format=torch.channels_last) if other == "channels last" else x.mT.contiguous().mT

@@ -1,4 +1,4 @@
-"""The `torch.export` road: engines for named targets, saved, loaded and compared."""
+"""Export: engines for named targets, saved, loaded and compared with PyTorch."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_fallback_survives_saving(tmp_path: Path) -> None:
 
 
 class Counter(nn.Module):
-    """Mutates a buffer, takes keyword arguments and None, and nests its results."""
+    """Model that mutates a buffer, takes keyword arguments and None, and nests its results."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ def test_later_changes_of_the_model_do_not_reach_the_program(options: dict[str, 
 
 
 class Tied(nn.Module):
-    """Its head is its embedding."""
+    """Model whose head shares its weight with the embedding."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ def test_a_weight_with_two_names_is_copied_once(options: dict[str, Any]) -> None
     assert memories.isdisjoint({model.head.weight.data_ptr()})
 
 
-def test_training_mode_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_training_mode_gives_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     trtb.export(nn.Sequential(nn.ReLU()).train(), torch.randn(3), engine="reference")
     assert "training mode" in caplog.text
 
@@ -205,8 +205,8 @@ def test_a_range_in_which_the_graph_does_not_hold_cannot_be_exported() -> None:
         trtb.export(lambda x: x.view(-1, 4).relu(), torch.randn(8), dynamic_shapes=({0: Dim("n", min=2, max=64)},))
 
 
-def test_what_pytorch_cannot_prove_of_a_range_may_be_proved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As torch 2.11 refuses most decoders of Hugging Face: min(8 * n, 16 * n) == 8 * n, it says, restricts n."""
+def test_a_condition_that_pytorch_cannot_prove_may_be_proved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch 2.11 refuses most decoders of Hugging Face, since min(8 * n, 16 * n) == 8 * n would restrict n."""
     real = torch.export.export
 
     def export(*args: Any, **kwargs: Any) -> Any:
@@ -239,7 +239,7 @@ SIZE = sympy.Symbol("s", positive=True, integer=True)
         (sympy.Eq(sympy.Mod(SIZE, 4), 0), False),
     ],
 )
-def test_what_is_proved_of_sizes(condition: sympy.Expr, is_proved: bool) -> None:
+def test_conditions_on_sizes_that_are_proved(condition: sympy.Expr, is_proved: bool) -> None:
     symbolic = torch.SymBool(SymNode(condition, ShapeEnv(), bool, hint=True))
     node = fx.Graph().placeholder("condition")
     node.meta["val"] = symbolic

@@ -1,4 +1,4 @@
-"""The check of a whole graph against the model as the user wrote it."""
+"""Accuracy check of a whole graph against the model as the user wrote it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REFERENCE: dict[str, Any] = {"engine": "reference", "cache_dir": ""}
 
 
 def squares(x: torch.Tensor) -> torch.Tensor:
-    """Beyond the range of fp16 on the way, and within it in the end."""
+    """Compute values beyond the range of fp16, and a result within it."""
     y = x * 600
     return y * torch.rsqrt((y * y).mean(-1, keepdim=True) + 1e-6)
 
@@ -37,7 +37,7 @@ X = torch.linspace(-2, 2, 64).view(2, 32)
 
 
 def called(model: Callable[..., Any], *args: Any, **options: Any) -> tuple[Any, Any]:
-    """What a model gives, compiled, in its first call, and the compiled one."""
+    """Return the results of the first call of a compiled model, and the compiled model."""
     fast = trtb.compile(model, **{**REFERENCE, **options})
     with torch.inference_mode():
         return fast(*args), fast
@@ -67,7 +67,7 @@ def test_bf16_holds_them() -> None:
 
 
 @pytest.mark.parametrize(("precision", "most"), [("fp32", 1e-5), ("fp16", 5e-3), ("bf16", 5e-2)])
-def test_the_error_to_the_model_itself_is_told(precision: str, most: float) -> None:
+def test_the_report_has_the_error_to_the_model_itself(precision: str, most: float) -> None:
     model, x = trained(ConvNet()), image()
     found, fast = called(model, x, precision=precision)
     report = trtb.report(fast)
@@ -82,7 +82,7 @@ def test_the_error_to_the_model_itself_is_told(precision: str, most: float) -> N
 
 @pytest.fixture
 def wrong_normalization(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pass that changes the graph before any subgraph, so that no engine differs from its own."""
+    """Change the graph before it is partitioned, so that each engine agrees with its own subgraph."""
     normalize = pipeline.normalize
 
     def planted(module: fx.GraphModule, options: Any) -> fx.GraphModule:
@@ -107,7 +107,7 @@ def test_a_difference_from_before_the_subgraphs(trial: str) -> None:
 
 
 @pytest.mark.usefixtures("wrong_normalization")
-def test_engines_are_trusted_unseen_where_the_user_says_so() -> None:
+def test_engines_are_not_checked_without_a_trial() -> None:
     torch.testing.assert_close(called(sine, X, trial="off")[0], X.cos() + 1)
 
 
@@ -122,7 +122,7 @@ def counting(x: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
     return x.sin() + count
 
 
-def test_what_is_written_is_written_once() -> None:
+def test_a_graph_that_writes_to_its_inputs_does_so_once() -> None:
     count = torch.zeros(1)
     found, fast = called(counting, X, count)
     assert float(count) == 1
@@ -131,7 +131,7 @@ def test_what_is_written_is_written_once() -> None:
 
 
 @pytest.mark.usefixtures("wrong_normalization")
-def test_what_was_written_wrong_is_written_right() -> None:
+def test_wrong_values_in_an_input_are_replaced() -> None:
     def kept(x: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
         last.copy_(x.sin())
         return x + 1
@@ -150,7 +150,7 @@ def test_random_numbers_are_drawn_once() -> None:
     assert trtb.report(fast).error is None
 
 
-def test_without_memory_to_compare_the_engines_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_memory_for_a_comparison_the_engines_run(monkeypatch: pytest.MonkeyPatch) -> None:
     def short(*_: Any) -> Any:
         raise torch.OutOfMemoryError("planted")
 
@@ -167,7 +167,7 @@ def test_without_memory_to_compare_the_engines_serve(monkeypatch: pytest.MonkeyP
     assert [entry.serves for entry in trtb.report(fast).engines] == [True]
 
 
-def test_while_engines_are_built_pytorch_alone_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pytorch_alone_runs_while_engines_are_built(monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[int] = []
     run, built = Execution.__call__, Future[None]()
     monkeypatch.setattr(Execution, "__call__", lambda self, inputs: (runs.append(1), run(self, inputs))[1])

@@ -1,4 +1,4 @@
-"""Python numbers that `torch.compile(dynamic=True)` makes inputs: constants of the engines, looked at in each call."""
+"""Python numbers that `torch.compile(dynamic=True)` makes inputs: constants of the engines, checked in each call."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Function = Callable[..., Any]
 
 
 def last(x: torch.Tensor, keep: int) -> torch.Tensor:
-    """What `logits_to_keep` does in Hugging Face models."""
+    """Slice as `logits_to_keep` does in Hugging Face models."""
     return x.relu()[:, -keep:] * 2
 
 
@@ -25,7 +25,7 @@ def scaled(x: torch.Tensor, scale: float) -> torch.Tensor:
 
 
 def sized(x: torch.Tensor, count: int) -> torch.Tensor:
-    """A size that derives from the number, beside one that derives from the tensor."""
+    """Return a size that derives from the number, and one that derives from the tensor."""
     return x.relu().new_ones(count * 2, x.shape[0]) @ x.sigmoid()
 
 
@@ -64,7 +64,7 @@ def test_a_number_is_a_constant_and_sizes_stay_dynamic(function: Function, numbe
 
 
 @functions
-def test_another_number_is_served_by_pytorch_until_it_comes_twice(
+def test_pytorch_runs_another_number_until_it_comes_twice(
     function: Function, number: float, other: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     fast = compiled(function)
@@ -88,7 +88,7 @@ def test_the_message_names_the_number(caplog: pytest.LogCaptureFixture) -> None:
     assert "the value of L['keep'] has changed" in message
 
 
-def test_numbers_that_take_turns_build_nothing() -> None:
+def test_alternating_numbers_build_nothing() -> None:
     fast = compiled(last)
     assert_same(fast, last, X, 3)
     built = engines(fast)
@@ -107,7 +107,7 @@ def test_fallback_error_builds_at_once() -> None:
     assert second.error is not None
 
 
-def test_a_size_that_is_passed_as_a_number_is_no_constant() -> None:
+def test_a_size_that_is_passed_as_a_number_is_not_a_constant() -> None:
     def model(x: torch.Tensor, length: int) -> torch.Tensor:
         return x.relu() + torch.arange(length)
 
@@ -117,7 +117,7 @@ def test_a_size_that_is_passed_as_a_number_is_no_constant() -> None:
     assert len(engines(fast)) == trtb.report(fast).graphs == 1
 
 
-def test_a_size_of_a_tensor_that_is_not_read_otherwise() -> None:
+def test_a_size_of_a_tensor_whose_values_are_not_read() -> None:
     def model(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         return x.relu() * like.shape[0]
 

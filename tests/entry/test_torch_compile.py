@@ -1,4 +1,4 @@
-"""The `torch.compile` road, computed by the reference interpreter."""
+"""`torch.compile`, computed by the reference interpreter."""
 
 from __future__ import annotations
 
@@ -12,23 +12,14 @@ import torch
 from torch import nn
 
 import torchtrt_bridge as trtb
+from tests.entry.reference import REFERENCE, assert_same, compiled
 from tests.models import ConvNet, WithUnsupported, image, trained
 from torchtrt_bridge import pipeline
 from torchtrt_bridge.engine import builder
 
-REFERENCE = {"engine": "reference"}
-
-
-def compiled(model: Any, **options: Any) -> Any:
-    return trtb.compile(model, engine="reference", **options)
-
-
-def assert_same(actual: Any, expected: Any) -> None:
-    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
-
 
 def test_backend_is_found_by_name() -> None:
-    assert "torchtrt_bridge" in torch._dynamo.list_backends(None)
+    assert "torchtrt_bridge" in torch.compiler.list_backends()
     model = trained(ConvNet())
     fast = torch.compile(model, backend="torchtrt_bridge", options=REFERENCE)
     with torch.no_grad():
@@ -37,7 +28,7 @@ def test_backend_is_found_by_name() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
-def test_precision_is_realised(precision: str) -> None:
+def test_the_engine_computes_in_the_precision(precision: str) -> None:
     model, x = trained(ConvNet()), image()
     fast = compiled(model, precision=precision)
     with torch.no_grad():
@@ -50,7 +41,7 @@ def test_precision_is_realised(precision: str) -> None:
     assert engine.dtypes[name] == max(engine.dtypes.values())
 
 
-def test_a_model_in_half_precision_is_taken_as_it_is() -> None:
+def test_a_model_in_half_precision_keeps_its_types() -> None:
     model, x = trained(ConvNet()).half(), image().half()
     fast = compiled(model)
     with torch.no_grad():
@@ -125,8 +116,8 @@ def test_changed_weights_are_noticed(change: Callable[[ConvNet], None]) -> None:
     with torch.no_grad():
         expected = model(x)
         assert not torch.allclose(before, expected, atol=1e-3)
-        assert_same(fast(x), expected)  # PyTorch serves
-        assert_same(fast(x), expected)  # the engine is built anew
+        assert_same(fast(x), expected)  # PyTorch runs
+        assert_same(fast(x), expected)  # the engine is built again
         assert_same(fast(x), expected)
     assert trtb.report(fast).engines[-1].is_ready
 
@@ -177,7 +168,7 @@ def test_training_mode_updates_the_statistics() -> None:
 # Shapes ------------------------------------------------------------------------------------------------------
 
 
-def test_dynamic_batch_is_served_by_one_engine() -> None:
+def test_one_engine_runs_a_dynamic_batch() -> None:
     model = trained(ConvNet())
     fast = compiled(model, dynamic=True)
     with torch.no_grad():
@@ -188,7 +179,7 @@ def test_dynamic_batch_is_served_by_one_engine() -> None:
     assert ".." in engine.inputs[0]
 
 
-def test_outside_the_range_pytorch_serves() -> None:
+def test_outside_the_range_pytorch_runs() -> None:
     model = trained(ConvNet())
     fast = compiled(model, dynamic=True, max_dynamic_size=6)
     with torch.no_grad():
@@ -304,7 +295,9 @@ def test_a_real_engine_leaves_cpu_tensors_to_pytorch(caplog: pytest.LogCaptureFi
 @pytest.mark.parametrize(
     ("home", "stage"), [(pipeline, "normalize"), (pipeline, "propose"), (builder, "network_from_graph")]
 )
-def test_a_mistake_of_ours_leaves_the_model_running(home: Any, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_this_package_leaves_the_model_running(
+    home: Any, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("planted")
 
@@ -313,8 +306,8 @@ def test_a_mistake_of_ours_leaves_the_model_running(home: Any, stage: str, monke
     fast = compiled(model)
     with torch.no_grad():
         assert_same(fast(x), model(x))
-    told = [*trtb.report(fast).notes, *[engine.state for engine in trtb.report(fast).engines]]
-    assert "ZeroDivisionError: planted" in told[0]
+    reasons = [*trtb.report(fast).notes, *[engine.state for engine in trtb.report(fast).engines]]
+    assert "ZeroDivisionError: planted" in reasons[0]
     with torch.no_grad(), pytest.raises(Exception, match="planted"):
         compiled(trained(ConvNet()), fallback="error")(x)
 

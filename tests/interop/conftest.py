@@ -1,4 +1,4 @@
-"""A registry like torch_tensorrt's, of converters that a test has chosen."""
+"""Registry like torch_tensorrt's, with converters that a test has chosen."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torchtrt_bridge.interop import torch_tensorrt as interop
 
 @pytest.fixture
 def offer(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Have these converters found where torch_tensorrt would be looked for."""
+    """Return a function that puts converters in place of those of torch_tensorrt."""
 
     def found(supports: dict[Any, Sequence[fake.Support]], **more: Any) -> None:
         library = fake.library(supports, **more)

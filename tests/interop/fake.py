@@ -1,4 +1,4 @@
-"""Operators that have no converter here, and a registry like torch_tensorrt's that has some for them."""
+"""Operators without a converter here, and a registry like torch_tensorrt's that has converters for them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+import torchtrt_bridge as trtb
 from torchtrt_bridge.interop.torch_tensorrt import PeerLibrary
 from torchtrt_bridge.trt import library as libraries
 
@@ -50,7 +51,7 @@ CUBE, SQUARE_AND_CUBE, TIMES = OPS.cube.default, OPS.square_and_cube.default, OP
 
 @dataclasses.dataclass
 class Context:
-    """What a converter takes, as far as it is used here."""
+    """Context that a converter takes, with the fields that the tests use."""
 
     net: Any
     compilation_settings: Any
@@ -59,7 +60,7 @@ class Context:
 
 @dataclasses.dataclass
 class Support:
-    """An entry of the registry."""
+    """Entry of the registry."""
 
     converter_implementation: Callable[..., Any]
     capability_validator: Callable[[Any, Any], bool] = lambda node, settings: True
@@ -94,8 +95,21 @@ def write_square_alone(ctx: Context, target: Any, args: Any, kwargs: Any, name: 
 
 
 def write_times(ctx: Context, target: Any, args: Any, kwargs: Any, name: str) -> Any:
-    """Of a constant weight with one dimension less than `x`; it writes into the weight that it is given."""
+    """Multiply by a constant weight with one dimension less than `x`, and write into that weight."""
     x, weight, number = args
     weight.mul_(number)
     constant = ctx.net.add_constant((1, *weight.shape), trt().Weights(weight.numpy())).get_output(0)
     return product(ctx, x, constant)
+
+
+def x_of(*shape: int) -> torch.Tensor:
+    return torch.randn(*(shape or (3, 4)))
+
+
+def call(x: torch.Tensor) -> torch.Tensor:
+    """Compute an operator without a converter here, between two that have one."""
+    return cube(x.sin()).exp()
+
+
+def export(model: Any = call, *args: Any, **options: Any) -> Any:
+    return trtb.export(model, args or (x_of(),), **{"engine": "reference", **options})

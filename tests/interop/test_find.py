@@ -1,4 +1,4 @@
-"""Where torch_tensorrt is looked for, and why it may not be had."""
+"""Search for torch_tensorrt, and the reasons why it is not available."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from tests.interop import fake
-from tests.interop.fake import CUBE, Support
-from tests.interop.test_torch_tensorrt import export
+from tests.interop.fake import CUBE, Support, export
 from torchtrt_bridge.interop import torch_tensorrt as interop
 from torchtrt_bridge.interop.torch_tensorrt import PeerLibrary, find
 from torchtrt_bridge.lower.registry import NO_CONVERTER
@@ -22,8 +21,8 @@ def torch_tensorrt_modules() -> list[str]:
 
 
 @pytest.fixture
-def looked_for_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The test's own search for it, of which nothing is left behind."""
+def fresh_search(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Search again in the test, and forget the result after it."""
     find.cache_clear()
     for name in torch_tensorrt_modules():
         monkeypatch.delitem(sys.modules, name)
@@ -38,7 +37,7 @@ def put(folder: Path, code: str) -> None:
     (folder / "torch_tensorrt" / "__init__.py").write_text(code)
 
 
-@pytest.mark.usefixtures("looked_for_anew")
+@pytest.mark.usefixtures("fresh_search")
 @pytest.mark.parametrize(
     ("code", "gpu", "reason"),
     [
@@ -49,7 +48,7 @@ def put(folder: Path, code: str) -> None:
     ],
     ids=["none", "no GPU", "broken", "another layout"],
 )
-def test_why_it_cannot_be_had(
+def test_the_reason_why_it_is_not_available(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str | None, gpu: bool, reason: str
 ) -> None:
     if code is None:
@@ -70,7 +69,7 @@ def test_one_of_another_tensorrt_is_not_used(offer: Callable[..., None], caplog:
     assert "torch_tensorrt 2.11.0 writes networks of another TensorRT" in caplog.text
 
 
-def test_a_model_that_needs_it_not_does_not_look_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_without_need_for_it_does_not_look_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden() -> PeerLibrary:
         raise AssertionError("looked for")
 

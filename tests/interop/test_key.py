@@ -1,4 +1,4 @@
-"""The key of an engine with nodes that torch_tensorrt's converters write."""
+"""Key of an engine with nodes that torch_tensorrt's converters write."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tests.engine.test_engine_key import TARGETS, Called
+from tests.engine.keys import TARGETS, Called
 from tests.interop import fake
 from tests.interop.fake import CUBE, Support
 from torchtrt_bridge.capture.export import export_program, graph_from_program
@@ -23,10 +23,10 @@ from torchtrt_bridge.trt import library as library
 OPTIONS = Options(engine="tensorrt_rtx", targets=TARGETS)
 
 
-def key_of(call: Callable[..., Any], with_guest: bool = True) -> str:
+def key_of(call: Callable[..., Any], with_provider: bool = True) -> str:
     captured = graph_from_program(export_program(Called(call), (torch.ones(3, 4),)))
     module = normalize(captured.module, OPTIONS)
-    provider = provider_for(OPTIONS) if with_guest else None
+    provider = provider_for(OPTIONS) if with_provider else None
     (subgraph,) = extract_subgraphs(module, propose(module, OPTIONS, provider).subgraphs).values()
     return engine_key(subgraph, library.load("tensorrt_rtx"), OPTIONS, {}, provider)
 
@@ -35,7 +35,7 @@ def cubed(x: torch.Tensor) -> torch.Tensor:
     return fake.cube(x.sin())
 
 
-def write_cube_otherwise(ctx: Any, target: Any, args: Any, kwargs: Any, name: str) -> Any:
+def write_cube_in_another_way(ctx: Any, target: Any, args: Any, kwargs: Any, name: str) -> Any:
     return fake.product(ctx, args[0], fake.product(ctx, args[0], args[0]))
 
 
@@ -54,7 +54,7 @@ def test_another_version_gives_another_key(offer: Callable[..., None]) -> None:
 def test_another_converter_gives_another_key(offer: Callable[..., None]) -> None:
     offer({CUBE: [Support(fake.write_cube)]})
     before = key_of(cubed)
-    offer({CUBE: [Support(write_cube_otherwise)]})
+    offer({CUBE: [Support(write_cube_in_another_way)]})
     assert key_of(cubed) != before
 
 
@@ -79,4 +79,4 @@ def test_a_users_converter_that_is_edited_gives_another_key(offer: Callable[...,
 
 def test_other_engines_keep_their_keys(offer: Callable[..., None]) -> None:
     offer({CUBE: [Support(fake.write_cube)]})
-    assert key_of(torch.sin) == key_of(torch.sin, with_guest=False)
+    assert key_of(torch.sin) == key_of(torch.sin, with_provider=False)

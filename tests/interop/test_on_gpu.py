@@ -1,4 +1,4 @@
-"""Operators that have no converter here, by those of torch_tensorrt in real engines, one by one."""
+"""Operators without a converter here, in real engines by torch_tensorrt's converters."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def library() -> PeerLibrary:
 
 
 class Called(nn.Module):
-    """Calls `call` with the module's weights, if any, and the inputs, between two operators of the bridge's own."""
+    """Module that calls `call` with its weights and inputs, between two operators that have converters here."""
 
     def __init__(self, call: Callable[..., Any], *weights: torch.Tensor) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ def test_operator(case: Case) -> None:
 
 
 def assert_wrote(report: trtb.CompileReport, op: str) -> None:
-    """One engine runs the whole model, `op` in it by torch_tensorrt, and was compared with PyTorch."""
+    """Assert that one engine runs the whole model, with `op` by torch_tensorrt, and was compared with PyTorch."""
     assert report.is_whole, str(report)
     (engine,) = report.engines
     assert list(engine.by_torch_tensorrt.values()) == [op]
@@ -194,7 +194,7 @@ def test_a_saved_program(tmp_path: Path) -> None:
 
 
 def test_a_users_converter(library: PeerLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A converter that was registered with torch_tensorrt, as its documentation shows, serves here too."""
+    """A converter that a user registered with torch_tensorrt, as its documentation shows, is used too."""
     from torch_tensorrt.dynamo.conversion import dynamo_tensorrt_converter
 
     monkeypatch.setitem(library.converters, fake.CUBE, [])  # type: ignore[arg-type]

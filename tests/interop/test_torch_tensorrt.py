@@ -1,4 +1,4 @@
-"""The provider: nodes that have no converter here, written by those of a registry like torch_tensorrt's."""
+"""Provider: nodes without a converter here, written by converters of a registry like torch_tensorrt's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.export import Dim
 
 import torchtrt_bridge as trtb
 from tests.interop import fake
-from tests.interop.fake import CUBE, SQUARE_AND_CUBE, TIMES, Support
+from tests.interop.fake import CUBE, SQUARE_AND_CUBE, TIMES, Support, call, export, x_of
 from torchtrt_bridge.engine import build, builder
 from torchtrt_bridge.errors import BuildError, LoweringError, UnsupportedOpError
 from torchtrt_bridge.lower.registry import NO_CONVERTER
@@ -21,20 +21,7 @@ from torchtrt_bridge.lower.registry import NO_CONVERTER
 NODES = {"cube": f"{fake.NAMESPACE}.cube.default"}
 
 
-def x_of(*shape: int) -> torch.Tensor:
-    return torch.randn(*(shape or (3, 4)))
-
-
-def call(x: torch.Tensor) -> torch.Tensor:
-    """An operator that has no converter here, between two that have one."""
-    return fake.cube(x.sin()).exp()
-
-
-def export(model: Any = call, *args: Any, **options: Any) -> Any:
-    return trtb.export(model, args or (x_of(),), **{"engine": "reference", **options})
-
-
-def assert_serves(program: Any, model: Callable[..., Any], *args: Any) -> None:
+def assert_runs(program: Any, model: Callable[..., Any], *args: Any) -> None:
     torch.testing.assert_close(program(*args), model(*args))
     assert [engine.state for engine in program.report.engines] == ["ready"] * len(program.report.engines)
 
@@ -45,7 +32,7 @@ def assert_serves(program: Any, model: Callable[..., Any], *args: Any) -> None:
 def test_a_node_without_a_converter_joins_the_engine(offer: Callable[..., None]) -> None:
     offer({CUBE: [Support(fake.write_cube)]})
     program = export()
-    assert_serves(program, call, x_of())
+    assert_runs(program, call, x_of())
     assert program.report.is_whole
     (engine,) = program.report.engines
     assert engine.by_torch_tensorrt == NODES
@@ -54,7 +41,7 @@ def test_a_node_without_a_converter_joins_the_engine(offer: Callable[..., None])
 
 def test_without_it_pytorch_runs_the_node() -> None:
     program = export()
-    assert_serves(program, call, x_of())
+    assert_runs(program, call, x_of())
     assert [(entry.node, entry.reason) for entry in program.report.in_torch] == [("cube", NO_CONVERTER)]
     assert [engine.by_torch_tensorrt for engine in program.report.engines] == [{}, {}]
 
@@ -66,7 +53,7 @@ def test_the_option_turns_it_off(offer: Callable[..., None]) -> None:
 
 
 @pytest.mark.parametrize("entry_point", ["compile", "explain"])
-def test_other_entry_points_say_so_too(offer: Callable[..., None], entry_point: str) -> None:
+def test_other_entry_points_use_it_too(offer: Callable[..., None], entry_point: str) -> None:
     offer({CUBE: [Support(fake.write_cube)]})
     if entry_point == "explain":
         report = trtb.explain(call, x_of(), engine="reference")
@@ -88,7 +75,7 @@ def test_reports_name_the_nodes(offer: Callable[..., None], kind: str, tmp_path:
     assert "torch_tensorrt" in written
 
 
-def test_a_saved_program_remembers_the_nodes(offer: Callable[..., None], tmp_path: Path) -> None:
+def test_a_saved_program_lists_the_nodes(offer: Callable[..., None], tmp_path: Path) -> None:
     offer({CUBE: [Support(fake.write_cube)]})
     trtb.save(export(engine="tensorrt_rtx", targets=("sm_89",)), tmp_path / "model.pt2")
     assert [engine.by_torch_tensorrt for engine in trtb.load(tmp_path / "model.pt2").report.engines] == [NODES]
@@ -101,14 +88,14 @@ def test_several_results(offer: Callable[..., None]) -> None:
 
     offer({SQUARE_AND_CUBE: [Support(fake.write_square_and_cube)]})
     program = export(both)
-    assert_serves(program, both, x_of())
+    assert_runs(program, both, x_of())
     assert program.report.is_whole
 
 
 def test_dynamic_sizes(offer: Callable[..., None]) -> None:
     offer({CUBE: [Support(fake.write_cube)]})
     program = export(dynamic_shapes=({0: Dim("rows", min=2, max=8)},))
-    assert_serves(program, call, x_of(7, 4))
+    assert_runs(program, call, x_of(7, 4))
     assert program.report.is_whole
 
 
@@ -141,12 +128,12 @@ def test_constants_are_copies(offer: Callable[..., None]) -> None:
     before = model.weight.clone()
     program = export(model)
     assert program.report.is_whole
-    assert_serves(program, model, x_of())
+    assert_runs(program, model, x_of())
     torch.testing.assert_close(model.weight, before, rtol=0, atol=0)
 
 
 def times_a_tensor(ctx: Any, target: Any, args: Any, kwargs: Any, name: str) -> Any:
-    """Takes its weight as a tensor of the network only, as the converter of cdist does; the number must be 1."""
+    """Write a product whose weight must be a tensor of the network, as the converter of cdist; the number must be 1."""
     x, weight, number = args
     assert number == 1
     row = ctx.net.add_shuffle(weight)
@@ -154,12 +141,12 @@ def times_a_tensor(ctx: Any, target: Any, args: Any, kwargs: Any, name: str) -> 
     return fake.product(ctx, x, row.get_output(0))
 
 
-def test_constants_come_as_tensors_of_the_network_where_the_converter_wants_them_so(offer: Callable[..., None]) -> None:
+def test_a_converter_may_want_constants_as_tensors_of_the_network(offer: Callable[..., None]) -> None:
     offer({TIMES: [Support(times_a_tensor)]})
     model = Scaled()
     program = export(model, x_of(1, 4))
     assert program.report.is_whole, str(program.report)
-    assert_serves(program, model, x_of(1, 4))
+    assert_runs(program, model, x_of(1, 4))
 
 
 # Nodes that it does not write ------------------------------------------------------------------------------------
@@ -214,10 +201,10 @@ def wants_an_allocator(ctx: Any, *call: Any) -> Any:
         (wants_an_allocator, "its own runtime"),
     ],
 )
-def test_a_converter_that_fails_costs_its_node_only(offer: Callable[..., None], converter: Any, reason: str) -> None:
+def test_a_converter_that_fails_affects_its_node_only(offer: Callable[..., None], converter: Any, reason: str) -> None:
     offer({CUBE: [Support(converter)]})
     program = export()
-    assert_serves(program, call, x_of())
+    assert_runs(program, call, x_of())
     (entry,) = program.report.in_torch
     assert entry.node == "cube"
     assert reason in entry.reason
@@ -245,34 +232,36 @@ def cube_alone(x: torch.Tensor) -> torch.Tensor:
     ],
     ids=["validator", "dynamic", "allocator", "number", "dtype", "missing result", "random"],
 )
-def test_a_node_that_it_does_not_take(offer: Callable[..., None], model: Any, supports: Any, reason: str) -> None:
+def test_a_node_that_the_provider_does_not_take(
+    offer: Callable[..., None], model: Any, supports: Any, reason: str
+) -> None:
     offer(supports)
     program = export(model, dynamic_shapes=({0: Dim("rows", min=2, max=8)},))
     assert any(reason in entry.reason for entry in program.report.in_torch), str(program.report)
 
 
-def test_the_next_converter_is_asked_where_the_first_declines(offer: Callable[..., None]) -> None:
+def test_the_next_converter_writes_a_node_that_the_first_declines(offer: Callable[..., None]) -> None:
     offer({CUBE: [Support(raises, lambda node, settings: False), Support(fake.write_cube)]})
     assert export().report.is_whole
 
 
 def late(ctx: Any, *call: Any) -> Any:
-    """Writes the node when it is rehearsed, alone, and fails behind other layers."""
+    """Write the node alone in a network, and fail behind other layers."""
     if ctx.net.num_layers:
         raise ValueError("too late")
     return fake.write_cube(ctx, *call)
 
 
-def test_a_failure_after_the_rehearsal_has_the_graph_cut_anew(offer: Callable[..., None]) -> None:
+def test_a_failure_after_the_attempt_alone_partitions_the_graph_again(offer: Callable[..., None]) -> None:
     offer({CUBE: [Support(late)]})
     program = export()
-    assert_serves(program, call, x_of())
+    assert_runs(program, call, x_of())
     (entry,) = program.report.in_torch
     assert "too late" in entry.reason
     assert len(program.report.engines) == 2
 
 
-def test_a_failed_build_has_the_graph_cut_anew(offer: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_build_partitions_the_graph_again(offer: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     def build_without_cubes(network: Any, *rest: Any) -> bytes:
         definition = network.definition
         if any(definition.get_layer(index).name.startswith("cube/") for index in range(definition.num_layers)):
@@ -287,13 +276,13 @@ def test_a_failed_build_has_the_graph_cut_anew(offer: Callable[..., None], monke
 
 
 @pytest.mark.parametrize(("converter", "error"), [(raises, UnsupportedOpError), (late, LoweringError)])
-def test_a_failure_raises_where_the_options_ask_for_it(offer: Callable[..., None], converter: Any, error: Any) -> None:
+def test_a_failure_raises_with_fallback_error(offer: Callable[..., None], converter: Any, error: Any) -> None:
     offer({CUBE: [Support(converter)]})
     with pytest.raises(error, match=r"no such thing|too late"):
         export(fallback="error")
 
 
-def test_wrong_numbers_are_found_by_the_trial(offer: Callable[..., None]) -> None:
+def test_the_trial_finds_wrong_results(offer: Callable[..., None]) -> None:
     offer({CUBE: [Support(lambda ctx, target, args, kwargs, name: fake.product(ctx, args[0], args[0]))]})
     program, x = export(), x_of()
     torch.testing.assert_close(program(x), call(x))

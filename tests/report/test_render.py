@@ -61,7 +61,7 @@ def test_the_text_says_how_much_runs_where(report: CompileReport) -> None:
     assert str(report) == text
 
 
-def test_what_stays_in_pytorch_is_grouped_with_one_source_line(report: CompileReport) -> None:
+def test_nodes_in_pytorch_are_grouped_with_one_source_line(report: CompileReport) -> None:
     text = text_from_report(report)
     assert text.count("linalg_det.default") == 1
     assert "model.py:12" in text
@@ -89,13 +89,13 @@ def test_an_empty_report_says_that_nothing_was_compiled(render) -> None:
     assert "Nothing was compiled yet" in render(CompileReport(Options()))
 
 
-def test_square_brackets_are_no_markup() -> None:
+def test_square_brackets_are_not_markup() -> None:
     report = CompileReport(Options(), notes=["[bold]input[/bold] float32[2, 3] is outside of [1, 8]"])
     assert "[bold]input[/bold] float32[2, 3]" in text_from_report(report)
 
 
 class Page(HTMLParser):
-    """Collects the tags and attributes of a page, and checks that every tag is closed in order."""
+    """Parser that collects the tags and attributes of a page, and checks that tags are closed in order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_is_whole_escaped_and_needs_nothing_from_outside(report: CompileReport) -> None:
+def test_the_page_is_complete_escaped_and_self_contained(report: CompileReport) -> None:
     report.note("<script>alert(1)</script>")
     text = html_from_report(report)
     page = Page()
@@ -137,7 +137,7 @@ def test_it_is_text_in_a_notebook_too(report: CompileReport, monkeypatch: pytest
     assert "102 of 105 nodes in TensorRT, 1 engine" in text_from_report(report)
 
 
-def test_what_is_not_quantized_is_listed_with_its_reason(report: CompileReport) -> None:
+def test_layers_that_are_not_quantized_are_listed_with_their_reason(report: CompileReport) -> None:
     report.in_float = [
         TorchEntry("aten.linear.default", "linear", "TensorRT does not build it", "model.py:7: x = f(x)")
     ]

@@ -1,4 +1,4 @@
-"""The TensorRT in use: how it is chosen, what it refuses, and what it says then."""
+"""TensorRT libraries: the choice of one, its limits, and its errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 
 @pytest.fixture(autouse=True)
 def _nothing_loaded() -> Iterator[None]:
-    """What is chosen depends on patches here, so nothing is remembered."""
+    """Forget libraries that were chosen before, as the choice depends on patches here."""
     library.choose.cache_clear()
     yield
     library.choose.cache_clear()
@@ -35,7 +35,7 @@ def pretend_installed(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     monkeypatch.setattr(library, "installed", lambda name: name in names)
 
 
-def test_a_second_name_of_tensorrt_rtx_is_no_installed_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_name_of_tensorrt_rtx_is_not_an_installed_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch_tensorrt gives TensorRT-RTX the name `tensorrt` when it is imported."""
     alias = ModuleType("tensorrt")
     alias.__package__, alias.__spec__ = "tensorrt_rtx", importlib.machinery.ModuleSpec("tensorrt", None)
@@ -49,14 +49,14 @@ def test_load_names_package_and_version(rtx: TensorRTLibrary) -> None:
 
 
 @pytest.mark.parametrize("name", library.LIBRARIES)
-def test_a_missing_package_is_told_with_its_remedy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_a_missing_package_says_how_to_install_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_installed(monkeypatch)
     package = name.replace("_", "-")
     with pytest.raises(EngineLoadError, match=f"{package} is not installed. Run: pip install {package}$"):
         library.load.__wrapped__(name)
 
 
-def test_a_broken_package_is_told_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_a_broken_package_gives_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(name: str) -> ModuleType:
         raise ImportError("libnvinfer.so.11: cannot open shared object file")
 
@@ -66,7 +66,7 @@ def test_a_broken_package_is_told_with_its_reason(monkeypatch: pytest.MonkeyPatc
         library.load.__wrapped__("tensorrt")
 
 
-def test_a_package_without_bindings_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_without_bindings_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_installed(monkeypatch, "tensorrt")
     monkeypatch.setattr(library.importlib, "import_module", ModuleType)
     with pytest.raises(EngineLoadError, match=r"does not import.*Builder"):
@@ -82,7 +82,7 @@ def test_no_tensorrt_at_all(engine: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @rtx_only
 @pytest.mark.parametrize("engine", ["auto", "reference", "tensorrt_rtx"])
-def test_rtx_is_chosen_where_nothing_speaks_against_it(engine: str) -> None:
+def test_rtx_is_chosen_by_default(engine: str) -> None:
     if torch.cuda.is_available() and engine == "auto":
         pytest.skip("the GPU decides")
     assert library.choose(engine).name == "tensorrt_rtx"  # type: ignore[arg-type]
@@ -102,9 +102,9 @@ class Refusing:
         ({"tensorrt_rtx": "too old a GPU"}, "tensorrt_rtx"),
         ({"tensorrt": None}, "tensorrt"),
     ],
-    ids=["both serve", "rtx refuses", "both refuse", "rtx alone", "tensorrt alone"],
+    ids=["both run", "rtx refuses", "both refuse", "rtx alone", "tensorrt alone"],
 )
-def test_auto_takes_the_one_that_serves_the_gpu(
+def test_auto_takes_the_library_that_runs_on_the_gpu(
     refusals: dict[str, str | None], chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend_installed(monkeypatch, *refusals)
@@ -130,7 +130,7 @@ def test_the_current_target(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Config:
-    """Records what `set_targets` asks of TensorRT."""
+    """Builder configuration that records the targets that are set."""
 
     def __init__(self) -> None:
         self.num_compute_capabilities = 0
@@ -160,7 +160,7 @@ def test_targets(targets: tuple[str, ...], wanted: list[tuple[int, str]], rtx: T
 
 
 @rtx_only
-def test_an_unknown_target_is_told_with_those_known(rtx: TensorRTLibrary) -> None:
+def test_the_error_of_an_unknown_target_lists_the_known_ones(rtx: TensorRTLibrary) -> None:
     with pytest.raises(BuildError) as caught:
         rtx.set_targets(Config(), ("sm_86", "sm_42"))
     message = str(caught.value)

@@ -1,4 +1,4 @@
-"""Probes: TensorRT is asked once by a build, its answer is kept, and a bad answer is never kept for good."""
+"""Probes: one build gives an answer, the cache keeps it, and a temporary failure is not cached."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def options(tmp_path: Path) -> Options:
 
 @dataclasses.dataclass
 class Counted:
-    """A probe that counts how often it is asked, and writes a network that is built or not."""
+    """Probe that counts its builds, and writes a network that TensorRT builds or refuses."""
 
     network: str = "buildable"
     asked: int = 0
@@ -60,7 +60,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, network: str = "buildable", layer: 
 
 
 def forget() -> None:
-    """As another process: what is known is what the disk keeps."""
+    """Forget all answers but those on disk, as in another process."""
     probe._answers.clear()
 
 
@@ -82,7 +82,7 @@ def test_attention_is_built(targets: tuple[str, ...], rtx: TensorRTLibrary, opti
     [("unbuildable", "ELEMENTWISE|dimension"), ("unknown to Python", "AttributeError: .*add_wormhole")],
     ids=["refused by the builder", "refused by the bindings"],
 )
-def test_no_comes_with_the_reason(
+def test_a_negative_answer_has_a_reason(
     network: str,
     words: str,
     rtx: TensorRTLibrary,
@@ -98,8 +98,10 @@ def test_no_comes_with_the_reason(
     assert answer.reason in caplog.text
 
 
-def test_an_attention_whose_mask_is_dropped_is_a_no(rtx: TensorRTLibrary, options: Options, monkeypatch: Any) -> None:
-    """TensorRT only logs that it drops a mask beside a causal one, and builds."""
+def test_an_attention_whose_mask_is_dropped_is_not_supported(
+    rtx: TensorRTLibrary, options: Options, monkeypatch: Any
+) -> None:
+    """TensorRT logs that it drops a mask beside a causal one, and builds the network."""
 
     def write(trt: Any, network: Any) -> None:
         q, k, v = (network.add_input(name, trt.DataType.HALF, (1, 2, 16, 64)) for name in "qkv")
@@ -127,7 +129,7 @@ def test_the_reference_builds_nothing(layer: str, rtx: TensorRTLibrary, monkeypa
     assert counted.asked == 0
 
 
-def test_an_unknown_capability_is_a_mistake_of_ours(rtx: TensorRTLibrary, options: Options) -> None:
+def test_an_unknown_capability_is_an_error_of_this_package(rtx: TensorRTLibrary, options: Options) -> None:
     with pytest.raises(KeyError, match="teleport"):
         supports("teleport", rtx, options)
 
@@ -139,10 +141,10 @@ def test_a_second_probe_of_a_name_is_refused() -> None:
         probe.probe(layer="add_attention")(attention)
 
 
-# Kept --------------------------------------------------------------------------------------------------------------
+# On disk -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_process_asks_once(rtx: TensorRTLibrary, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_builds_a_probe_once(rtx: TensorRTLibrary, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     counted = planted(monkeypatch)
     assert supports("planted", rtx, options) == supports("planted", rtx, options) == Support(True)
     assert counted.asked == 1
@@ -174,7 +176,7 @@ def test_without_a_cache_nothing_is_written(
 
 @pytest.mark.parametrize("index", [0, 1], ids=["answer", "digest"])
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"yes": true}', b"null", b"\xff"], ids=repr)
-def test_a_damaged_file_is_asked_again(
+def test_a_damaged_file_is_replaced_by_a_new_answer(
     index: int, damage: bytes, rtx: TensorRTLibrary, options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted = planted(monkeypatch)
@@ -198,7 +200,9 @@ def test_the_file_is_json(rtx: TensorRTLibrary, options: Options, monkeypatch: p
     assert json.loads(answer.read_text()) == {"yes": True, "reason": ""}
 
 
-def test_targets_are_asked_apart(rtx: TensorRTLibrary, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_target_has_its_own_answer(
+    rtx: TensorRTLibrary, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
     counted = planted(monkeypatch)
     asked_for = [("sm_86",), ("sm_89",), ("sm_86", "sm_89"), ("sm_89", "sm_86")]
     answers = [supports("planted", rtx, dataclasses.replace(options, targets=targets)) for targets in asked_for]
@@ -206,7 +210,9 @@ def test_targets_are_asked_apart(rtx: TensorRTLibrary, options: Options, monkeyp
     assert counted.asked == 3
 
 
-def test_versions_are_asked_apart(rtx: TensorRTLibrary, options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_version_has_its_own_answer(
+    rtx: TensorRTLibrary, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
     counted = planted(monkeypatch)
     newer = TensorRTLibrary(rtx.name, rtx.trt)
     newer.version = "99.0"
@@ -216,10 +222,10 @@ def test_versions_are_asked_apart(rtx: TensorRTLibrary, options: Options, monkey
 
 
 @pytest.mark.parametrize("reason", ["memory", "target", "exception"])
-def test_a_passing_trouble_is_not_kept(
+def test_a_temporary_failure_is_not_cached(
     reason: str, rtx: TensorRTLibrary, options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What says nothing about TensorRT's abilities is asked again by the next process."""
+    """The next process builds the probe again, as the failure says nothing about TensorRT."""
     counted = planted(monkeypatch)
 
     def fail(asked: Probe, library: TensorRTLibrary, options: Options, log: Any) -> None:
@@ -238,7 +244,7 @@ def test_a_passing_trouble_is_not_kept(
     assert counted.asked == 1
 
 
-def test_a_cache_that_cannot_be_written_stops_nothing(
+def test_a_cache_that_cannot_be_written_does_not_stop_a_probe(
     rtx: TensorRTLibrary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted = planted(monkeypatch)

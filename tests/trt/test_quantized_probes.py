@@ -1,4 +1,4 @@
-"""The probes of quantized layers: what the installed TensorRT-RTX builds, by target."""
+"""Probes of quantized layers: the answers of the installed TensorRT-RTX, by target."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_fp8_is_built_from_ada_on(kind: str, target: str, is_built: bool) -> Non
     assert is_built or "fp8" in answer.reason
 
 
-def test_one_target_that_lacks_it_is_enough() -> None:
+def test_one_target_without_it_is_enough_for_a_negative_answer() -> None:
     assert not supports("fp8_linear", load("tensorrt_rtx"), Options(targets=("sm_86", "sm_89"))).yes
 
 

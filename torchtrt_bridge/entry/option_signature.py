@@ -16,15 +16,18 @@ def shows_options(taken: type) -> Callable[[F], F]:
 
     The function has them as ``**options``, of which `help` would show no names.
     """
-    names = [name for name in DECLARATIONS if name in get_type_hints(taken)]
+    taken_names = get_type_hints(taken)
+    declarations = {name: declared for name, declared in DECLARATIONS.items() if name in taken_names}
 
     def decorate(function: F) -> F:
         signature = inspect.signature(function)
         plain = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
         keyword = inspect.Parameter.KEYWORD_ONLY
-        options = [inspect.Parameter(n, keyword, default=defaults()[n], annotation=type_hints()[n]) for n in names]
+        options = [
+            inspect.Parameter(n, keyword, default=defaults()[n], annotation=type_hints()[n]) for n in declarations
+        ]
         cast(Any, function).__signature__ = signature.replace(parameters=[*plain, *options])
-        function.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\nOptions:\n{text_of(names)}\n"
+        function.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\nOptions:\n{text_of(declarations)}\n"
         return function
 
     return decorate

@@ -5,19 +5,17 @@ engine, and whether a saved program takes it. Validation, the engine's key, `loa
 the documentation read it there. Beside it stands one line in a `TypedDict`, which type checkers and editors read.
 """
 
-# ruff: noqa: RUF009 - `_option` gives a dataclass field
+# ruff: noqa: RUF009 - `option` gives a dataclass field
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
-import textwrap
-import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypedDict, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypedDict, get_type_hints
 
 from torchtrt_bridge.errors import OptionsError
+from torchtrt_bridge.options.declaration import Declaration, checked, option, suggestion, text_of
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Fallback = Literal["pytorch", "error"]
@@ -29,119 +27,89 @@ BuildKind = Literal["wait", "background"]
 TorchTensorRT = Literal["auto", "off"]
 TARGET_PREFIX = "sm_"
 
-# "engine": a setting of TensorRT's builder, so the key of an engine holds its value.
-# "graph": decides which nodes and sizes an engine gets, or which TensorRT builds it; the key holds these themselves.
-# "run": decides how engines are checked, run and kept; no part of the key.
-Shapes = Literal["engine", "graph", "run"]
-
-T = TypeVar("T")
-
-
-@dataclasses.dataclass(frozen=True)
-class Declaration:
-    """All that is said of an option beside its type and default.
-
-    meaning: one sentence, and further ones if need be, in Markdown.
-    shapes: the part that it has in an engine.
-    at_load: `load` takes it, and a saved program does not keep it.
-    least, most: the range of an integer; None for no limit.
-    """
-
-    meaning: str
-    shapes: Shapes
-    at_load: bool = False
-    least: int | None = None
-    most: int | None = None
-
-
-def _option(default: T, meaning: str, *, shapes: Shapes, **further: Any) -> T:
-    """Declare an option as a field of `Options`; further: the other fields of its `Declaration`."""
-    declaration = Declaration(" ".join(meaning.split()), shapes, **further)
-    return dataclasses.field(default=default, metadata={"declaration": declaration})
-
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     """The user's choices; every entry point takes them as keyword arguments."""
 
-    precision: Precision = _option(
+    precision: Precision = option(
         "fp32",
         """Floating point type that an fp32 model computes in. Numerically delicate operators stay in fp32, and a
         model that is already in half precision keeps its types.""",
         shapes="graph",
     )
-    tf32: bool = _option(
+    tf32: bool = option(
         False,
         "Let fp32 matrix products and convolutions use TF32 (10 mantissa bits) where the GPU has it.",
         shapes="engine",
     )
-    fallback: Fallback = _option(
+    fallback: Fallback = option(
         "pytorch",
         '`"pytorch"` runs in PyTorch whatever TensorRT cannot run; `"error"` raises an exception instead.',
         shapes="run",
         at_load=True,
     )
-    engine: EngineKind = _option(
+    engine: EngineKind = option(
         "auto",
         """The TensorRT that builds and runs the engines. `"auto"` takes the installed one that runs on this GPU;
         `"reference"` computes the lowered networks on the CPU in PyTorch, for tests and for debugging.""",
         shapes="graph",
     )
-    targets: tuple[str, ...] = _option(
+    targets: tuple[str, ...] = option(
         (),
         """Compute capabilities to build for, as `("sm_86", "sm_120")`. Empty means the GPU of this machine, or the
         portable engine (Ampere and newer) on a machine without one.""",
         shapes="engine",
     )
-    torch_ops: tuple[str, ...] = _option(
+    torch_ops: tuple[str, ...] = option(
         (),
         'Operators to leave in PyTorch, as `("aten.softmax.int",)`, for debugging.',
         shapes="graph",
     )
-    torch_tensorrt: TorchTensorRT = _option(
+    torch_tensorrt: TorchTensorRT = option(
         "auto",
         """`"auto"` lets the converters of torch_tensorrt, where it is installed and a GPU is visible, write the
         operators that have no converter here; `"off"` leaves these to PyTorch.""",
         shapes="graph",
     )
-    min_subgraph_nodes: int = _option(
+    min_subgraph_nodes: int = option(
         1,
         "Smallest number of operators that is worth an engine; a smaller subgraph stays in PyTorch.",
         shapes="graph",
         least=1,
     )
-    workspace_bytes: int | None = _option(
+    workspace_bytes: int | None = option(
         None,
         "Most scratch memory that an engine may take, in bytes; None leaves it to TensorRT.",
         shapes="engine",
         least=1,
     )
-    optimization_level: int = _option(
+    optimization_level: int = option(
         3,
         "Effort of TensorRT's builder, from 0 (fastest build) to 5 (fastest engine).",
         shapes="engine",
         least=0,
         most=5,
     )
-    build: BuildKind = _option(
+    build: BuildKind = option(
         "wait",
         '`"wait"` lets the first call wait for its engines; `"background"` lets PyTorch run until they are built.',
         shapes="run",
     )
-    max_dynamic_size: int = _option(
+    max_dynamic_size: int = option(
         4096,
         "Upper end of a dynamic dimension whose range PyTorch does not bound.",
         shapes="graph",
         least=1,
     )
-    cuda_graphs: CudaGraphs = _option(
+    cuda_graphs: CudaGraphs = option(
         "auto",
         """`"auto"` replays whole calls from CUDA graphs where sizes are static or come again; `"off"` enqueues each
         call.""",
         shapes="run",
         at_load=True,
     )
-    overlap_kernels: bool = _option(
+    overlap_kernels: bool = option(
         False,
         """Let the GPU begin a kernel of an engine before those it depends on have ended, as TensorRT-RTX asks for on
         compute capability 9.0 and newer. A replay of a CUDA graph is then 3 to 17 % faster on an H100, where results
@@ -149,13 +117,13 @@ class Options:
         shapes="run",
         at_load=True,
     )
-    reuse_outputs: bool = _option(
+    reuse_outputs: bool = option(
         False,
         "Let a call overwrite the results of the call before, which saves a copy where they are still held.",
         shapes="run",
         at_load=True,
     )
-    release_weights: bool = _option(
+    release_weights: bool = option(
         False,
         """Once the trial has settled on engines, move to host memory the weights that PyTorch holds for these
         subgraphs beyond the model's own: halved, folded and merged ones, and all those of an exported program. A
@@ -163,20 +131,20 @@ class Options:
         shapes="run",
         at_load=True,
     )
-    trial: TrialKind = _option(
+    trial: TrialKind = option(
         "check+time",
         """Use of the first real inputs: `"check"` compares each engine with PyTorch, `"check+time"` also times both
         and keeps the faster one, `"off"` trusts engines without a check.""",
         shapes="run",
         at_load=True,
     )
-    keep_int8: bool = _option(
+    keep_int8: bool = option(
         False,
         """Leave every quantized subgraph quantized. Otherwise `trial="check+time"` also builds an engine of the
         same subgraph without its quantization, and takes it where the quantized one is wrong or slower.""",
         shapes="run",
     )
-    inductor: Inductor = _option(
+    inductor: Inductor = option(
         "off",
         """`"fallback"` lets PyTorch's inductor compile the subgraphs whose engine failed, and the subgraphs between
         engines; `"compete"` also lets it take part in the trial of every subgraph; `"max-autotune"` does the
@@ -185,20 +153,20 @@ class Options:
         shapes="run",
         at_load=True,
     )
-    cache_dir: str | Path | None = _option(
+    cache_dir: str | Path | None = option(
         None,
         'Directory of built engines; None means the per-user cache directory, `""` keeps none.',
         shapes="run",
         at_load=True,
     )
-    cache_bytes: int = _option(
+    cache_bytes: int = option(
         20 * 2**30,
         "Size to which the cache is trimmed, in bytes.",
         shapes="run",
         at_load=True,
         least=0,
     )
-    progress: bool | None = _option(
+    progress: bool | None = option(
         None,
         "Show a progress bar while engines build; None shows it on a terminal only.",
         shapes="run",
@@ -206,7 +174,7 @@ class Options:
 
     def __post_init__(self) -> None:
         for name, hint in type_hints().items():
-            object.__setattr__(self, name, _checked(name, getattr(self, name), hint))
+            object.__setattr__(self, name, checked(name, getattr(self, name), hint, DECLARATIONS[name]))
         _check_targets(self.targets)
         if self.engine == "reference" and self.targets:
             raise OptionsError(
@@ -234,7 +202,7 @@ class Options:
         options = dict(options or {})
         for name in options:
             if name not in DECLARATIONS:
-                raise OptionsError(f"Unknown option {name!r}.{_suggestion(name, list(DECLARATIONS))}")
+                raise OptionsError(f"Unknown option {name!r}.{suggestion(name, list(DECLARATIONS))}")
         return cls(**options)
 
 
@@ -271,7 +239,7 @@ class KeywordOptions(LoadOptions, total=False):
 
 
 DECLARATIONS: dict[str, Declaration] = {
-    option.name: option.metadata["declaration"] for option in dataclasses.fields(Options)
+    field.name: field.metadata["declaration"] for field in dataclasses.fields(Options)
 }
 
 # The options that `load` takes: a saved program keeps all others.
@@ -286,70 +254,12 @@ def type_hints() -> dict[str, Any]:
 
 def defaults() -> dict[str, Any]:
     """Return the default of each option, by name."""
-    return {option.name: option.default for option in dataclasses.fields(Options)}
+    return {field.name: field.default for field in dataclasses.fields(Options)}
 
 
 def builder_settings(options: Options) -> dict[str, Any]:
     """Return the values of the options that are settings of TensorRT's builder, by name."""
     return {name: getattr(options, name) for name, declared in DECLARATIONS.items() if declared.shapes == "engine"}
-
-
-# Validation --------------------------------------------------------------------------------------------------------
-
-
-def _checked(name: str, value: Any, hint: Any) -> Any:
-    """Return the value of an option; a string or a list where a tuple of strings is wanted becomes one."""
-    kinds = _kinds(hint)
-    if value is None and type(None) in kinds:
-        return None
-    kind = kinds[0]
-    if get_origin(kind) is Literal:
-        _check_choice(name, value, get_args(kind))
-    elif kind is bool and not isinstance(value, bool):
-        raise OptionsError(f"{name} must be bool, not {value!r}.")
-    elif kind is int:
-        _check_range(name, value, DECLARATIONS[name])
-    elif get_origin(kind) is tuple:
-        return _tuple_of_strings(name, value)
-    elif not isinstance(value, kinds):
-        raise OptionsError(f"{name} must be a path or None, not {value!r}.")
-    return value
-
-
-def _kinds(hint: Any) -> tuple[Any, ...]:
-    """Return the members of a union; any other type alone."""
-    return get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
-
-
-def _suggestion(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"{hint} Known: {', '.join(known)}."
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise OptionsError(f"{name}={value!r} is not a choice.{_suggestion(str(value), list(choices))}")
-
-
-def _check_range(name: str, value: object, declaration: Declaration) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise OptionsError(f"{name} must be an integer, not {value!r}.")
-    least, most = declaration.least, declaration.most
-    if (least is not None and value < least) or (most is not None and value > most):
-        raise OptionsError(f"{name}={value} is out of range: {_range_text(declaration)}.")
-
-
-def _range_text(declaration: Declaration) -> str:
-    return f"{declaration.least} or more" if declaration.most is None else f"{declaration.least} to {declaration.most}"
-
-
-def _tuple_of_strings(name: str, value: object) -> tuple[str, ...]:
-    if isinstance(value, str):
-        value = (value,)
-    if not isinstance(value, (tuple, list)) or not all(isinstance(v, str) for v in value):
-        raise OptionsError(f"{name} must be a tuple of strings, not {value!r}.")
-    return tuple(value)
 
 
 def _check_targets(targets: tuple[str, ...]) -> None:
@@ -358,49 +268,6 @@ def _check_targets(targets: tuple[str, ...]) -> None:
             raise OptionsError(
                 f"targets: {target!r} is not a compute capability. Write it as 'sm_89' for 8.9 or 'sm_120' for 12.0."
             )
-
-
-# Documentation -----------------------------------------------------------------------------------------------------
-
-
-def choices(name: str) -> tuple[str, ...]:
-    """Return the words that an option may be."""
-    return get_args(type_hints()[name])
-
-
-def first_sentence(name: str) -> str:
-    """Return the meaning of an option in one sentence, without Markdown and the full stop."""
-    return DECLARATIONS[name].meaning.partition(". ")[0].removesuffix(".").replace("`", "")
-
-
-def options_table() -> str:
-    """Return all options as a table in Markdown: values, default, meaning, part in an engine, use at `load`."""
-    head = "| Option | Values | Default | Meaning | Shapes | `load` |\n| --- | --- | --- | --- | --- | --- |\n"
-    return head + "".join(f"| {' | '.join(_cells(name))} |\n" for name in DECLARATIONS)
-
-
-def _cells(name: str) -> tuple[str, ...]:
-    declared = DECLARATIONS[name]
-    at_load = "yes" if declared.at_load else ""
-    default = defaults()[name]
-    shown = f'`"{default}"`' if isinstance(default, str) else f"`{default!r}`"
-    return f"`{name}`", _values_text(name), shown, declared.meaning, declared.shapes, at_load
-
-
-def _values_text(name: str) -> str:
-    """Return the values that an option may have, in words."""
-    kinds = _kinds(type_hints()[name])
-    if get_origin(kinds[0]) is Literal:
-        return ", ".join(f'`"{choice}"`' for choice in choices(name))
-    words = {bool: "`True`, `False`", int: f"integer, {_range_text(DECLARATIONS[name])}", str: "path"}
-    text = words.get(kinds[0], "tuple of strings")
-    return f"{text}, or `None`" if type(None) in kinds else text
-
-
-def text_of(names: Iterable[str]) -> str:
-    """Return what a docstring says of options: one paragraph for each."""
-    wrap = functools.partial(textwrap.fill, width=116, initial_indent=" " * 4, subsequent_indent=" " * 8)
-    return "\n".join(wrap(f"{name}: {DECLARATIONS[name].meaning.replace('`', '``')}") for name in names)
 
 
 Options.__doc__ = f"{Options.__doc__ or ''}\n\n{text_of(DECLARATIONS)}\n"

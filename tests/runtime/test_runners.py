@@ -51,14 +51,17 @@ class Copying(FakeTensorRT):
         return True
 
 
+CPU = torch.device("cpu")
+
+
 @pytest.fixture
 def runner(monkeypatch: pytest.MonkeyPatch) -> runners.GpuRunner:
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=0))
     monkeypatch.setattr(runners, "torch_dtype_from_trt", lambda dtype: dtype)
     monkeypatch.setattr(runners, "ALIGNMENT", CPU_ALIGNMENT)
     monkeypatch.setattr(runners, "may_overlap", lambda device: False)
-    monkeypatch.setattr(runners.torch, "device", lambda *_: "cpu")
+    monkeypatch.setattr(runners.torch, "device", lambda *_: CPU)
     return runners.GpuRunner(b"", Copying())  # type: ignore[arg-type]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import os
 import threading
@@ -26,6 +25,7 @@ from torchtrt_bridge.options import Options
 from torchtrt_bridge.report.log import warn_once
 from torchtrt_bridge.report.model import READY, EngineEntry
 from torchtrt_bridge.report.progress import BuildProgress
+from torchtrt_bridge.runtime.engine_module import computing_device, on_device
 from torchtrt_bridge.runtime.runners import Built, GpuRunner, NoEngine, ReferenceRunner, Runner
 from torchtrt_bridge.trt import library as libraries
 from torchtrt_bridge.trt.inspector import product_dtypes
@@ -137,13 +137,15 @@ class _Engine:
         self._key = ""
         self._plan: bytes | None = None
         self._network: Network | None = None
-        self._device = torch.cuda.current_device() if torch.cuda.is_available() else None
+        self._device = torch.device("cpu")
 
     def prepare(self, module: fx.GraphModule) -> None:
         """Find the engine in the cache, or lower the subgraph."""
+        self._device = computing_device(module, self.options)
         if self.options.engine != "reference":
             context = self.context
-            self._key = engine_key(module, self.library, self.options, context.ranges, context.provider)
+            with on_device(self._device):
+                self._key = engine_key(module, self.library, self.options, context.ranges, context.provider)
             self._plan = self._cached()
         if self._plan is None:
             self._lower(module)
@@ -161,10 +163,10 @@ class _Engine:
             self.builder.plans[self.entry.name] = plan
         if not self.builder.run:
             return None
-        with torch.cuda.device(self._device) if self._device is not None else contextlib.nullcontext():
-            runner = load_engine(plan, self._key, self.library, self.options)
+        runner = load_engine(plan, self._key, self.library, self.options, self._device)
+        with on_device(self._device):
             runner.prepare()
-            return runner
+        return runner
 
     def _lower(self, module: fx.GraphModule) -> None:
         context = self.context
@@ -199,17 +201,19 @@ class _Engine:
     def _built(self) -> bytes:
         assert self._network is not None
         started = time.perf_counter()
-        plan = engine_from_network(self._network, self.library, self.options, self.on_progress)
+        with on_device(self._device):  # TensorRT builds for the current one
+            plan = engine_from_network(self._network, self.library, self.options, self.on_progress)
         self.entry.build_seconds = time.perf_counter() - started
         self.entry.bytes = len(plan)
         return plan
 
 
-def load_engine(plan: bytes, key: str, library: TensorRTLibrary, options: Options) -> GpuRunner:
-    """Load an engine on this machine's GPU; EngineLoadError says why it cannot run."""
+def load_engine(plan: bytes, key: str, library: TensorRTLibrary, options: Options, device: torch.device) -> GpuRunner:
+    """Load an engine on a GPU of this machine; EngineLoadError says why it cannot run."""
     if not torch.cuda.is_available():
         raise EngineLoadError("no CUDA GPU is visible to PyTorch, so the engine cannot run here.")
     cache = EngineCache.from_options(options)
     kernels = cache.get(key, "kernels") if cache else None
     keep = (lambda content: cache.put(key, content, "kernels")) if cache and kernels is None else None
-    return GpuRunner(plan, library, kernels, keep, options.overlap_kernels)
+    with on_device(device):
+        return GpuRunner(plan, library, kernels, keep, options.overlap_kernels)

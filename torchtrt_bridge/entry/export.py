@@ -26,6 +26,7 @@ from torchtrt_bridge.pipeline import bounded, compile_graph, compile_torch_subgr
 from torchtrt_bridge.report.log import warn_once
 from torchtrt_bridge.report.model import CompileReport, EngineEntry
 from torchtrt_bridge.runtime import Execution
+from torchtrt_bridge.runtime.engine_module import computing_device
 from torchtrt_bridge.runtime.runners import Built, NoEngine
 from torchtrt_bridge.trt import library as libraries
 
@@ -85,7 +86,7 @@ def save(program: Program, path: str | Path) -> None:
 def load(path: str | Path, *, device: str | torch.device | None = None, **options: Unpack[LoadOptions]) -> Program:
     """Read a program that `save` wrote, with its engines where this machine can run them.
 
-    device: where it runs; None means the GPU if there is one.
+    device: where it runs, as ``"cuda:1"``; None means the current GPU if there is one, else the CPU.
     options: how it runs, which the file does not keep.
     Raises EngineLoadError for a file that is missing, damaged or not written by `save`.
     """
@@ -94,13 +95,27 @@ def load(path: str | Path, *, device: str | torch.device | None = None, **option
         raise OptionsError(f"load() takes {', '.join(AT_LOAD)}; {', '.join(wrong)} was settled by export().")
     exported, manifest, plans = archive.read_archive(_path(path, "load"))
     checked = Options.from_mapping({**manifest.options, **options})
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = _place(device)
     exported = move_to_device_pass(exported, str(place))
     captured = graph_from_program(exported)
     report = manifest.report(checked)
     module = _with_engines(captured, manifest, plans, report)
     run = Execution(module, captured.outputs, captured.mutations, checked, report)
     return Program(exported, captured, run, manifest, plans)
+
+
+def _place(device: str | torch.device | None) -> torch.device:
+    """Return the device to load onto; OptionsError for one that is not there."""
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise OptionsError(f"load(device={device!r}): {str(error).splitlines()[0]}") from error
+    if place.type != "cuda":
+        return place
+    count = torch.cuda.device_count()
+    if (place.index or 0) >= count:
+        raise OptionsError(f"load(device={device!r}): PyTorch sees {count} GPU{'' if count == 1 else 's'} here.")
+    return place if place.index is not None else torch.device("cuda", torch.cuda.current_device())
 
 
 def _path(path: Any, verb: str) -> Path:
@@ -157,13 +172,20 @@ def _with_engines(
     ranges = bounded(captured.ranges, report.options)
     for entry in report.engines:
         entry.forget_trial()  # that of another machine
-        runner = _runner(entry, plans, manifest, report.options)
+        device = computing_device(subgraphs[entry.name], report.options)
+        runner = _runner(entry, plans, manifest, report.options, device)
         module.set_submodule(entry.name, engine_module(subgraphs[entry.name], ranges, runner, entry, report.options))
     compile_torch_subgraphs(module, report)
     return module
 
 
-def _runner(entry: EngineEntry, plans: Mapping[str, bytes], manifest: archive.Manifest, options: Options) -> Built:
+def _runner(
+    entry: EngineEntry,
+    plans: Mapping[str, bytes],
+    manifest: archive.Manifest,
+    options: Options,
+    device: torch.device,
+) -> Built:
     """Load the engine of a subgraph; entry: as the manifest has it."""
     if entry.name not in plans:
         return None if entry.is_ready else NoEngine(entry.state)
@@ -171,7 +193,7 @@ def _runner(entry: EngineEntry, plans: Mapping[str, bytes], manifest: archive.Ma
         library = libraries.load(
             "tensorrt" if manifest.versions["tensorrt"].startswith("TensorRT ") else "tensorrt_rtx"
         )
-        return load_engine(plans[entry.name], manifest.sha256[entry.name], library, options)
+        return load_engine(plans[entry.name], manifest.sha256[entry.name], library, options, device)
     except BridgeError as error:
         if options.fallback == "error":
             raise

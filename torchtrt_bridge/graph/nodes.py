@@ -37,6 +37,15 @@ def constant_of(node: Any) -> torch.Tensor | None:
     return value if isinstance(value, torch.Tensor) else None
 
 
+def gpu_of(module: fx.GraphModule) -> torch.device | None:
+    """Return the GPU of the tensors in a graph; None if they are all elsewhere."""
+    for node in module.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor) and value.device.type == "cuda":
+            return value.device if value.device.index is not None else torch.device("cuda", torch.cuda.current_device())
+    return None
+
+
 def arguments_of(node: fx.Node) -> dict[str, Any]:
     """Return the arguments of a call by their names in its operator's schema, defaults included."""
     schema = schema_of(node.target)

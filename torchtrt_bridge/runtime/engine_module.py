@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from torchtrt_bridge.errors import BridgeError, EngineLoadError, ShapeRangeError
+from torchtrt_bridge.graph.nodes import gpu_of
 from torchtrt_bridge.graph.shapes import TensorSpec
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.report.log import warn_once
@@ -121,7 +122,7 @@ class EngineModule(TriedModule):
         self._times_out_of_memory = 0
         self._build: Future[Built] | None = None
         if isinstance(build, Future):
-            self.device = _computing_device(options)
+            self.device = computing_device(pytorch, options)
             self._build = build
             self.state = "building"
         else:
@@ -343,10 +344,16 @@ class EngineModule(TriedModule):
         return contextlib.nullcontext() if weights is None else weights.loaded(is_capturing(inputs))
 
 
-def _computing_device(options: Options) -> torch.device:
-    """Return where an engine that is built here will run."""
-    on_gpu = options.engine != "reference" and torch.cuda.is_available()
-    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+def computing_device(module: fx.GraphModule, options: Options) -> torch.device:
+    """Return where the engine of a subgraph will run: on the GPU of its tensors, else on the current one."""
+    if options.engine == "reference" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return gpu_of(module) or torch.device("cuda", torch.cuda.current_device())
+
+
+def on_device(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Make a GPU the current one; a context that does nothing for another device."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def _kind(value: torch.Tensor) -> str:

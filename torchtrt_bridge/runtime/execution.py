@@ -48,11 +48,12 @@ class Execution:
         self.report = report
         self.engines = [m for m in module.modules() if isinstance(m, EngineModule)]
         self.torch_subgraphs = [m for m in module.modules() if isinstance(m, TorchSubgraph)]
-        self.device = next((e.device for e in self.engines if e.device.type == "cuda"), None)
-        self.uses_graphs = options.cuda_graphs == "auto" and self.device is not None
+        self.devices = sorted({e.device for e in self.engines if e.device.type == "cuda"}, key=str)
+        self.uses_graphs = options.cuda_graphs == "auto" and len(self.devices) == 1  # a graph is of one GPU
         self.generation = Generation()
+        device = self.devices[0] if self.devices else None
         self.graphed = GraphedModule(
-            module, self.device, _is_static(module), options.reuse_outputs, self._runners, self.give_up_graphs
+            module, device, _is_static(module), options.reuse_outputs, self._runners, self.give_up_graphs
         )
         self.weights = SpareWeights() if options.release_weights else None
         self._releasable: list[Holder] = []
@@ -169,8 +170,7 @@ class ThreadState:
         self.lock = threading.RLock()
         self.execution = execution
         self.graphs = CudaGraphCache(execution.graphed)
-        self._stream: torch.cuda.Stream | None = None
-        self._handle: int | None = None
+        self._streams: dict[torch.device, tuple[int, torch.cuda.Stream]] = {}
         self._generation = execution.generation.count
 
     def __call__(self, inputs: Sequence[Any]) -> Sequence[Any]:
@@ -178,21 +178,22 @@ class ThreadState:
         if self._generation != execution.generation.count and not is_capturing(inputs):
             self._generation = execution.generation.count
             self.graphs.clear()  # they hold an engine that was dropped, or are no longer wanted
-        if execution.device is not None:
-            self._follow_stream(execution.device)
-            if execution.uses_graphs and execution.is_settled and not torch.cuda.is_current_stream_capturing():
-                return self.graphs.pair_for(inputs)(inputs)
+        for device in execution.devices:
+            self._follow_stream(device)
+        if execution.uses_graphs and execution.is_settled and not torch.cuda.is_current_stream_capturing():
+            return self.graphs.pair_for(inputs)(inputs)
         results: Sequence[Any] = execution.module.forward(*inputs)
         return results
 
     def _follow_stream(self, device: torch.device) -> None:
         """Let the caller's stream wait for what this thread's buffers and contexts still do on another one."""
         handle = current_raw_stream(device.index or 0)
-        if handle != self._handle:
+        last = self._streams.get(device)
+        if last is None or handle != last[0]:
             stream = torch.cuda.current_stream(device)
-            if self._stream is not None and not torch.cuda.is_current_stream_capturing():
-                stream.wait_stream(self._stream)
-            self._stream, self._handle = stream, handle
+            if last is not None and not torch.cuda.is_current_stream_capturing():
+                stream.wait_stream(last[1])
+            self._streams[device] = handle, stream
 
 
 class _WithoutEngines(fx.Interpreter):

@@ -105,7 +105,13 @@ class GpuRunner:
             self._spare = session
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Queue one run on the current stream."""
+        """Queue one run on the current stream of the engine's GPU."""
+        if torch.cuda.current_device() != self.device.index:
+            with torch.cuda.device(self.device):
+                return self._run(inputs)
+        return self._run(inputs)
+
+    def _run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         thread = thread_number()
         session = self._sessions.get(thread)
         if session is None:

@@ -47,15 +47,15 @@ OBJECTS = {
     ("engine/build.py", "config"): "IBuilderConfig",
     ("engine/build.py", "profile"): "IOptimizationProfile",
     ("engine/build.py", "builder"): "Builder",
-    ("engine/library.py", "builder"): "Builder",
-    ("engine/library.py", "cache"): "IRuntimeCache",
-    ("engine/library.py", "engine"): "ICudaEngine",
+    ("trt/library.py", "builder"): "Builder",
+    ("trt/library.py", "cache"): "IRuntimeCache",
+    ("trt/library.py", "engine"): "ICudaEngine",
     ("lower/network.py", "definition"): "INetworkDefinition",
     ("lower/context.py", "definition"): "INetworkDefinition",
-    ("runtime/gpu.py", "_runtime"): "Runtime",
-    ("runtime/gpu.py", "_engine"): "ICudaEngine",
-    ("runtime/gpu.py", "_kernel_cache"): "IRuntimeCache",
-    ("runtime/gpu.py", "context"): "IExecutionContext",
+    ("runtime/runners.py", "_runtime"): "Runtime",
+    ("runtime/runners.py", "_engine"): "ICudaEngine",
+    ("runtime/runners.py", "_kernel_cache"): "IRuntimeCache",
+    ("runtime/runners.py", "context"): "IExecutionContext",
 }
 # In this file `config` is one of two kinds, by function.
 CONFIGS = {"set_targets": "IBuilderConfig", "context_config": "IRuntimeConfig"}
@@ -76,7 +76,7 @@ def surfaces() -> dict[str, set[str]]:
 
 
 def sources() -> list[Path]:
-    folders = ("engine", "lower", "runtime")
+    folders = ("engine", "lower", "runtime", "trt")
     return sorted(path for folder in folders for path in (PACKAGE / folder).rglob("*.py"))
 
 
@@ -148,7 +148,7 @@ def names_of_objects(tree: ast.AST, file: str) -> Iterator[str]:
                 continue
             name = chain_of(node.value)[-1]
             kind = OBJECTS.get((file, name))
-            if file == "engine/library.py" and name == "config":
+            if file == "trt/library.py" and name == "config":
                 kind = CONFIGS.get(function.name)
             if kind:
                 yield f"{kind}.{node.attr}"
@@ -231,6 +231,10 @@ def test_strings_that_name_members_name_existing_ones(path: Path) -> None:
 )
 def test_names_are_found_in_the_source(name: str) -> None:
     assert name in used()
+
+
+def test_the_files_of_objects_exist() -> None:
+    assert [file for file, _ in OBJECTS if not (PACKAGE / file).exists()] == []
 
 
 def read(source: str) -> set[str]:

@@ -224,6 +224,16 @@ def test_the_call_of_a_module() -> None:
     assert torch_internals.compiled_call(len) is None
 
 
+def test_hooks_of_a_module() -> None:
+    module = nn.ReLU()
+    module.register_forward_hook(lambda *_: torch.zeros(1))
+    hooks = torch_internals.forward_hooks(module)
+    assert module(torch.ones(1)).item() == 0
+    for key in list(hooks):
+        del hooks[key]
+    assert module(torch.ones(1)).item() == 1
+
+
 def test_a_process_that_was_not_forked() -> None:
     assert not torch_internals.is_fork_of_cuda_process()
 

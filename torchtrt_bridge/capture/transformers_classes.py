@@ -9,6 +9,10 @@ from typing import Any
 
 from torch import nn
 
+from torchtrt_bridge.graph.torch_internals import forward_hooks
+
+_MARK = "_output_capturing_hooks_installed"
+
 
 def is_model(target: Any) -> bool:
     """Return whether an object is a `transformers.PreTrainedModel`."""
@@ -28,7 +32,9 @@ def is_pipeline(target: Any) -> bool:
 def install_hooks(model: Any) -> None:
     """Let transformers install its hooks for hidden states and attentions, as it does at a model's first call.
 
-    It marks the model, while the hooks are in its submodules: a copy of an unmarked model would get them twice.
+    It marks the model, while the hooks are in its submodules: a copy of an unmarked model would get them twice. So
+    would a model within it that had a call of its own, as transformers installs the hooks of a model and of all models
+    in it at once, and looks at the mark of the outermost alone.
     """
     if not is_model(model):
         return
@@ -36,7 +42,13 @@ def install_hooks(model: Any) -> None:
         from transformers.utils.output_capturing import maybe_install_capturing_hooks
     except ImportError:  # versions without such hooks
         return
+    marked = [part for part in model.modules() if part is not model and getattr(part, _MARK, False)]
+    hooks = [forward_hooks(module) for part in marked for module in part.modules()]
+    before = [tuple(each) for each in hooks]
     maybe_install_capturing_hooks(model)
+    for each, known in zip(hooks, before, strict=True):
+        for key in [key for key in each if key not in known]:
+            del each[key]
 
 
 @contextlib.contextmanager

@@ -7,8 +7,11 @@ function, so that a new version which moves or renames one of these names is not
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import functools
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
+from unittest import mock
 
 import torch
 from torch import fx
@@ -82,7 +85,7 @@ def compile_with_inductor(module: fx.GraphModule, inputs: Sequence[torch.Tensor]
     from torch import _inductor
 
     options = _inductor.list_mode_options("max-autotune-no-cudagraphs") if tuned else None
-    with tracing_disabled(), torch.no_grad():
+    with tracing_lock(), tracing_disabled(), torch.no_grad():
         compiled: Callable[..., Any] = _inductor.compile(module, list(inputs), options=options)
     return compiled
 
@@ -177,6 +180,46 @@ def expression_bounds(expression: Any, ranges: Mapping[Any, tuple[int, int]]) ->
 # Capture -----------------------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def tracing_lock() -> Iterator[None]:
+    """Hold the lock under which Dynamo compiles, and keep the calls of other threads out of what is traced.
+
+    A trace keeps its state in global variables, and replaces `nn.Module.__call__` for the whole process: a module that
+    another thread calls meanwhile would be traced too. `torch.export` has functions behind `torch.compiler.disable`, as
+    compiled graphs are, annotate each call; two threads that do so at once raise KeyError.
+    """
+    from torch._dynamo.convert_frame import compile_lock
+    from torch.fx import traceback
+    from torch.fx._symbolic_trace import _Patcher
+
+    with (
+        compile_lock,
+        mock.patch.object(_Patcher, "patch_method", _patch_method_for_thread(_Patcher.patch_method)),
+        mock.patch.object(traceback, "annotate", _for_this_thread(traceback.annotate, contextlib.nullcontext)),
+    ):
+        yield
+
+
+def _patch_method_for_thread(patch_method: Callable[..., None]) -> Callable[..., None]:
+    """Return fx's function that patches a method, changed so that other threads call what was there."""
+
+    def patch(patcher: Any, cls: type, name: str, new: Callable[..., Any], deduplicate: bool = True) -> None:
+        patch_method(patcher, cls, name, _for_this_thread(new, getattr(cls, name)), deduplicate)
+
+    return patch
+
+
+def _for_this_thread(function: Callable[..., Any], elsewhere: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `function` for calls of the current thread, and `elsewhere` for those of others, as one function."""
+    thread = threading.get_ident()
+
+    @functools.wraps(function)
+    def choose(*args: Any, **kwargs: Any) -> Any:
+        return (function if threading.get_ident() == thread else elsewhere)(*args, **kwargs)
+
+    return choose
+
+
 def operator_namespace(target: Any) -> str | None:
     """Return the namespace of an operator, of all its overloads or of a higher-order one; None for other functions."""
     if isinstance(target, torch._ops.OpOverloadPacket):
@@ -253,6 +296,11 @@ def uncompiled_call(module: torch.nn.Module) -> Callable[..., Any]:
     """Return the call of a module with its hooks, as PyTorch runs it where nothing is compiled."""
     call: Callable[..., Any] = module._call_impl
     return call
+
+
+def forward_hooks(module: torch.nn.Module) -> MutableMapping[int, Callable[..., Any]]:
+    """Return the hooks that run after a module's forward, by number; to delete one is to remove it."""
+    return module._forward_hooks
 
 
 def compiled_call(module: Any) -> Any:

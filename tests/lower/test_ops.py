@@ -2,45 +2,40 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Sequence
 
 import pytest
-import torch
 
-from tests.compare import assert_matches
-from tests.lower.case import TRACED, Case, Point, Rejected
-from tests.lower.lowering import capture, flat_tensors, in_float64, lower
-from tests.lower.table import CASES, POINTS, REJECTED
+from tests.lower.batch import Batch, parameters
+from tests.lower.case import Point, Rejected
+from tests.lower.lowering import Results, assert_right, lower_batch, reasons_of
+from tests.lower.table import CASES, REJECTED, batches_of_points, batches_of_rejected
 from torchtrt_bridge.engine.build import engine_from_network
-from torchtrt_bridge.lower import CONVERTERS, why_not
+from torchtrt_bridge.lower import CONVERTERS
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.reference import NetworkInterpreter
 from torchtrt_bridge.trt import library as libraries
 
 
-@pytest.mark.parametrize("point", POINTS, ids=lambda point: point.id)
-def test_case(point: Point) -> None:
+@pytest.mark.parametrize(("batch", "index"), parameters(batches_of_points()))
+def test_case(batch: Batch[Point], index: int) -> None:
+    assert_right(batch.items[index], batch.compute(index, interpreted))
+
+
+@pytest.mark.parametrize(("batch", "index"), parameters(batches_of_rejected()))
+def test_rejected(batch: Batch[Rejected], index: int) -> None:
+    case, reasons = batch.items[index], batch.compute(index, reasons_of)
+    assert reasons, f"{case.op} is not in the graph"
+    assert any(case.reason in reason for reason in reasons), reasons
+
+
+def interpreted(points: Sequence[Point]) -> list[Results]:
+    """Build one network for all of `points`, and return what the interpreter computes with it, for each of them."""
     library = libraries.load("tensorrt_rtx")
-    lowered = lower(point, library)
+    lowered = lower_batch(points, library)
     interpreter = NetworkInterpreter(library.trt, lowered.network.definition, lowered.network.constants)
     assert engine_from_network(lowered.network, library, Options(targets=("sm_89",)))
-    for inputs in map(point.make_inputs, point.sizes):
-        with torch.no_grad():
-            expected = flat_tensors(lowered.model(*inputs))
-            results = lowered.outputs(lambda tensors: interpreter(*tensors), inputs)
-            tolerance = point.case.tolerance.get(point.dtype)
-            assert_matches(results, expected, functools.partial(in_float64, lowered.model, inputs), tolerance)
-
-
-@pytest.mark.parametrize("case", REJECTED, ids=lambda case: case.id)
-def test_rejected(case: Rejected) -> None:
-    made = Case(case.op, case.call, case.inputs)
-    shapes = made.dynamic_shapes(torch.float32) if case.dynamic else None
-    graph = capture(made.make_inputs(TRACED, torch.float32), made.module(torch.float32), shapes)
-    nodes = [node for node in graph.module.graph.nodes if node.target is case.op]
-    assert nodes, f"{case.op} is not in the graph"
-    reasons = [why_not(node) or "" for node in nodes]
-    assert any(case.reason in reason for reason in reasons), reasons
+    return lowered.results(points, lambda tensors: interpreter(*tensors))
 
 
 def test_every_converter_has_a_case() -> None:

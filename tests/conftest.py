@@ -1,8 +1,7 @@
-"""Fixtures of all tests: fixed seeds, a cache directory of their own, warnings told anew."""
+"""Which tests run, and fixtures of all: fixed seeds, a cache directory of their own, each warning anew."""
 
 from __future__ import annotations
 
-import functools
 import gc
 import os
 from collections.abc import Iterator
@@ -10,17 +9,43 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.export import exported_program
 
 from torchtrt_bridge import cache
 from torchtrt_bridge.report import log
 
+# Their assertions say what differs, as those of tests do.
+pytest.register_assert_rewrite("tests.compare", "tests.lower.lowering")
 
-def pytest_configure() -> None:
-    """Workers side by side compute on one thread each; with more, small networks wait for each other's threads."""
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="run the tests that are marked full, too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let workers compute on one thread each; with more, small networks wait for each other's threads.
+
+    All tests of an `xdist_group` go to one worker, as those that share a graph do.
+    """
     if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
         torch.set_num_threads(1)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Keep the tests of an `xdist_group` on one worker, where pytest-xdist is asked for workers and nothing else."""
+    if getattr(config.option, "numprocesses", None) and config.option.dist in ("no", "load"):
+        config.option.dist = "loadgroup"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests that are marked gpu or slow, and without `--full` those marked full; `-m` overrules it."""
+    if config.option.markexpr:
+        return
+    marks = ["gpu", "slow"] if config.option.full else ["gpu", "slow", "full"]
+    left_out = [item for item in items if any(map(item.get_closest_marker, marks))]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not any(map(item.get_closest_marker, marks))]
 
 
 def pytest_collectstart() -> None:
@@ -32,12 +57,6 @@ def pytest_collection_finish() -> None:
     """What was imported stays: the garbage collector going through it took a sixth of a small test."""
     gc.collect()
     gc.freeze()
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _operators_collected_once() -> None:
-    """`run_decompositions` lists all composite operators anew each time, which takes a third of a small test."""
-    exported_program._collect_all_valid_cia_ops = functools.cache(exported_program._collect_all_valid_cia_ops)
 
 
 @pytest.fixture(autouse=True)

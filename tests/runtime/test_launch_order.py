@@ -102,7 +102,8 @@ class Context:
 def session(monkeypatch: pytest.MonkeyPatch) -> runners.Session:
     """A session whose ordered queue uses stream 9."""
     monkeypatch.setattr(runners, "OrderedQueue", lambda device: lambda queue: queue(9))
-    return runners.Session(SimpleNamespace(is_ordered=True, device=None), Context())  # type: ignore[arg-type]
+    library: Any = SimpleNamespace(allocator=lambda allocate: None)
+    return runners.Session(SimpleNamespace(is_ordered=True, device=None), Context(), library)  # type: ignore[arg-type]
 
 
 def test_the_first_run_loads_kernels_and_each_run_is_ordered(

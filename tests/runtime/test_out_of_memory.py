@@ -163,6 +163,9 @@ class FakeTensorRT:
     def context_config(self, engine: Any, kernels: Any) -> tuple[None, None]:
         return None, None
 
+    def allocator(self, allocate: Any) -> None:
+        return None
+
     def wants_scratch(self, config: Any) -> bool:
         return False
 

@@ -209,3 +209,17 @@ def test_the_log_keeps_errors_only(rtx: TensorRTLibrary) -> None:
 def test_networks_are_strongly_typed(rtx: TensorRTLibrary) -> None:
     network = rtx.new_network(rtx.trt.Builder(rtx.new_log()))
     assert network.get_flag(rtx.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+
+
+def test_an_allocator_takes_memory_and_says_where_there_is_none(rtx: TensorRTLibrary) -> None:
+    def allocate(size: int) -> int:
+        if size > 100:
+            raise torch.OutOfMemoryError("no room")
+        return 512
+
+    allocator = rtx.allocator(allocate)
+    assert isinstance(allocator, rtx.trt.IGpuAllocator)
+    assert allocator.allocate_async(8, 256, 0, 0) == 512
+    assert allocator.allocate_async(0, 256, 0, 0) is None
+    assert allocator.allocate_async(101, 256, 0, 0) is None
+    assert allocator.deallocate_async(512, 0)

@@ -77,6 +77,7 @@ class GpuRunner:
         self._sessions: dict[int, Session] = {}
         self._spare: Session | None = None
         self.device = torch.device("cuda", torch.cuda.current_device())
+        self._library = library
         self._log = library.new_log()
         self._runtime = library.trt.Runtime(self._log)
         self._engine = self._made(lambda: self._runtime.deserialize_cuda_engine(plan))
@@ -143,7 +144,7 @@ class GpuRunner:
             context = self._made(lambda: self._engine.create_execution_context(runtime_config=self._context_config))
         if context is None:
             raise EngineLoadError(f"TensorRT gives no execution context: {self.errors}")
-        return Session(self._io, context)
+        return Session(self._io, context, self._library)
 
     def _keep_kernels(self) -> None:
         """After the first call, hand over the kernels that TensorRT-RTX compiled for it."""
@@ -170,12 +171,35 @@ class EngineIO:
     log: Any
 
 
+class TemporaryMemory:
+    """Memory that TensorRT asks for within a run, from PyTorch's allocator.
+
+    By itself TensorRT lets CUDA allocate it. A CUDA graph with such allocations cannot be changed, so that its kernels
+    would stay as they are ordered (see launch_order.py).
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._taken: list[torch.Tensor] = []
+
+    def take(self, size: int) -> int:
+        """Return the address of so many bytes, which are kept until `clear`."""
+        self._taken.append(torch.empty(size, dtype=torch.uint8, device=self.device))
+        return self._taken[-1].data_ptr()
+
+    def clear(self) -> None:
+        """Give the memory back, once the run is queued: what follows on this stream may have it."""
+        self._taken.clear()
+
+
 class Session:
     """An execution context with the shapes and addresses that are set in it; one thread uses it at a time."""
 
-    def __init__(self, io: EngineIO, context: Any) -> None:
+    def __init__(self, io: EngineIO, context: Any, library: TensorRTLibrary) -> None:
         self.io = io
         self.context = context
+        self._temporary = TemporaryMemory(io.device)
+        context.temporary_allocator = self._allocator = library.allocator(self._temporary.take)
         self._shapes: tuple[torch.Size, ...] | None = None
         self._output_shapes: list[tuple[int, ...]] = []
         self._scratch_bytes = 0
@@ -204,6 +228,7 @@ class Session:
             self.context.set_device_memory(scratch.data_ptr(), self._scratch_bytes)
         if not self._queue(torch.cuda.current_stream(io.device).cuda_stream):
             raise EngineLoadError(f"TensorRT could not run the engine: {_last_of(io.log)}")
+        self._temporary.clear()
         return outputs
 
     def _queue(self, stream: int) -> bool:

@@ -113,6 +113,13 @@ class TensorRTLibrary:
         """Return a stream to which TensorRT writes an engine; it ``has_failed`` if `write` raised OSError."""
         return _writer_class(self.trt)(write)
 
+    def allocator(self, allocate: Callable[[int], int]) -> Any:
+        """Return a TensorRT allocator that takes memory by `allocate`, from a size in bytes to an address.
+
+        It releases nothing: that is for the owner of the memory, once the work that uses it is queued.
+        """
+        return _allocator_class(self.trt)(allocate)
+
     @functools.cached_property
     def refusal(self) -> str | None:
         """Reason why this TensorRT cannot run engines on this machine's GPU, found by a build; None if it can."""
@@ -167,6 +174,25 @@ def _monitor_class(trt: Any) -> type:
             return bool(self.on_progress((step + 1) / self.outermost[1]))
 
     return Monitor
+
+
+@functools.cache
+def _allocator_class(trt: Any) -> type:
+    class Allocator(trt.IGpuAsyncAllocator):  # type: ignore[misc]
+        def __init__(self, allocate: Callable[[int], int]) -> None:
+            trt.IGpuAsyncAllocator.__init__(self)
+            self._allocate = allocate
+
+        def allocate_async(self, size: int, alignment: int, flags: int, stream: int) -> int | None:
+            try:
+                return self._allocate(size) if size else None
+            except RuntimeError:  # TensorRT's own code stands between this one and the caller; it says what it lacks
+                return None
+
+        def deallocate_async(self, memory: int, stream: int) -> bool:
+            return True
+
+    return Allocator
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""The recipes and the notebooks run, on small models."""
+"""The recipes and the notebooks run, on small models; each in a process of its own, so most run with `--full`."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ def said_by(recipe: str, environment: dict[str, str], *options: str) -> str:
     return done.stdout
 
 
+@pytest.mark.full
 def test_resnet50_deploy(tmp_path: Path, environment: dict[str, str]) -> None:
     output = str(tmp_path / "tiny.pt2")
     text = said_by("resnet50_deploy", environment, "--targets", "sm_86", "--output", output)
@@ -56,6 +57,7 @@ def test_resnet50_deploy(tmp_path: Path, environment: dict[str, str]) -> None:
     assert "same best class for 5 of 5 images" in text
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("recipe", "package", "said"),
     [
@@ -70,6 +72,7 @@ def test_hugging_face(recipe: str, package: str, said: str, environment: dict[st
     assert said in text
 
 
+@pytest.mark.full
 def test_train_to_deploy(tmp_path: Path, environment: dict[str, str]) -> None:
     output = str(tmp_path / "digits.pt2")
     text = said_by("train_to_deploy", environment, "--targets", "sm_89", "--output", output)
@@ -91,6 +94,7 @@ def executed(name: str, kernels: AsyncKernelManager, environment: dict[str, str]
     return text, sum("image/png" in output.get("data", {}) for output in outputs)
 
 
+@pytest.mark.full
 def test_the_quickstart_notebook(kernels: AsyncKernelManager, environment: dict[str, str]) -> None:
     text, pictures = executed("quickstart", kernels, environment)
     assert text.count("nodes in TensorRT, 1 engine") == 1
@@ -98,6 +102,7 @@ def test_the_quickstart_notebook(kernels: AsyncKernelManager, environment: dict[
     assert pictures == 1
 
 
+@pytest.mark.full
 def test_the_int8_notebook(kernels: AsyncKernelManager, environment: dict[str, str]) -> None:
     text, pictures = executed("int8_accuracy", kernels, environment)
     errors = [float(value) for value in re.findall(r"relative error ([\d.]+)", text)]

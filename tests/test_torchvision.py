@@ -14,6 +14,7 @@ from torch import nn
 from torch.export import Dim
 
 import torchtrt_bridge as trtb
+from tests.gpu import assert_one_right_engine
 from tests.models import image, trained
 
 models = pytest.importorskip("torchvision.models")
@@ -163,12 +164,20 @@ def check_export(vision: Vision, other_batch: int = 3) -> None:
         assert_equals_eager(program(x), model(x))
 
 
-@pytest.mark.parametrize("vision", FAMILIES, ids=lambda vision: vision.name)
+# One of each kind: residual, with channels that are shuffled, a transformer. The others run with `--full`.
+KINDS = {"resnet", "shufflenet", "vit"}
+
+families = pytest.mark.parametrize(
+    "vision", [pytest.param(v, id=v.name, marks=[pytest.mark.full] * (v.name not in KINDS)) for v in FAMILIES]
+)
+
+
+@families
 def test_compile(vision: Vision) -> None:
     check_compile(vision)
 
 
-@pytest.mark.parametrize("vision", FAMILIES, ids=lambda vision: vision.name)
+@families
 def test_export(vision: Vision) -> None:
     check_export(vision)
 
@@ -185,6 +194,27 @@ def test_export_standard(vision: Vision) -> None:
     check_export(vision)
 
 
+# On a GPU ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("vision", [*FAMILIES, *STANDARD], ids=lambda vision: f"{vision.name}-{vision.size}")
+def test_compile_on_a_gpu(vision: Vision) -> None:
+    model, x = lively(vision.make()).cuda(), image(2, vision.size).cuda()
+    assert_one_right_engine(trtb.compile(model, precision="fp16", fullgraph=True, fallback="error"), model, x)
+
+
+@pytest.mark.gpu
+@families
+def test_export_on_a_gpu(vision: Vision) -> None:
+    model, x = lively(vision.make()).cuda(), image(2, vision.size).cuda()
+    shapes = ({0: Dim("batch", min=1, max=4)},) if vision.is_dynamic else None
+    program = trtb.export(model, x, dynamic_shapes=shapes, precision="fp16", fallback="error")
+    assert_one_right_engine(program, model, x)
+    if vision.is_dynamic:
+        assert_one_right_engine(program, model, image(3, vision.size).cuda())
+
+
 # Segmentation ------------------------------------------------------------------------------------------------
 
 SEGMENTATION = ["lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large", "fcn_resnet50"]
@@ -196,6 +226,7 @@ def segmenter(request: pytest.FixtureRequest) -> nn.Module:
     return lively(make(weights=None, weights_backbone=None, num_classes=4))
 
 
+@pytest.mark.full
 def test_compile_segmentation(segmenter: nn.Module) -> None:
     fast, x = trtb.compile(segmenter, engine="reference"), image(1, 64)
     with torch.inference_mode():
@@ -205,6 +236,7 @@ def test_compile_segmentation(segmenter: nn.Module) -> None:
     assert all(entry.is_ready for entry in report.engines)
 
 
+@pytest.mark.full
 def test_export_segmentation(segmenter: nn.Module) -> None:
     x = image(2, 64)
     program = trtb.export(segmenter, x, engine="reference")
@@ -232,6 +264,7 @@ def _faster_rcnn() -> nn.Module:
     return lively(make(weights_backbone=None, num_classes=5, box_score_thresh=0.0, **sizes))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("make", [_ssd, _faster_rcnn], ids=["ssdlite320", "fasterrcnn"])
 def test_compile_detection(make: Callable[[], nn.Module]) -> None:
     model = make()
@@ -239,10 +272,10 @@ def test_compile_detection(make: Callable[[], nn.Module]) -> None:
     fast = trtb.compile(copy.deepcopy(model), engine="reference")
     with torch.inference_mode():
         expected, actual = model(pictures), fast(pictures)
-    for mine, theirs in zip(actual, expected, strict=True):
-        assert len(theirs["boxes"]) > 50
-        torch.testing.assert_close(mine["scores"], theirs["scores"], rtol=1e-4, atol=1e-5)
-        same = (mine["boxes"] - theirs["boxes"]).abs().amax(1).lt(1e-2) & (mine["labels"] == theirs["labels"])
+    for found, wanted in zip(actual, expected, strict=True):
+        assert len(wanted["boxes"]) > 50
+        torch.testing.assert_close(found["scores"], wanted["scores"], rtol=1e-4, atol=1e-5)
+        same = (found["boxes"] - wanted["boxes"]).abs().amax(1).lt(1e-2) & (found["labels"] == wanted["labels"])
         assert float(same.float().mean()) > 0.97, "more than a few detections with equal scores have changed places"
     report = trtb.report(fast)
     assert report.trt_nodes > 50

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+import torch
 
 import torchtrt_bridge as trtb
+from tests.gpu import assert_one_right_engine
 from tests.huggingface.models import MODELS, Tiny
 from tests.huggingface.serving import OPTIONS, assert_one_engine, assert_serves, compiled, exported
 
 TRACED, OTHER = (2, 11), (5, 16)  # batch size and length; a batch of 3 would be taken for the number of channels
 
-families = pytest.mark.parametrize("family", MODELS, ids=str)
+# One of each kind: encoder, decoder, decoder with rotated positions, encoder and decoder of a pair, vision, sound.
+KINDS = {"bert", "gpt2", "llama", "t5-encoder", "t5-decoder", "vit", "whisper-encoder"}
+
+families = pytest.mark.parametrize(
+    "family", [pytest.param(m, id=m.name, marks=[pytest.mark.full] * (m.name not in KINDS)) for m in MODELS]
+)
 
 
 @families
@@ -30,7 +39,7 @@ def test_export_dynamic(family: Tiny) -> None:
     assert_one_engine(program)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @families
 def test_compile_dynamic(family: Tiny) -> None:
     model = family.build()
@@ -40,10 +49,37 @@ def test_compile_dynamic(family: Tiny) -> None:
     assert_one_engine(fast)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @families
 def test_export(family: Tiny) -> None:
     model, inputs = family.build(), family.inputs(*TRACED)
     program = exported(model, inputs)
     assert_serves(program, model, inputs)
     assert_one_engine(program)
+
+
+# On a GPU -----------------------------------------------------------------------------------------------------------
+
+
+def on_gpu(inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
+    return {name: value.cuda() for name, value in inputs.items()}
+
+
+@pytest.mark.gpu
+@families
+def test_compile_on_a_gpu(family: Tiny) -> None:
+    model, inputs = family.build().cuda(), on_gpu(family.inputs(*TRACED))
+    with torch.no_grad():
+        model(**inputs)  # as in `compiled`
+    fast = trtb.compile(model, dynamic=False, precision="fp16", fallback="error")
+    assert_one_right_engine(fast, model, **inputs)
+
+
+@pytest.mark.gpu
+@families
+def test_export_dynamic_on_a_gpu(family: Tiny) -> None:
+    model, inputs = family.build().cuda(), on_gpu(family.inputs(*TRACED))
+    shapes = family.dynamic_shapes()
+    program = trtb.export(model, (), kwargs=inputs, dynamic_shapes=shapes, precision="fp16", fallback="error")
+    assert_one_right_engine(program, model, **inputs)
+    assert_one_right_engine(program, model, **on_gpu(family.inputs(*OTHER)))

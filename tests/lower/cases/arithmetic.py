@@ -14,12 +14,6 @@ def pair(n: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(n, 3, 5) * 3, torch.randn(n, 3, 5) * 3
 
 
-def apart(n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Quotients that stay clear of whole numbers, where a rounding error is as large as the divisor."""
-    whole, divisor = torch.randint(-6, 6, (n, 4)), torch.tensor([0.5, -0.75, 2.0, -3.0])
-    return (whole + 0.25) * divisor, divisor
-
-
 def broadcast(n: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(n, 1, 5), torch.randn(3, 1)
 
@@ -86,12 +80,6 @@ def quadrants(n: int) -> tuple[torch.Tensor, torch.Tensor]:
     return signs.repeat(3).expand(n, 9) * 1.5, signs.repeat_interleave(3).expand(n, 9) * 2.5
 
 
-def mode(name, divisor=None):
-    if divisor is not None:
-        return lambda x: torch.div(x, divisor, rounding_mode=name)
-    return lambda x, y: torch.div(x, y, rounding_mode=name)
-
-
 def promotions(op, call) -> list[Case]:
     """The operand pairs that PyTorch's type promotion distinguishes."""
     whole = {"half": False}
@@ -141,39 +129,6 @@ CASES: list[Case] = [
     Case(aten.div.Tensor, lambda x: x / x.shape[0], one, name="size"),
     Case(aten.div.Tensor, lambda x: x / 8.0, one, name="number"),
     Case(aten.div.Scalar, lambda x: aten.div.Scalar(x, 3), one),
-    Case(aten.div.Tensor_mode, mode(None), pair, name="none"),
-    Case(aten.div.Tensor_mode, mode("trunc"), apart, name="trunc"),
-    Case(aten.div.Tensor_mode, mode("trunc"), integers, name="trunc_int64", half=False),
-    Case(aten.div.Tensor_mode, mode("floor"), apart, name="floor"),
-    Case(aten.div.Tensor_mode, mode("floor"), integers, name="floor_int64", half=False),
-    Case(aten.div.Tensor_mode, mode("floor", 4), one_integer, name="floor_number", half=False),
-    Case(
-        aten.div.Scalar_mode,
-        lambda x: aten.div.Scalar_mode(x, -3, rounding_mode="trunc"),
-        one_integer,
-        half=False,
-    ),
-    Case(aten.floor_divide.default, torch.floor_divide, integers, half=False),
-    Case(aten.floor_divide.default, torch.floor_divide, apart, name="float"),
-    Case(aten.floor_divide.default, lambda x: x // 4, one_integer, name="number", half=False),
-    Case(aten.floor_divide.Scalar, lambda x: aten.floor_divide.Scalar(x, 4), one_integer, half=False),
-    Case(aten.remainder.Tensor, torch.remainder, apart),
-    Case(aten.remainder.Tensor, torch.remainder, integers, name="int64", half=False),
-    Case(aten.remainder.Scalar, lambda x: x % 3, one_integer, half=False),
-    Case(aten.remainder.Scalar, lambda x: x % -0.75, lambda n: apart(n)[:1], name="float"),
-    Case(
-        aten.remainder.Scalar_Tensor,
-        lambda x: torch.remainder(17, x),
-        lambda n: (torch.arange(n) + 3,),
-        half=False,
-    ),
-    Case(aten.remainder.Tensor, torch.remainder, lambda n: extremes(n, 0.0), name="extremes"),
-    Case(aten.remainder.Scalar, lambda x: x % -INFINITY, lambda n: extremes(n)[:1], name="infinity"),
-    Case(aten.fmod.Tensor, torch.fmod, lambda n: extremes(n, 0.0), name="extremes"),
-    Case(aten.fmod.Scalar, lambda x: torch.fmod(x, INFINITY), lambda n: extremes(n)[:1], name="infinity"),
-    Case(aten.fmod.Tensor, torch.fmod, apart),
-    Case(aten.fmod.Tensor, torch.fmod, integers, name="int64", half=False),
-    Case(aten.fmod.Scalar, lambda x: torch.fmod(x, -3), one_integer, half=False),
     *[
         Case(aten.pow.Tensor_Scalar, lambda x, e=e: x**e, one, name=str(e))
         for e in (1, 2, 3, 4, 5, 2.0, 3.0, -1, -2, -3)

@@ -84,67 +84,10 @@ def div(ctx, self, other):
     return calculate(ctx, "DIV", self, other)
 
 
-@converter(aten.div.Tensor_mode, aten.div.Scalar_mode)
-def div_mode(ctx, self, other, rounding_mode):
-    """div.Tensor_mode(Tensor self, Tensor other, *, str? rounding_mode) -> Tensor"""
-    if rounding_mode is None:
-        return div(ctx, self, other)
-    if rounding_mode == "floor":
-        return floor_divide(ctx, self, other)
-    dtype = result_dtype(ctx)
-    return ctx.cast(truncated_quotient(ctx, self, other, widened(dtype)), dtype)
-
-
-def truncated_quotient(ctx, left, right, dtype):
-    """Compute left / right rounded toward zero, as TensorRT itself divides integers."""
-    quotient = ctx.elementwise("DIV", left, right, dtype)
-    return truncated(ctx, quotient) if dtype.is_floating_point else quotient
-
-
 def truncated(ctx, tensor):
     """Round `tensor` toward zero, for which TensorRT has no layer."""
     whole = ctx.unary("FLOOR", ctx.unary("ABS", tensor))
     return ctx.elementwise("PROD", ctx.unary("SIGN", tensor), whole)
-
-
-@converter(aten.floor_divide.default, aten.floor_divide.Scalar)
-def floor_divide(ctx, self, other):
-    """floor_divide(Tensor self, Tensor other) -> Tensor"""
-    return calculate(ctx, "FLOOR_DIV", self, other, widened(result_dtype(ctx)))
-
-
-@converter(aten.remainder.Tensor, aten.remainder.Scalar, aten.remainder.Scalar_Tensor, precision="fp32")
-def remainder(ctx, self, other):
-    """remainder.Tensor(Tensor self, Tensor other) -> Tensor"""
-    dtype = widened(result_dtype(ctx))
-    is_infinite = infinite(ctx, other, dtype)
-    self, other = ctx.operands(self, other, dtype=dtype)
-    multiple = ctx.elementwise("PROD", ctx.elementwise("FLOOR_DIV", self, other), other)
-    if is_infinite is not None:  # an x of the divisor's sign stays, another becomes the divisor
-        is_other_sign = ctx.elementwise("LESS", ctx.elementwise("PROD", self, other), 0.0)
-        whole = ctx.select(is_other_sign, ctx.unary("NEG", other), ctx.elementwise("PROD", self, 0.0))
-        multiple = ctx.select(is_infinite, whole, multiple)
-    return calculate(ctx, "SUB", self, multiple, dtype)
-
-
-def infinite(ctx, divisor, dtype):
-    """Return a mask of the infinite divisors, whose multiple by 0 is NaN; None if there can be none."""
-    is_finite = isinstance(divisor, (int, float)) and math.isfinite(divisor)
-    if is_finite or not dtype.is_floating_point:
-        return None
-    return ctx.unary("ISINF", ctx.tensor(divisor, dtype))
-
-
-@converter(aten.fmod.Tensor, aten.fmod.Scalar, precision="fp32")
-def fmod(ctx, self, other):
-    """fmod.Tensor(Tensor self, Tensor other) -> Tensor"""
-    dtype = widened(result_dtype(ctx))
-    is_infinite = infinite(ctx, other, dtype)
-    self, other = ctx.operands(self, other, dtype=dtype)
-    multiple = ctx.elementwise("PROD", truncated_quotient(ctx, self, other, dtype), other)
-    if is_infinite is not None:
-        multiple = ctx.select(is_infinite, ctx.elementwise("PROD", self, 0.0), multiple)
-    return calculate(ctx, "SUB", self, multiple, dtype)
 
 
 @converter(aten.pow.Tensor_Scalar, precision="fp32")

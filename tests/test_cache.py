@@ -242,6 +242,7 @@ def build_once(directory: Path, barrier: Any, built: Any) -> None:
             cache.put("key", PLAN)
 
 
+@pytest.mark.full
 def test_two_processes_build_an_engine_once(cache: EngineCache) -> None:
     context = multiprocessing.get_context("spawn")
     barrier, built = context.Barrier(2), context.Value("i", 0)
@@ -264,10 +265,11 @@ def test_different_keys_do_not_wait_for_each_other(cache: EngineCache) -> None:
 def test_the_lock_is_released_after_an_error(cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match="build failed"), cache.building("key"):
         raise RuntimeError("build failed")
+    refused = []
     monkeypatch.setattr("torchtrt_bridge.cache.LOCK_SECONDS", 0.0)
-    started = time.perf_counter()
+    monkeypatch.setattr("filelock.Timeout.__init__", lambda self, path: refused.append(path))
     with cache.building("key"):
-        assert time.perf_counter() - started < 5
+        assert refused == []
 
 
 EXPORT = """
@@ -281,6 +283,7 @@ print([(entry.from_cache, entry.bytes > 0, entry.state) for entry in program.rep
 """
 
 
+@pytest.mark.full
 def test_a_second_process_builds_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-c", EXPORT, str(tmp_path / "shared")]
     cold, warm = (subprocess.run(command, check=True, capture_output=True, text=True).stdout for _ in range(2))

@@ -142,6 +142,7 @@ def test_reasons_keep_their_source_lines(captures: list[Any]) -> None:
     assert all("torch.linalg.det(x)" in source for source in sources)
 
 
+@pytest.mark.full
 def test_another_process_reads_the_cached_graph(tmp_path: Path) -> None:
     script = f"""
 import torch, torchtrt_bridge as trtb

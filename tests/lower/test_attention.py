@@ -66,7 +66,7 @@ def count(network: Network, kind: str) -> int:
 def most_general_first(case: Case) -> list[Any]:
     """Return the points of a form; all but the most general one (dynamic sizes, fp16) are slow."""
     last, *others = points_of(case)[::-1]
-    return [pytest.param(last, id=last.id), *[pytest.param(p, id=p.id, marks=pytest.mark.slow) for p in others]]
+    return [pytest.param(last, id=last.id), *[pytest.param(p, id=p.id, marks=pytest.mark.full) for p in others]]
 
 
 @pytest.mark.parametrize("point", [point for case in FORMS.values() for point in most_general_first(case)])
@@ -79,7 +79,7 @@ def test_in_parts(point: Point) -> None:
         assert_matches(computed(found, inputs), expected, functools.partial(in_float64, found.model, inputs))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("point", [p for case in FORMS.values() for p in points_of(case)], ids=lambda point: point.id)
 def test_parts_are_built(point: Point) -> None:
     network = lowered(point, nothing).network

@@ -1,25 +1,21 @@
-"""The cost of calibration beside the forward passes of the same images: time, and memory."""
+"""The cost of calibration beside the forward passes of the same images: operations, and memory."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from torchtrt_bridge.quantize.calibration import Calibration
 from torchtrt_bridge.quantize.config import Settings, settings_from
 from torchtrt_bridge.report.progress import LoopProgress
 
 BATCH, SIZE, MANY = 8, 224, 16
-
-# Both are measured so many times, in turns.
-TURNS = 3
 
 QUIET = LoopProgress(False)
 
@@ -32,11 +28,11 @@ def network() -> nn.Module:
     return resnet18().eval()
 
 
-def batches(count: int) -> Iterator[torch.Tensor]:
+def batches(count: int, size: int = SIZE) -> Iterator[torch.Tensor]:
     """Yield batches made anew each time, so that they cost no memory."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(count):
-        yield torch.randn(BATCH, 3, SIZE, SIZE, generator=generator)
+        yield torch.randn(BATCH, 3, size, size, generator=generator)
 
 
 def plain(method: str) -> Settings:
@@ -44,25 +40,11 @@ def plain(method: str) -> Settings:
     return settings_from(method, smooth=None, equalize=False, correct_bias=False)  # type: ignore[arg-type]
 
 
-def cpu_seconds(call: Callable[[], object]) -> float:
-    started = time.process_time()
-    call()
-    return time.process_time() - started
-
-
-def ratio(model: nn.Module, images: list[torch.Tensor], calibration: Calibration) -> float:
-    """Return the CPU time of the calibration pass over that of the forward passes, each the least of its turns."""
-
-    def forward() -> None:
-        for batch in images:
-            model(batch)
-
-    def calibrate() -> None:
-        calibration.read(images, QUIET)
-
-    with torch.no_grad():
-        turns = [(cpu_seconds(forward), cpu_seconds(calibrate)) for _ in range(TURNS)]
-    return min(calibrated for _, calibrated in turns) / min(passed for passed, _ in turns)
+def operations(call: Callable[[], object]) -> int:
+    """Return the floating point operations of all products and convolutions that a call computes."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
 
 
 # Peak memory is that of a process, in which the model and PyTorch have run before. The peaks are those after 2 batches

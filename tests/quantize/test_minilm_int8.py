@@ -13,6 +13,8 @@ import torchtrt_bridge as trtb
 from tests.quantize.embeddings import KNOWN, TO_CALIBRATE, TO_SCORE, calibration, cosines, embedder, tokens
 from torchtrt_bridge.quantize.model import QuantizedModel
 
+pytestmark = pytest.mark.full  # calibrates on 256 sentences, and searches
+
 LINEAR = 36  # six blocks of query, key, value, attention's output and two of the feed-forward part
 
 

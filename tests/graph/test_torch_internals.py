@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 import pickle
+import threading
 
 import pytest
 import sympy
@@ -130,6 +131,27 @@ def test_the_tracer_of_a_pickled_graph() -> None:
 
 
 # Capture -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_trace_patches_is_patched_for_its_own_thread() -> None:
+    module, seen = nn.ReLU(), []
+    own = torch.nn.Module.__call__
+
+    def traced(self: nn.Module, *args: object) -> object:
+        seen.append(self)
+        return own(self, *args)
+
+    with torch_internals.tracing_lock():
+        patcher = torch.fx._symbolic_trace._Patcher()
+        with patcher:
+            patcher.patch_method(nn.Module, "__call__", traced)
+            other = threading.Thread(target=module, args=(torch.ones(1),))
+            other.start()
+            other.join()
+            assert not seen
+            module(torch.ones(1))
+    assert seen == [module]
+    assert torch.nn.Module.__call__ is own
 
 
 def test_namespaces_of_operators() -> None:

@@ -44,7 +44,7 @@ def capture_key(
         return None
     values = [number_from(args[index]) for index in numbers]
     sources = [least_trace(node) for node in module.graph.nodes]  # the report shows them
-    parts = [_environment(), code, sources, _tensors(args, numbers), repr(values), list(weights), list(numbers)]
+    parts = [environment(), code, sources, _tensors(args, numbers), repr(values), list(weights), list(numbers)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -95,7 +95,7 @@ def _tensor(value: torch.Tensor, memories: dict[int, int]) -> list[Any]:
     return [*kinds, list(value.shape), list(value.stride()), value.storage_offset(), memory, *flags]
 
 
-def _environment() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
     """Return the versions, the source code and the settings of PyTorch that a capture may depend on."""
     converted = [str(op) for op in CONVERTERS if is_operator(op)]
     autocast = {d: [torch.is_autocast_enabled(d), str(torch.get_autocast_dtype(d))] for d in ("cpu", "cuda")}

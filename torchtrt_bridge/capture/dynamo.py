@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,31 @@ def capture(
     with tracing_disabled():  # otherwise torch.export would add to the guards of Dynamo's own trace
         program = export_program(bound, tuple(args[i] for i in inputs), dynamic_shapes=shapes)
     return graph_from_program(program), inputs
+
+
+def is_same(module: fx.GraphModule, other: fx.GraphModule) -> bool:
+    """Return whether two graphs have the same nodes in the same order, on arguments of the same sizes and layouts."""
+    order = {node: index for index, node in enumerate(module.graph.nodes)}
+    order_of_other = {node: index for index, node in enumerate(other.graph.nodes)}
+    return len(order) == len(order_of_other) and all(
+        _form(node, order) == _form(twin, order_of_other) for node, twin in zip(order, order_of_other, strict=True)
+    )
+
+
+def _form(node: fx.Node, order: Mapping[fx.Node, int]) -> Any:
+    """Return what tells a node from another; an attribute, which may be a graph itself, is like no other."""
+    if node.op == "get_attr":
+        return object()
+    arguments = fx.map_arg((node.args, node.kwargs), lambda n: f"node {order[n]}")
+    layout = _layout(node.meta.get("example_value")) if node.op == "placeholder" else None
+    return node.op, node.target, repr(arguments), layout
+
+
+def _layout(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
+        return str(value)
+    sizes = [str(size) for size in (*value.shape, *value.stride(), value.storage_offset())]
+    return sizes, value.dtype, value.device, value.requires_grad
 
 
 def weight_positions(module: fx.GraphModule, inputs: Sequence[Any]) -> list[int]:

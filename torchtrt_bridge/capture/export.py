@@ -18,7 +18,7 @@ from torchtrt_bridge.capture.decompositions import DECOMPOSITIONS
 from torchtrt_bridge.capture.transformers_classes import without_cache
 from torchtrt_bridge.errors import CaptureError
 from torchtrt_bridge.graph.edit import copy_graph, set_constant
-from torchtrt_bridge.graph.torch_internals import is_constraint_violation, with_sympy_extrema
+from torchtrt_bridge.graph.torch_internals import is_constraint_violation, tracing_lock, with_sympy_extrema
 from torchtrt_bridge.lower import CONVERTERS
 from torchtrt_bridge.report.log import warn_once
 
@@ -55,11 +55,12 @@ def export_program(
 ) -> ExportedProgram:
     """Export `model` by `torch.export`, with the operators that have converters left whole.
 
+    One thread captures at a time, as `torch.export` changes the state of the whole process.
     Raises CaptureError, with PyTorch's own message, for a model that `torch.export` cannot turn into one graph.
     """
     try:
         call = functools.partial(_exported, model, args, in_order(model, args, kwargs or {}), dynamic_shapes)
-        with torch.no_grad(), torch.backends.nnpack.flags(enabled=False):  # NNPACK's guard: batch < 16
+        with tracing_lock(), torch.no_grad(), torch.backends.nnpack.flags(enabled=False):  # NNPACK's guard: batch < 16
             return _without_cache(model, call)
     except Exception as error:
         raise CaptureError(

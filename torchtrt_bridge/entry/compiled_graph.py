@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import fx
 
 from torchtrt_bridge.capture import dynamo
 from torchtrt_bridge.capture.capture_cache import load_or_capture
+from torchtrt_bridge.capture.capture_key import environment
 from torchtrt_bridge.capture.constant_guard import ConstantGuard
 from torchtrt_bridge.capture.export import CapturedGraph
 from torchtrt_bridge.entry.graph_accuracy import GraphAccuracyCheck
@@ -33,6 +35,9 @@ class CompiledGraph:
     def __init__(self, module: fx.GraphModule, example_inputs: Sequence[Any], options: Options) -> None:
         self.original = module
         self.options = options
+        self._thread = threading.get_ident()
+        self._environment = environment()
+        self._lock = threading.RLock()
         self.report = CompileReport(options, graphs=1)
         self.compiled: EngineGraph | None = None
         self.weights = dynamo.weight_positions(module, example_inputs)
@@ -52,35 +57,50 @@ class CompiledGraph:
         else:
             self._begin(example_inputs)
 
+    def is_for(self, module: fx.GraphModule, example_inputs: Sequence[Any], options: Options) -> bool:
+        """Return whether this is the graph `module`, as another thread has compiled it.
+
+        Threads that call a model for the first time at once all have Dynamo compile it, one after the other.
+        """
+        return (
+            threading.get_ident() != self._thread
+            and self.options == options
+            and self.weights == dynamo.weight_positions(module, example_inputs)
+            and all(example_inputs[i] is weight for i, weight in zip(self.weights, self.weight_tensors, strict=True))
+            and dynamo.is_same(module, self.original)
+            and self._environment == environment()
+        )
+
     def __call__(self, *args: Any) -> Any:
         if self._is_postponed and not is_capturing(args):
-            self._is_postponed = False
-            self._begin(args)
-        compiled = self.compiled
+            with self._lock:
+                if self._is_postponed:
+                    self._begin(args)
+                    self._is_postponed = False
+        compiled, bound = self.compiled, self._bound
         if compiled is None or is_transformed():
             return self.original(*args)
-        assert self._bound is not None
-        assert self._accuracy is not None
-        if self._bound.matches(args):
+        assert bound is not None
+        if bound.matches(args):
             self._changed = None
         else:
-            compiled = self._with_new_constants(args, self._bound)
-            if compiled is None:
-                return self.original(*args)
-        if self._accuracy.is_due and not is_capturing(args):
-            results = self._first_call(compiled, args)
+            compiled = self._with_new_constants(args)
+        inputs, accuracy = self._inputs, self._accuracy
+        if compiled is None or compiled is not self.compiled:  # another thread has had it compiled anew since
+            return self.original(*args)
+        assert accuracy is not None
+        if accuracy.is_due and not is_capturing(args):
+            results = self._first_call(compiled, accuracy, args)
         else:
-            results = compiled.run([args[i] for i in self._inputs])
+            results = compiled.run([args[i] for i in inputs])
         if not self._returned:
             return results
         return [args[self._returned[i]] if i in self._returned else result for i, result in enumerate(results)]
 
-    def _first_call(self, compiled: EngineGraph, args: Sequence[Any]) -> Any:
+    def _first_call(self, compiled: EngineGraph, check: GraphAccuracyCheck, args: Sequence[Any]) -> Any:
         """Run a call and compare its results with the model's own; PyTorch alone runs it while engines are built."""
         if compiled.run.is_building:
             return self.original(*args)
-        check = self._accuracy
-        assert check is not None
         results, comparison = check.call(args)
         if comparison is None:
             self.report.note("there was no memory to compare the results with the model's own")
@@ -152,10 +172,17 @@ class CompiledGraph:
         if shared is not None:
             raise CaptureError(f"its output {shared} is a view of an input that it changes")
 
-    def _with_new_constants(self, args: Sequence[Any], bound: ConstantGuard) -> EngineGraph | None:
+    def _with_new_constants(self, args: Sequence[Any]) -> EngineGraph | None:
         """Return engines with the weights and numbers of this call, once these came twice; None if PyTorch runs it."""
         if is_capturing(args):
             return None  # nothing is built while the caller records a CUDA graph
+        with self._lock:
+            return self._compiled_for(args)
+
+    def _compiled_for(self, args: Sequence[Any]) -> EngineGraph | None:
+        bound = self._bound
+        if self.compiled is None or bound is None or bound.matches(args):  # another thread was faster
+            return self.compiled
         if self.options.fallback == "pytorch" and (self._changed is None or not self._changed.matches(args)):
             self._changed = ConstantGuard(args, self._frozen, self._numbers)
             names = [dynamo.number_name(self.original, index) for index in bound.changed_numbers(args)]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import itertools
+import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -52,8 +54,10 @@ class Backend:
         self.graphs: list[CompiledGraph] = []
 
     def __call__(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        graph = CompiledGraph(module, example_inputs, self.options)
-        self.graphs.append(graph)
+        known = (graph for graph in _all_graphs if graph.is_for(module, example_inputs, self.options))
+        graph = next(known, None) or CompiledGraph(module, example_inputs, self.options)
+        if graph not in self.graphs:
+            self.graphs.append(graph)
         _all_graphs.add(graph)
         return graph
 
@@ -89,7 +93,8 @@ def _compile(target: Any, dynamic: bool | None, fullgraph: bool, options: Option
     if inspect.isclass(target):
         if not issubclass(target, nn.Module):
             raise OptionsError(f"compile() takes nn.Module classes, not {target.__name__}.")
-        target.forward = torch.compile(target.forward, backend=backend, dynamic=dynamic, fullgraph=fullgraph)
+        forward = torch.compile(target.forward, backend=backend, dynamic=dynamic, fullgraph=fullgraph)
+        target.forward = _alone_at_first(forward)
         setattr(target, _ATTRIBUTE, backend)
         return target
     if not callable(target):
@@ -99,7 +104,11 @@ def _compile(target: Any, dynamic: bool | None, fullgraph: bool, options: Option
         shallow = copy.copy(target)  # its parameters, buffers, submodules and hooks are those of the original
         compile_calls(shallow, backend, dynamic, fullgraph)
         return shallow
-    compiled = torch.compile(target, backend=backend, dynamic=dynamic, fullgraph=fullgraph)
+    compiled: Any = torch.compile(target, backend=backend, dynamic=dynamic, fullgraph=fullgraph)
+    if isinstance(target, nn.Module):
+        compiled.forward = _alone_at_first(compiled.forward)
+    else:
+        compiled = _alone_at_first(compiled)
     object.__setattr__(compiled, _ATTRIBUTE, backend)
     return compiled
 
@@ -107,7 +116,7 @@ def _compile(target: Any, dynamic: bool | None, fullgraph: bool, options: Option
 def compile_calls(module: nn.Module, backend: Backend, dynamic: bool | None, fullgraph: bool) -> None:
     """Compile `module` in place, as `nn.Module.compile` does: every call of it runs the graphs of `backend`."""
     call = _with_own_code(uncompiled_call(module), f"{type(module).__name__}_{next(_numbers)}")
-    compiled = torch.compile(call, backend=backend, dynamic=dynamic, fullgraph=fullgraph)
+    compiled = _alone_at_first(torch.compile(call, backend=backend, dynamic=dynamic, fullgraph=fullgraph))
     setattr(compiled, _ATTRIBUTE, backend)
     set_compiled_call(module, compiled)
 
@@ -129,6 +138,28 @@ def backend_of(compiled: Any) -> Backend | None:
     """Return the backend of a result of `compile`; None for any other object."""
     backend = getattr(compiled, _ATTRIBUTE, None) or backend_of_calls(compiled)
     return backend if isinstance(backend, Backend) else None
+
+
+def _alone_at_first(compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `compiled` with a first call that other threads wait for.
+
+    Each thread that finds no graph has Dynamo make one, and Dynamo leaves what comes after 8 of them to PyTorch.
+    """
+    lock = threading.RLock()
+    is_first = True
+
+    @functools.wraps(compiled)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal is_first
+        if not is_first or torch.compiler.is_compiling():
+            return compiled(*args, **kwargs)
+        with lock:
+            try:
+                return compiled(*args, **kwargs)
+            finally:
+                is_first = False
+
+    return call
 
 
 def _with_own_code(function: Callable[..., Any], name: str) -> Callable[..., Any]:

@@ -189,7 +189,7 @@ def test_fp8_is_built_from_compute_capability_8_9(name: str) -> None:
 
 
 # The types in which engines compute quantized products, with TensorRT-RTX 1.6 and 1.7. Convolutions are computed in
-# half precision; a version that no longer does so fails here, and deserves a look at the trial and at the README.
+# half precision; a version that no longer does so fails here, and deserves a look at the trial and at docs/int8.md.
 COMPUTED = {
     ("linear layers", INT8): {"linear/matrix_multiply": "int8", "linear_1/matrix_multiply": "int8"},
     ("linear layers", FP8): {"linear/matrix_multiply": "float8_e4m3fn", "linear_1/matrix_multiply": "float8_e4m3fn"},
@@ -377,5 +377,5 @@ def test_8_bits_are_tried_beside_floats(name: str) -> None:
         compiled(x.cuda())
         assert distance(compiled(x.cuda()), model(x.cuda())) < 5e-2  # the floats are a few steps away
     (entry,) = trtb.report(compiled).engines
-    assert entry.serves
+    assert entry.is_ready  # PyTorch may be faster than so small an engine
     assert bool(entry.unquantized) != ("unquantized" in entry.milliseconds)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.quantize.cost import BATCH, MANY, QUIET, SIZE, batches, extra_mb, network, operations, plain
 from torchtrt_bridge.quantize.calibration import Calibration
@@ -19,13 +18,10 @@ MOST_MB = 200
 def test_each_batch_costs_one_forward_pass(method: str) -> None:
     model, images = network(), list(batches(4, size=64))
     calibration = Calibration(model, plain(method))
-    with torch.no_grad():
-        calibration.begin(((images[0],), {}))  # traced before
-    few, many = (operations(lambda n=n: calibration.read(images[:n], QUIET)) for n in (2, 4))
+    calibration.read(images[:1], QUIET)  # the first batch is traced, and computed once more
     forward = operations(lambda: model(images[0]))
     assert forward > 0
-    assert many - few == 2 * forward
-    assert few <= 3 * forward
+    assert operations(lambda: calibration.read(images, QUIET)) == len(images) * forward
 
 
 @pytest.mark.full

@@ -14,7 +14,7 @@ from torch.nn.functional import cosine_similarity
 import torchtrt_bridge as trtb
 from tests.gpu import assert_near, images
 from tests.models import ConvNet, trained
-from tests.runtime.test_forks import in_child, with_fork
+from tests.runtime.forks import in_child, with_fork
 from torchtrt_bridge.errors import EngineLoadError
 from torchtrt_bridge.runtime.runners import Session
 

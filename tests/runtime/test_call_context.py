@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from tests.runtime.test_forks import in_child, with_fork
+from tests.runtime.forks import in_child, with_fork
 from torchtrt_bridge.runtime.call_context import MOST_THREADS, thread_number
 
 

@@ -11,87 +11,26 @@ import pytest
 import torch
 from torch import fx
 
+from tests.runtime.fakes import (
+    SPEC,
+    WRONG,
+    Compute,
+    FakeRunner,
+    assert_right,
+    in_pytorch,
+    module_of,
+    raising,
+    right,
+    static_inputs,
+    wrong,
+    x_of,
+)
 from torchtrt_bridge.errors import EngineLoadError, ShapeRangeError
 from torchtrt_bridge.graph.shapes import TensorSpec
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.report.model import EngineEntry
 from torchtrt_bridge.runtime import EngineModule
 from torchtrt_bridge.runtime.engine_module import MOST_ACCEPTED, EngineInputs
-
-SPEC = TensorSpec("x", torch.float32, ((1, 4), (3, 3)), (2, 3), ("s0", 3))
-Compute = Callable[[torch.Tensor], torch.Tensor]
-
-
-def right(x: torch.Tensor) -> torch.Tensor:
-    return x.sin() * 2
-
-
-def wrong(x: torch.Tensor) -> torch.Tensor:
-    return x.sin() * 3
-
-
-def nan(x: torch.Tensor) -> torch.Tensor:
-    return right(x) * float("nan")
-
-
-def of_other_shape(x: torch.Tensor) -> torch.Tensor:
-    return right(x)[:, :2]
-
-
-def raising(x: torch.Tensor) -> torch.Tensor:
-    raise RuntimeError("CUDA error: an illegal memory access")
-
-
-class FakeRunner:
-    """Computes `calls`, after `first` in its first call, which is the trial's."""
-
-    def __init__(self, first: Compute = right, calls: Compute = right, device: str = "cpu") -> None:
-        self.first = first
-        self.calls = calls
-        self.device = torch.device(device)
-        self.count = 0
-
-    def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        self.count += 1
-        return [(self.first if self.count == 1 else self.calls)(inputs[0])]
-
-
-class InPyTorch(torch.nn.Module):
-    """The subgraph itself; counts its calls."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.graph = fx.Graph()
-        self.count = 0
-        self.delay = 0.0
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
-        self.count += 1
-        time.sleep(self.delay)
-        return (right(x),)
-
-
-def module_of(runner: Any, engine: str = "reference", **options: Any) -> EngineModule:
-    entry = EngineEntry("trt_0", {"aten.sin.default": 1}, [], [], {"float32": 1})
-    pytorch: Any = InPyTorch()
-    checked = Options.from_mapping({"engine": engine, **options})
-    return EngineModule(pytorch, [SPEC], runner, [torch.float32], entry, checked)
-
-
-def static_inputs() -> EngineInputs:
-    return EngineInputs([TensorSpec("x", torch.float32, ((2, 2), (3, 3)), (2, 3), (2, 3))])
-
-
-def in_pytorch(module: EngineModule) -> int:
-    return int(module.pytorch.count)
-
-
-def x_of(batch: int = 2) -> torch.Tensor:
-    return torch.randn(batch, 3)
-
-
-def assert_right(module: EngineModule, x: torch.Tensor) -> None:
-    torch.testing.assert_close(module(x)[0], right(x), rtol=0, atol=0)
 
 
 def test_a_right_engine_serves_after_its_check() -> None:
@@ -105,14 +44,6 @@ def test_a_right_engine_serves_after_its_check() -> None:
     assert (runner.count, in_pytorch(module)) == (3, 1)
     assert module.entry.is_ready
     assert module.entry.error == 0.0
-
-
-WRONG: dict[str, tuple[Compute, str]] = {
-    "wrong": (wrong, "relative L2 distance"),
-    "nan": (nan, "not finite"),
-    "of another shape": (of_other_shape, "PyTorch gives"),
-    "raising": (raising, "failed at run time: CUDA error"),
-}
 
 
 @pytest.mark.parametrize("name", WRONG)

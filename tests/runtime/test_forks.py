@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import pickle
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,11 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 
 import torchtrt_bridge as trtb
 from tests.models import ConvNet, image, trained
-
-SECONDS = 60
+from tests.runtime.forks import SECONDS, in_child, with_fork
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-with_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
 
 @pytest.fixture
@@ -29,29 +25,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(count)
-
-
-def in_child(function: Callable[[], Any]) -> Any:
-    """What `function` gives in a forked process, which must end in time; an exception of its comes back as text."""
-    context: Any = multiprocessing.get_context("fork")
-    parent_end, child_end = context.Pipe()
-
-    def work() -> None:
-        torch.set_num_threads(1)  # the threads of OpenMP do not survive either; a DataLoader does the same
-        try:
-            answer = function()
-        except BaseException as error:
-            answer = f"{type(error).__name__}: {error}"
-        child_end.send_bytes(pickle.dumps(answer))
-
-    process = context.Process(target=work)
-    process.start()
-    try:
-        assert parent_end.poll(SECONDS), "the child waits for something that no thread will do"
-        return pickle.loads(parent_end.recv_bytes())
-    finally:
-        process.kill()
-        process.join()
 
 
 def error_of(fast: Any, model: Any, x: torch.Tensor) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ import torch
 
 import torchtrt_bridge as trtb
 from tests.models import ConvNet, image, trained
-from tests.runtime.test_engine_module import FakeRunner, assert_right, in_pytorch, module_of, right, x_of
+from tests.runtime.fakes import FakeRunner, FakeTensorRT, assert_right, in_pytorch, module_of, right, x_of
 from torchtrt_bridge import pipeline
 from torchtrt_bridge.engine import builder
 from torchtrt_bridge.errors import EngineLoadError
@@ -145,42 +144,6 @@ def test_a_lack_during_the_build(
 
 
 # TensorRT's own, on a GPU that is not there ------------------------------------------------------------------------
-
-
-class FakeTensorRT:
-    """Makes engines and contexts, with an error first as often as `short` says."""
-
-    def __init__(self, words: str, **short: int) -> None:
-        self.words = words
-        self.short = short
-        self.log = SimpleNamespace(errors=[])
-        self.num_io_tensors = 0
-        self.trt = SimpleNamespace(Runtime=lambda log: self)
-
-    def new_log(self) -> Any:
-        return self.log
-
-    def context_config(self, engine: Any, kernels: Any) -> tuple[None, None]:
-        return None, None
-
-    def allocator(self, allocate: Any) -> None:
-        return None
-
-    def wants_scratch(self, config: Any) -> bool:
-        return False
-
-    def deserialize_cuda_engine(self, plan: bytes) -> Any:
-        return self._made("engine")
-
-    def create_execution_context(self, runtime_config: Any) -> Any:
-        return self._made("context")
-
-    def _made(self, what: str) -> Any:
-        if self.short.get(what, 0) == 0:
-            return self
-        self.short[what] -= 1
-        self.log.errors.append(self.words)
-        return None
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.runtime.test_engine_module import FakeRunner, assert_right, in_pytorch, module_of, x_of
+from tests.runtime.fakes import FakeRunner, assert_right, in_pytorch, module_of, x_of
 from torchtrt_bridge.errors import BuildError
 from torchtrt_bridge.runtime import EngineModule
 from torchtrt_bridge.runtime.runners import NoEngine

@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from tests.quantize.nets import loader, quantized
-from tests.runtime.test_engine_module import SPEC, WRONG, Compute, FakeRunner, InPyTorch, in_pytorch, right, x_of
+from tests.runtime.fakes import SPEC, WRONG, Compute, FakeRunner, InPyTorch, in_pytorch, right, x_of
 from torchtrt_bridge import pipeline
 from torchtrt_bridge.capture.export import export_program, graph_from_program
 from torchtrt_bridge.engine.builder import Builder

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.runtime.test_out_of_memory import FakeTensorRT
+from tests.runtime.fakes import FakeTensorRT
 from torchtrt_bridge.errors import ShapeRangeError
 from torchtrt_bridge.runtime import runners
 

@@ -70,7 +70,7 @@ def numbers_that_are_arguments(module: fx.GraphModule) -> dict[fx.Node, str]:
     reasons: dict[fx.Node, str] = {}
     sources: dict[fx.Node, str] = {}
     for node in module.graph.nodes:
-        is_number = isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool))
+        is_number = _is_number(node)
         if node.op == "placeholder" and is_number:
             sources[node] = node.name
         name = next((sources[each] for each in node.all_input_nodes if each in sources), None)
@@ -79,3 +79,37 @@ def numbers_that_are_arguments(module: fx.GraphModule) -> dict[fx.Node, str]:
             if is_number:
                 sources[node] = name
     return reasons
+
+
+def _is_number(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool))
+
+
+# Tensors on the CPU ------------------------------------------------------------------------------------------------
+
+
+def tensors_on_the_cpu(module: fx.GraphModule) -> dict[fx.Node, str]:
+    """Return the calls that take or give a tensor on the CPU in a graph on a GPU, with the reason.
+
+    An engine takes and gives tensors on its GPU. Constants are part of it, wherever they were.
+    """
+    devices = {value.device.type for node in module.graph.nodes for value in _tensors(node)}
+    others = sorted(devices - {"cpu"})
+    if not others or "cpu" not in devices:
+        return {}
+    reason = f"a tensor on the CPU in a graph on {others[0]}"
+    reasons: dict[fx.Node, str] = {}
+    for node in module.graph.nodes:
+        if node.op == "call_function":
+            used = (node, *(n for n in node.all_input_nodes if n.op != "get_attr"))
+            if any(value.device.type == "cpu" for n in used for value in _tensors(n)):
+                reasons[node] = reason
+            elif any(n in reasons and _is_number(n) for n in node.all_input_nodes):
+                reasons[node] = "it reads the size of a tensor on the CPU"
+    return {node: reason for node, reason in reasons.items() if node.target is not operator.getitem}
+
+
+def _tensors(node: fx.Node) -> list[torch.Tensor]:
+    value = node.meta.get("val")
+    values = value if isinstance(value, (tuple, list)) else [value]
+    return [value for value in values if isinstance(value, torch.Tensor)]

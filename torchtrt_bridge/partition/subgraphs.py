@@ -16,9 +16,14 @@ from torch.fx.passes.operator_support import OperatorSupportBase
 from torch.fx.passes.utils.fuser_utils import fuse_by_partitions
 
 from torchtrt_bridge.graph.nodes import operator_name, returns_view
+from torchtrt_bridge.graph.views import RETURNED_VIEW
 from torchtrt_bridge.lower import ConverterProvider, only_moves_data, why_not
 from torchtrt_bridge.options import Options
-from torchtrt_bridge.partition.constraints import memory_that_pytorch_reads, numbers_that_are_arguments
+from torchtrt_bridge.partition.constraints import (
+    memory_that_pytorch_reads,
+    numbers_that_are_arguments,
+    tensors_on_the_cpu,
+)
 
 aten = torch.ops.aten
 SUBGRAPH_PREFIX = "trt_"
@@ -52,7 +57,7 @@ def propose(module: fx.GraphModule, options: Options, provider: ConverterProvide
     """
     _give_each_user_its_own(module)
     reasons = {node: reason for node in module.graph.nodes if (reason := _reason(node, options, provider))}
-    reasons |= numbers_that_are_arguments(module)
+    reasons |= numbers_that_are_arguments(module) | tensors_on_the_cpu(module)
     found = memory_that_pytorch_reads(module, reasons.keys()) | reasons
     reasons = {node: found[node] for node in module.graph.nodes if node in found}
     groups = []
@@ -112,7 +117,7 @@ def _with_constants(calls: list[fx.Node]) -> dict[fx.Node, int | None]:
 
 
 def _reason(node: fx.Node, options: Options, provider: ConverterProvider | None) -> str | None:
-    if node.op != "call_function" or node.target is operator.getitem:
+    if node.op != "call_function" or node.target is operator.getitem or node.meta.get(RETURNED_VIEW):
         return None
     if str(node.target) in options.torch_ops:
         return "the option torch_ops names it"
@@ -126,6 +131,8 @@ class _Support(OperatorSupportBase):
         self.reasons = reasons
 
     def is_node_supported(self, submodules: Mapping[str, torch.nn.Module], node: fx.Node) -> bool:
+        if node.meta.get(RETURNED_VIEW):
+            return False
         if node.op == "get_attr":
             return not any(user in self.reasons or user.op == "output" for user in node.users)
         if node.op != "call_function":

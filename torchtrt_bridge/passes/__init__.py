@@ -7,6 +7,7 @@ from torchtrt_bridge.passes.attention_masks import simplify_masks
 from torchtrt_bridge.passes.batch_norm import fold_batch_norm
 from torchtrt_bridge.passes.cleanup import drop_metadata_checks, unify_quantizers
 from torchtrt_bridge.passes.constant_folding import fold_constants
+from torchtrt_bridge.passes.created_tensors import create_on_gpu
 from torchtrt_bridge.passes.drop_quantization import (
     drop_quantization,
     quantizes,
@@ -21,6 +22,7 @@ PASSES = (
     drop_metadata_checks,
     unify_quantizers,  # first: a quantized weight must not be folded to floats
     fold_constants,
+    create_on_gpu,  # what is no constant, as those are computed where the model computes them
     fold_batch_norm,
     drop_transposes,
     simplify_masks,

@@ -1,0 +1,99 @@
+"""Tensors that the graph creates on the CPU and copies to the GPU: they are created there."""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+
+from torchtrt_bridge.graph.edit import constant_of, fake_mode_of, finish, infer, insert_constant
+from torchtrt_bridge.graph.nodes import operator_name
+from torchtrt_bridge.graph.torch_internals import is_operator, schema_of
+from torchtrt_bridge.options import Options
+
+if TYPE_CHECKING:
+    from torchtrt_bridge.graph.torch_internals import FakeTensorMode
+
+# Tags of operators whose results are others on another device, or go to the CPU in any case.
+_OF_THE_CPU = (torch.Tag.nondeterministic_seeded, torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
+
+_SIZES = ("sym_size", "sym_stride", "sym_numel", "sym_storage_offset")
+
+
+def create_on_gpu(module: fx.GraphModule, options: Options) -> fx.GraphModule:
+    """Let calls compute on the GPU if they need no input on the CPU and their results are wanted on the GPU only.
+
+    Relative positions of dynamic sizes are an example: `torch.arange(n)`, some arithmetic, `.to(x.device)`. Those of
+    static sizes are constants, folded before.
+    """
+    devices = {value.device for node in module.graph.nodes for value in _tensors(node)} - {torch.device("cpu")}
+    if len(devices) != 1:
+        return module
+    found = _movable(module.graph)
+    (device,), mode = devices, fake_mode_of(module)
+    for node in found:
+        _move(node, device, mode)
+    return finish(module, changed=bool(found))
+
+
+def _movable(graph: fx.Graph) -> list[fx.Node]:
+    """Return the calls on the CPU, in order, whose inputs and users are such calls, or constants and on the GPU."""
+    found = {node: None for node in graph.nodes if _may_move(node)}
+    while True:
+        stay = [node for node in found if not (_inputs_move(node, found) and _users_allow(node, found))]
+        if not stay:
+            return list(found)
+        for node in stay:
+            del found[node]
+
+
+def _may_move(node: fx.Node) -> bool:
+    if node.op != "call_function" or not _is_on_cpu(node):
+        return False
+    if node.target is operator.getitem:
+        return True
+    if not is_operator(node.target) or schema_of(node.target).is_mutable:
+        return False
+    return not any(tag in node.target.tags for tag in _OF_THE_CPU)
+
+
+def _inputs_move(node: fx.Node, found: dict[fx.Node, None]) -> bool:
+    return all(n in found or n.op == "get_attr" or not _tensors(n) for n in node.all_input_nodes)
+
+
+def _users_allow(node: fx.Node, found: dict[fx.Node, None]) -> bool:
+    return all(user in found or _takes_any_device(user) for user in node.users)
+
+
+def _takes_any_device(user: fx.Node) -> bool:
+    """Return whether a call gives a tensor on the GPU, or reads only sizes."""
+    if user.op != "call_function":
+        return False
+    return operator_name(user.target) in _SIZES or (bool(_tensors(user)) and not _is_on_cpu(user))
+
+
+def _move(node: fx.Node, device: torch.device, mode: FakeTensorMode) -> None:
+    for source in node.all_input_nodes:
+        value = constant_of(source)
+        if value is not None and value.dim() and value.device != device:
+            node.replace_input_with(source, insert_constant(node, value.to(device), f"{source.name}_on_gpu", mode))
+    if node.target is not operator.getitem:
+        schema = schema_of(node.target)
+        creates = not any(_tensors(n) for n in node.all_input_nodes)
+        if node.kwargs.get("device") is not None or (creates and any(a.name == "device" for a in schema.arguments)):
+            kwargs = {name: value for name, value in node.kwargs.items() if name != "pin_memory"}
+            node.kwargs = {**kwargs, "device": device}
+    infer(node, mode)
+
+
+def _is_on_cpu(node: fx.Node) -> bool:
+    tensors = _tensors(node)
+    return bool(tensors) and all(value.device.type == "cpu" for value in tensors)
+
+
+def _tensors(node: fx.Node) -> list[torch.Tensor]:
+    value: Any = node.meta.get("val")
+    values = value if isinstance(value, (tuple, list)) else [value]
+    return [value for value in values if isinstance(value, torch.Tensor)]

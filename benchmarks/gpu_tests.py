@@ -51,7 +51,7 @@ def _counts(cases: list[ElementTree.Element]) -> dict[str, Any]:
 
 
 def _problem(case: ElementTree.Element) -> str | None:
-    """The first line of why a test failed; None if it did not."""
+    """Return the first line of why a test failed; None if it did not."""
     for kind in ("failure", "error"):
         found = case.find(kind)
         if found is not None:

@@ -24,36 +24,37 @@ def assert_matches(
     """
     assert len(actual) == len(expected), f"{len(actual)} outputs instead of {len(expected)}"
     referee: Sequence[Any] | None = None
-    for index, (mine, theirs) in enumerate(zip(actual, expected, strict=True)):
-        if not isinstance(theirs, torch.Tensor):
-            assert mine == theirs
+    for index, (found, wanted) in enumerate(zip(actual, expected, strict=True)):
+        if not isinstance(wanted, torch.Tensor):
+            assert found == wanted
             continue
-        assert isinstance(mine, torch.Tensor)
-        mine = mine.to(theirs.device)
+        assert isinstance(found, torch.Tensor)
+        found = found.to(wanted.device)
         try:
-            _assert_close(mine, theirs, tolerance)
+            _assert_close(found, wanted, tolerance)
         except AssertionError:
-            if in_float64 is None or not theirs.is_floating_point() or mine.shape != theirs.shape:
+            if in_float64 is None or not wanted.is_floating_point() or found.shape != wanted.shape:
                 raise
             referee = in_float64() if referee is None else referee
-            if not _is_as_good(mine, theirs, referee[index]):
+            if not _is_as_good(found, wanted, referee[index]):
                 raise
 
 
-def _assert_close(mine: torch.Tensor, theirs: torch.Tensor, tolerance: tuple[float, float] | None) -> None:
-    if not theirs.is_floating_point():
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+def _assert_close(found: torch.Tensor, wanted: torch.Tensor, tolerance: tuple[float, float] | None) -> None:
+    if not wanted.is_floating_point():
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
     elif tolerance is None:
-        torch.testing.assert_close(mine, theirs, equal_nan=True)
+        torch.testing.assert_close(found, wanted, equal_nan=True)
     else:
-        torch.testing.assert_close(mine, theirs, rtol=tolerance[0], atol=tolerance[1], equal_nan=True)
+        torch.testing.assert_close(found, wanted, rtol=tolerance[0], atol=tolerance[1], equal_nan=True)
 
 
-def _is_as_good(mine: torch.Tensor, theirs: torch.Tensor, exact: torch.Tensor) -> bool:
-    if mine.dtype != theirs.dtype or not torch.equal(mine.isfinite(), theirs.isfinite()):
+def _is_as_good(found: torch.Tensor, wanted: torch.Tensor, exact: torch.Tensor) -> bool:
+    """Return whether the error against float64 is at most a few times that of what was wanted."""
+    if found.dtype != wanted.dtype or not torch.equal(found.isfinite(), wanted.isfinite()):
         return False
-    exact = exact.to(mine.device, torch.float64)
-    finite = theirs.isfinite()
-    own = torch.linalg.vector_norm((theirs.double() - exact)[finite])
-    error = torch.linalg.vector_norm((mine.double() - exact)[finite])
+    exact = exact.to(found.device, torch.float64)
+    finite = wanted.isfinite()
+    own = torch.linalg.vector_norm((wanted.double() - exact)[finite])
+    error = torch.linalg.vector_norm((found.double() - exact)[finite])
     return bool(error <= REFEREE_FACTOR * own)

@@ -54,7 +54,7 @@ def pytest_collectstart() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays: the garbage collector going through it took a sixth of a small test."""
+    """Keep what was imported out of the garbage collector's way: going through it took a sixth of a small test."""
     gc.collect()
     gc.freeze()
 

@@ -1,4 +1,4 @@
-"""What the tests of real engines share."""
+"""Checks that the tests of real engines share."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def assert_one_right_engine(fast: Callable[..., Any], model: nn.Module, *args: A
 
 
 def assert_serves_threads(fast: Callable[..., torch.Tensor], model: nn.Module, calls: int) -> None:
-    """Eight threads, each on a stream of its own, all have right results."""
+    """Check that eight threads, each on a stream of its own, all have right results."""
     failures: list[BaseException] = []
 
     def serve() -> None:

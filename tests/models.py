@@ -29,7 +29,7 @@ class WithUnsupported(ConvNet):
 
 
 def trained(model: nn.Module) -> nn.Module:
-    """`model` in evaluation mode, with batch statistics that differ from those of initialization."""
+    """Return `model` in evaluation mode, with batch statistics that differ from those of initialization."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             nn.init.uniform_(module.running_mean, -0.5, 0.5)

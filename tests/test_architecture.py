@@ -1,4 +1,4 @@
-"""The layout: one order of floors, what an import costs, and how long a file may be."""
+"""The layout: one order of floors, the cost of an import, and the length of files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MOST_LINES = 400
 
 
 def imports_of(path: Path) -> set[str]:
-    """The modules that a file imports, anywhere in it; `from a import b` counts as `a.b` too."""
+    """Return the modules that a file imports, anywhere in it; `from a import b` counts as `a.b` too."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -47,7 +47,7 @@ def imports_of(path: Path) -> set[str]:
 
 
 def rooms_of(path: Path) -> set[str]:
-    """The rooms of this package that a file imports: `torchtrt_bridge.engine.build` is in `engine`."""
+    """Return the rooms of this package that a file imports: `torchtrt_bridge.engine.build` is in `engine`."""
     names = (name.split(".") for name in imports_of(path))
     return {name[1] for name in names if name[0] == "torchtrt_bridge" and len(name) > 1 and name[1] in FLOOR}
 
@@ -62,7 +62,7 @@ def test_every_room_has_its_floor() -> None:
 
 
 def offences(files: list[Path]) -> list[str]:
-    """Imports of rooms that are not on a lower floor."""
+    """Return the imports of rooms that are not on a lower floor."""
     return [
         f"{path.relative_to(PACKAGE)} imports {room}"
         for path in files
@@ -131,7 +131,7 @@ def test_files_are_short() -> None:
 
 
 def modules_after(statement: str) -> set[str]:
-    """The modules that are loaded once `statement` has run in a process of its own."""
+    """Return the modules that are loaded once `statement` has run in a process of its own."""
     script = f"{statement}\nimport sys\nprint(' '.join(sys.modules))"
     result = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
     return {name.split(".")[0] for name in result.stdout.split()}

@@ -21,7 +21,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    """The environment of a process that has this package and an empty engine cache.
+    """Return the environment of a process that has this package and an empty engine cache.
 
     One thread: small networks gain nothing by more, and lose much beside another worker of the tests.
     """
@@ -31,7 +31,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def kernels(tmp_path: Path) -> AsyncKernelManager:
-    """A manager that knows one kernel, of this interpreter."""
+    """Return a manager that knows one kernel, of this interpreter."""
     folder = tmp_path / "kernels" / "python3"
     folder.mkdir(parents=True)
     command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
@@ -42,7 +42,7 @@ def kernels(tmp_path: Path) -> AsyncKernelManager:
 
 
 def said_by(recipe: str, environment: dict[str, str], *options: str) -> str:
-    """What a recipe prints in its tiny version."""
+    """Return what a recipe prints in its tiny version."""
     command = [sys.executable, str(ROOT / "recipes" / f"{recipe}.py"), "--tiny", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, check=False)
     assert done.returncode == 0, done.stderr
@@ -86,7 +86,7 @@ def test_train_to_deploy(tmp_path: Path, environment: dict[str, str]) -> None:
 
 
 def executed(name: str, kernels: AsyncKernelManager, environment: dict[str, str]) -> tuple[str, int]:
-    """What a notebook prints, and how many pictures it draws."""
+    """Return what a notebook prints, and how many pictures it draws."""
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     NotebookClient(notebook, timeout=600, km=kernels).execute(env=environment)
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]

@@ -127,7 +127,7 @@ STANDARD = [
 
 
 def lively(model: nn.Module) -> nn.Module:
-    """In evaluation mode, with random statistics and no weight that is zero, so that every layer reaches the result."""
+    """Return the model in evaluation mode, with random statistics, and no weight of zero that would hide a layer."""
     for module in trained(model).modules():
         if isinstance(module, nn.Linear):  # vit's head is zero, swin's are near it
             nn.init.normal_(module.weight, std=module.in_features**-0.5)

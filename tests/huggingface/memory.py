@@ -1,4 +1,4 @@
-"""How much host memory a build takes beside the model: `python -m tests.huggingface.memory export|compile`.
+"""The host memory that a build takes beside the model: `python -m tests.huggingface.memory export|compile`.
 
 Prints, as JSON and in bytes, the weights, the peak before TensorRT builds, and the peak in all, both above the
 loaded model. A tiny model goes the same road first, so that libraries are loaded.
@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 import transformers
-from torch._guards import tracing
 
 import torchtrt_bridge as trtb
 from torchtrt_bridge import pipeline
 from torchtrt_bridge.capture import dynamo
 from torchtrt_bridge.engine import builder
+from torchtrt_bridge.graph.torch_internals import tracing_disabled
 from torchtrt_bridge.options import Options
 
 OPTIONS = {"targets": ("sm_89",), "cache_dir": "", "fallback": "error"}
@@ -26,7 +26,7 @@ IDS = torch.ones(2, 16, dtype=torch.int64)
 
 
 def llama(hidden: int, layers: int, vocabulary: int) -> torch.nn.Module:
-    """A Llama in bfloat16 with random weights."""
+    """Return a Llama in bfloat16 with random weights."""
     config = transformers.LlamaConfig(
         hidden_size=hidden,
         num_hidden_layers=layers,
@@ -45,14 +45,14 @@ def export(model: torch.nn.Module) -> Any:
 
 
 def compile(model: torch.nn.Module) -> Any:
-    """What `torch.compile` does but for loading the engines, which needs a GPU."""
+    """Do what `torch.compile` does but for loading the engines, which needs a GPU."""
     kept = []
 
     def backend(module: torch.fx.GraphModule, args: list[Any]) -> Any:
         captured, _ = dynamo.capture(
             module, args, dynamo.weight_positions(module, args), dynamo.number_positions(module, args)
         )
-        with tracing(None):
+        with tracing_disabled():
             kept.append(pipeline.compile_graph(captured, Options(**OPTIONS), run=False))
         return module
 
@@ -62,13 +62,13 @@ def compile(model: torch.nn.Module) -> Any:
 
 
 def status(field: str) -> int:
-    """A size that Linux keeps of this process: VmRSS now, VmHWM at its peak."""
+    """Return a size that Linux keeps of this process: VmRSS now, VmHWM at its peak."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(field))
 
 
 def measured(road: Callable[[torch.nn.Module], Any], model: torch.nn.Module) -> dict[str, int]:
-    """The bytes of the weights, and the peaks of memory above what is taken now."""
+    """Return the bytes of the weights, and the peaks of memory above what is taken now."""
     peaks = []
     lower = builder.network_from_graph
 

@@ -34,7 +34,7 @@ class Tiny:
     part: str | None = None
 
     def build(self, model: str | None = None, **settings: Any) -> torch.nn.Module:
-        """The model with random weights, or another one of its family; `settings` go into its configuration."""
+        """Return the model with random weights, or another one of its family; `settings` go into its configuration."""
         torch.manual_seed(0)
         config = self.config()
         for name, value in settings.items():
@@ -54,7 +54,7 @@ class Tiny:
 
 
 def text(batch: int, length: int) -> dict[str, torch.Tensor]:
-    """Token ids, padded: the last sentence is shorter than the first."""
+    """Return token ids, padded: the last sentence is shorter than the first."""
     generator = torch.Generator().manual_seed(batch * 100 + length)
     ids = torch.randint(3, VOCABULARY, (batch, length), generator=generator)
     mask = torch.ones(batch, length, dtype=torch.int64)
@@ -64,7 +64,7 @@ def text(batch: int, length: int) -> dict[str, torch.Tensor]:
 
 
 def typed_text(batch: int, length: int) -> dict[str, torch.Tensor]:
-    """Text whose second half is of the second kind."""
+    """Return text whose second half is of the second kind."""
     inputs = text(batch, length)
     types = torch.zeros_like(inputs["input_ids"])
     types[:, length // 2 :] = 1
@@ -72,7 +72,7 @@ def typed_text(batch: int, length: int) -> dict[str, torch.Tensor]:
 
 
 def text_with_states(batch: int, length: int) -> dict[str, torch.Tensor]:
-    """A decoder's inputs: text of its own, and the states of an encoder that read seven tokens."""
+    """Return a decoder's inputs: text of its own, and the states of an encoder that read seven tokens."""
     generator = torch.Generator().manual_seed(1)
     mask = torch.ones(batch, 7, dtype=torch.int64)
     mask[-1, 5:] = 0
@@ -218,5 +218,5 @@ MODELS = [
 
 
 def tiny(name: str) -> Tiny:
-    """The model of this name."""
+    """Return the model of this name."""
     return next(model for model in MODELS if model.name == name)

@@ -1,4 +1,4 @@
-"""What the tests of Hugging Face models share: both entry points, and the comparison of their results with eager's.
+"""The part that tests of Hugging Face models share: both entry points, and the comparison of their results with eager's.
 
 The reference interpreter computes; `fallback="error"` raises where PyTorch would have to.
 """
@@ -18,7 +18,7 @@ OPTIONS: dict[str, Any] = {"engine": "reference", "fallback": "error"}
 
 
 def compiled(model: torch.nn.Module, inputs: dict[str, Any]) -> Any:
-    """`model` for the sizes of its first call.
+    """Return `model`, compiled for the sizes of its first call.
 
     It runs once before: to collect hidden states, transformers hooks a model on its first call, which breaks the
     graph, and whose hooks a twin made earlier would set a second time.
@@ -29,12 +29,12 @@ def compiled(model: torch.nn.Module, inputs: dict[str, Any]) -> Any:
 
 
 def exported(model: torch.nn.Module, inputs: dict[str, Any]) -> Any:
-    """`model` for the sizes of `inputs`."""
+    """Return `model`, exported for the sizes of `inputs`."""
     return trtb.export(model, (), kwargs=inputs, **OPTIONS)
 
 
 def assert_serves(fast: Any, model: torch.nn.Module, inputs: dict[str, Any]) -> Any:
-    """The result of `fast`, which must be what `model` gives, in the same types."""
+    """Return the result of `fast`, which must be what `model` gives, in the same types."""
     with torch.no_grad():
         result, expected = fast(**inputs), model(**inputs)
     assert type(result) is type(expected)
@@ -50,7 +50,7 @@ def _in_float64(model: torch.nn.Module, inputs: dict[str, Any]) -> list[Any]:
 
 
 def assert_one_engine(fast: Any) -> None:
-    """One graph was captured, and one engine computes all of it."""
+    """Check that one graph was captured, and that one engine computes all of it."""
     report = trtb.report(fast)
     assert report.is_whole
     assert report.graphs == 1

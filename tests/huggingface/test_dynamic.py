@@ -1,4 +1,4 @@
-"""Dynamic batch size and length: how many engines there are, what they serve, and who serves the rest."""
+"""Dynamic batch size and length: the number of engines, the sizes they take, and what runs all others."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def marked(batch: int, length: int) -> dict[str, torch.Tensor]:
 
 
 def served_shapes(fast: Any) -> list[str]:
-    """What the first input of each engine may be."""
+    """Return what the first input of each engine may be."""
     return [engine.inputs[0].partition(": ")[2] for engine in trtb.report(fast).engines]
 
 
@@ -87,9 +87,9 @@ def test_above_max_dynamic_size_pytorch_serves(model: torch.nn.Module, caplog: p
     fast = trtb.compile(model, dynamic=True, max_dynamic_size=6, **REFERENCE)
     assert_serves_all(fast, model, [(2, 11), (7, 11), (8, 12), (7, 11)])
     assert served_shapes(fast) == [f"int64[2..6, 2..{LONGEST}]"]
-    (told,) = [record.message for record in caplog.records if "PyTorch runs such calls" in record.message]
-    assert f"is int64[7, 11], the engine serves int64[2..6, 2..{LONGEST}]" in told
-    assert "max_dynamic_size" in told
+    (message,) = [record.message for record in caplog.records if "PyTorch runs such calls" in record.message]
+    assert f"is int64[7, 11], the engine serves int64[2..6, 2..{LONGEST}]" in message
+    assert "max_dynamic_size" in message
 
 
 def test_above_max_dynamic_size_error_raises(model: torch.nn.Module) -> None:

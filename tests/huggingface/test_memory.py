@@ -1,4 +1,4 @@
-"""How much host memory the build of a large model takes, in a process of its own."""
+"""The host memory that the build of a large model takes, in a process of its own."""
 
 from __future__ import annotations
 

@@ -57,8 +57,8 @@ either_way = pytest.mark.parametrize("fast", [compiled, accelerated])
 
 
 @pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """The sizes of the first input of each call that an engine computed."""
+def engine_calls(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """Return the sizes of the first input of each call that an engine computed."""
     calls: list[list[int]] = []
     compute = ReferenceRunner.__call__
 
@@ -82,7 +82,7 @@ def assert_near(found: Any, expected: Any) -> None:
 
 
 @either_way
-def test_text_classification(fast: Callable[..., Any], tokenizer: Any, served: list[list[int]]) -> None:
+def test_text_classification(fast: Callable[..., Any], tokenizer: Any, engine_calls: list[list[int]]) -> None:
     model = classifier()
     pipe = pipeline("text-classification", fast(model), tokenizer)
     found, expected = pipe(TEXTS, top_k=None), pipeline("text-classification", model, tokenizer)(TEXTS, top_k=None)
@@ -90,19 +90,19 @@ def test_text_classification(fast: Callable[..., Any], tokenizer: Any, served: l
     assert_near([[one["score"] for one in of] for of in found], [[one["score"] for one in of] for of in expected])
     assert len(trtb.report(pipe).engines) == 1
     assert trtb.report(pipe).is_whole
-    assert served == [[1, 3], [1, 8], [1, 6], [1, 4], [1, 10]]
+    assert engine_calls == [[1, 3], [1, 8], [1, 6], [1, 4], [1, 10]]
 
 
 @either_way
 def test_feature_extraction_of_padded_batches(
-    fast: Callable[..., Any], tokenizer: Any, served: list[list[int]]
+    fast: Callable[..., Any], tokenizer: Any, engine_calls: list[list[int]]
 ) -> None:
     model = transformers.BertModel(transformers.BertConfig(**TINY)).eval()
     pipe = pipeline("feature-extraction", fast(model), tokenizer)
     found = pipe(TEXTS * 3, batch_size=4, return_tensors=True)
     assert_near(found, pipeline("feature-extraction", model, tokenizer)(TEXTS * 3, batch_size=4, return_tensors=True))
     assert len(trtb.report(pipe).engines) == 1
-    assert [batch for batch, _ in served] == [4, 4, 4, 3]
+    assert [batch for batch, _ in engine_calls] == [4, 4, 4, 3]
 
 
 def encodings(tokenizer: Any) -> list[Any]:
@@ -112,18 +112,18 @@ def encodings(tokenizer: Any) -> list[Any]:
 
 @pytest.mark.parametrize("fast", [None, compiled, accelerated])
 def test_a_quantized_model_goes_into_a_pipeline(
-    fast: Callable[..., Any] | None, tokenizer: Any, served: list[list[int]], caplog: pytest.LogCaptureFixture
+    fast: Callable[..., Any] | None, tokenizer: Any, engine_calls: list[list[int]], caplog: pytest.LogCaptureFixture
 ) -> None:
     model = classifier()
     quantized = trtb.quantize(model, encodings(tokenizer), method="absmax", max_error=0.1, table=False)
     pipe = pipeline("text-classification", fast(quantized) if fast else quantized, tokenizer)
     assert pipe.model.quantization.quantized > 0
     expected = pipeline("text-classification", model, tokenizer)(TEXTS, top_k=None)
-    for mine, its in zip(pipe(TEXTS, top_k=None), expected, strict=True):
-        scores = {one["label"]: one["score"] for one in its}
-        assert {one["label"]: one["score"] for one in mine} == pytest.approx(scores, abs=0.05)
+    for found, wanted in zip(pipe(TEXTS, top_k=None), expected, strict=True):
+        scores = {one["label"]: one["score"] for one in wanted}
+        assert {one["label"]: one["score"] for one in found} == pytest.approx(scores, abs=0.05)
     assert "not supported" not in caplog.text
-    assert len(served) == (len(TEXTS) if fast else 0)
+    assert len(engine_calls) == (len(TEXTS) if fast else 0)
 
 
 def test_a_quantized_model_that_was_pickled_gives_what_it_gave(tokenizer: Any) -> None:
@@ -138,7 +138,7 @@ def test_a_quantized_model_that_was_pickled_gives_what_it_gave(tokenizer: Any) -
 
 
 @either_way
-def test_text_generation(fast: Callable[..., Any], tokenizer: Any, served: list[list[int]]) -> None:
+def test_text_generation(fast: Callable[..., Any], tokenizer: Any, engine_calls: list[list[int]]) -> None:
     model, options = (
         language_model(),
         {"use_cache": False, "max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False},
@@ -147,7 +147,7 @@ def test_text_generation(fast: Callable[..., Any], tokenizer: Any, served: list[
     assert pipe(TEXTS, **options) == pipeline("text-generation", model, tokenizer)(TEXTS, **options)
     assert len(trtb.report(pipe).engines) == 1
     assert trtb.report(pipe).is_whole
-    assert len(served) == 5 * len(TEXTS)
+    assert len(engine_calls) == 5 * len(TEXTS)
 
 
 @either_way

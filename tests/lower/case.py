@@ -115,7 +115,7 @@ class Point:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The n of the inputs that are compared."""
+        """Return the n of the inputs that are compared."""
         return (TRACED, OTHER) if self.dynamic else (TRACED,)
 
     def make_inputs(self, n: int) -> tuple[Any, ...]:
@@ -123,7 +123,7 @@ class Point:
 
 
 def points_of(case: Case) -> list[Point]:
-    """fp32 with known and with dynamic sizes; fp16 with the more general of the two."""
+    """Return fp32 with known and with dynamic sizes, and fp16 with the more general of the two."""
     kinds = [False] * case.static + [True] * any(case.dynamic_shapes(torch.float32))
     half = [Point(case, kinds[-1], HALF)] if case.half else []
     return [Point(case, dynamic, torch.float32) for dynamic in kinds] + half

@@ -195,7 +195,7 @@ def lower_batch(
         assert bool(symbols) == dynamic, "no dimension stayed dynamic"
     assert bool(captured.ranges) == dynamic
     if not dynamic and dtype is torch.float32:
-        captured = recalled(captured)
+        captured = from_cache(captured)
     graph = normalize(captured.module, Options())
     proposal = propose(graph, Options())
     assert [f"{r.node.target}: {r.reason}" for r in proposal.rejections] == []
@@ -226,7 +226,7 @@ def reasons_of(cases: Sequence[Rejected]) -> list[list[str]]:
     return [[why_not(n) or "" for n in own if n.target is case.op] for case, own in zip(cases, nodes, strict=True)]
 
 
-def recalled(captured: CapturedGraph) -> CapturedGraph:
+def from_cache(captured: CapturedGraph) -> CapturedGraph:
     """Return the graph as a later process reads it from the cache."""
     weights = {origin: captured.module.get_buffer(name) for name, origin in captured.origins.items()}
     return graph_from_text(text_from_graph(captured, weights), weights)

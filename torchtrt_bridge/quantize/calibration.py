@@ -76,7 +76,7 @@ def new_statistics(module: fx.GraphModule, layers: Sequence[QuantizableLayer]) -
 
 
 class CalibrationInterpreter(fx.Interpreter):
-    """Computes the float graph, and updates the statistics of the activations that layers read.
+    """Interpreter of the float graph that updates the statistics of the activations that layers read.
 
     batch: the number of the batch, for messages. only_checks: leave the statistics as they are, for the holdout.
     """
@@ -286,7 +286,7 @@ class Calibration:
 
 
 class _CalibratedModel:
-    """Stands for the model in the user's `forward`: calls of it are calibrated, all else is the model's."""
+    """Stand-in for the model in the user's `forward`: calls of it are calibrated, all else is the model's."""
 
     def __init__(self, calibration: Calibration) -> None:
         self._calibration = calibration

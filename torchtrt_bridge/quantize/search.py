@@ -221,7 +221,7 @@ class Errors:
 
 
 class AccuracyMeter:
-    """Measures errors against the float graph's outputs for the holdout."""
+    """Meter of errors against the float graph's outputs for the holdout."""
 
     def __init__(self, calibrated: CalibrationResult, settings: Settings) -> None:
         self.calibrated, self.settings = calibrated, settings

@@ -20,8 +20,10 @@ from torchtrt_bridge.graph.torch_internals import clear_cublas_workspaces, copy_
 from torchtrt_bridge.runtime.launch_order import capture_lock
 from torchtrt_bridge.runtime.tolerance import REPLAY_BOUND, compare
 
-# Calls before one of its shape is captured: the first warms up what allocates; sizes that vary must come back first.
-CALLS_BEFORE_CAPTURE = {True: 1, False: 3}
+# Calls that are made before a call is captured, by each thread after the trial. The first one warms up what allocates;
+# where sizes are dynamic, a shape must come back before its graph is worth its memory.
+STATIC_CALLS_BEFORE_CAPTURE = 1
+DYNAMIC_CALLS_BEFORE_CAPTURE = 3
 
 # Shapes per thread that keep their graphs.
 MOST_SHAPES = 8
@@ -137,7 +139,10 @@ class CudaGraphCache:
 
 
 class CudaGraphPair:
-    """The CUDA graphs of one shape: `aliased` hands out its outputs while they are free, those of `copied` are copied.
+    """The CUDA graphs of one shape.
+
+    aliased: the graph whose outputs are handed out as they are, while the caller holds none of its earlier outputs.
+    copied: the graph whose outputs are copied for the caller, made when the caller still holds outputs of `aliased`.
 
     They read an input where it lies if it has lain there in each call so far, as what a model changes does, or a
     buffer that the caller fills anew; once it lies elsewhere, they are captured again, and copy it.
@@ -171,7 +176,7 @@ class CudaGraphPair:
         results: Sequence[Any] = self.graphed.module.forward(*inputs)
         self.calls += 1
         self._places = _places_kept(self._places, inputs)
-        if self.calls > CALLS_BEFORE_CAPTURE[self.graphed.is_static]:
+        if self.calls > (STATIC_CALLS_BEFORE_CAPTURE if self.graphed.is_static else DYNAMIC_CALLS_BEFORE_CAPTURE):
             graph = self._capture(inputs)
             if graph is not None and self._agrees(graph, inputs, results):
                 self.aliased = graph

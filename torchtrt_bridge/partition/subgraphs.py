@@ -15,6 +15,7 @@ from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
 from torch.fx.passes.operator_support import OperatorSupportBase
 from torch.fx.passes.utils.fuser_utils import fuse_by_partitions
 
+from torchtrt_bridge.graph.edit import copy_graph
 from torchtrt_bridge.graph.nodes import operator_name, returns_view
 from torchtrt_bridge.graph.views import RETURNED_VIEW
 from torchtrt_bridge.lower import ConverterProvider, only_moves_data, why_not
@@ -61,7 +62,7 @@ def propose(module: fx.GraphModule, options: Options, provider: ConverterProvide
     found = memory_that_pytorch_reads(module, reasons.keys()) | reasons
     reasons = {node: found[node] for node in module.graph.nodes if node in found}
     groups = []
-    for calls in groups_of(module, _Support(reasons)):
+    for calls in _groups_on_each_gpu(module, reasons):
         count = sum(node.target is not operator.getitem for node in calls)
         if count < options.min_subgraph_nodes:
             reason = f"its subgraph has {count} nodes, and min_subgraph_nodes={options.min_subgraph_nodes}"
@@ -70,6 +71,38 @@ def propose(module: fx.GraphModule, options: Options, provider: ConverterProvide
         groups.append([node.name for node in calls])
     rejections = [Rejection(node, reason) for node, reason in reasons.items()]
     return Proposal({f"{SUBGRAPH_PREFIX}{i}": names for i, names in enumerate(groups)}, rejections)
+
+
+def _groups_on_each_gpu(module: fx.GraphModule, reasons: Mapping[fx.Node, str]) -> list[list[fx.Node]]:
+    """Return the groups of calls for engines, each of which runs on one GPU.
+
+    The groups of one GPU are cut out of a copy before those of the next are sought, so that all of them together have
+    no circle.
+    """
+    gpus = list(dict.fromkeys(gpu for node in module.graph.nodes if (gpu := _gpu(node)) is not None))
+    if len(gpus) < 2:
+        return groups_of(module, _Support(reasons))
+    order = {node.name: index for index, node in enumerate(module.graph.nodes)}
+    nodes = {node.name: node for node in module.graph.nodes}
+    rejected = {node.name for node in reasons}
+    copied = fx.GraphModule(module, copy_graph(module.graph))
+    groups = []
+    for index, gpu in enumerate(gpus):
+        elsewhere = {node: "" for node in copied.graph.nodes if node.name in rejected or _gpu(node) not in (None, gpu)}
+        found = [[node.name for node in calls] for calls in groups_of(copied, _Support(elsewhere))]
+        prefix = f"gpu_{index}_"
+        extract_subgraphs(copied, {f"{prefix}{i}": names for i, names in enumerate(found)}, prefix)
+        groups += found
+    return [[nodes[name] for name in names] for names in sorted(groups, key=lambda names: order[names[0]])]
+
+
+def _gpu(node: fx.Node) -> torch.device | None:
+    """Return the GPU of a node's results; None for those on the CPU, and for sizes."""
+    values = node.meta.get("val")
+    for value in values if isinstance(values, (tuple, list)) else [values]:
+        if isinstance(value, torch.Tensor) and value.device.type == "cuda":
+            return value.device
+    return None
 
 
 def groups_of(module: fx.GraphModule, support: OperatorSupportBase) -> list[list[fx.Node]]:

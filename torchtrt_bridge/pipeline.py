@@ -72,7 +72,7 @@ def compile_graph(
     """
     context = BuildContext.from_options(options, bounded(captured.ranges, options))
     user_tensors = [] if original is not None else list(captured.module.buffers())
-    module = normalize(captured.module, options)
+    module = normalize(captured.module, options, captured.outputs)
     in_float = left_in_float(module, context.library, options)
     is_reference = options.engine == "reference"
     if original is not None and is_reference:

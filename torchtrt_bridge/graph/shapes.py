@@ -9,13 +9,16 @@ from typing import Any
 import sympy
 import torch
 
-from torchtrt_bridge.graph.torch_internals import expression_bounds
+from torchtrt_bridge.graph.torch_internals import expression_bounds, is_unbacked_symbol
 
 # (smallest, largest) value of a size; equal for a static one.
 Range = tuple[int, int]
 
 # The upper end of a range that has none.
 UNBOUNDED = 2**31 - 1
+
+# The size that an engine is tuned for where no example has it; the range of the size may leave it out.
+UNKNOWN_EXAMPLE = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +56,7 @@ def spec_of(name: str, value: torch.Tensor, ranges: Mapping[Any, Range]) -> Tens
         name,
         value.dtype,
         tuple(_range(size, ranges) for size in sizes),
-        tuple(_hint(size) for size in value.shape),
+        tuple(example_size(size) for size in value.shape),
         tuple(size if isinstance(size, int) else str(size) for size in sizes),
     )
 
@@ -135,13 +138,18 @@ def _finite(value: Any, otherwise: int) -> int:
     return int(value) if value.is_Integer else otherwise
 
 
-def _hint(size: Any) -> int:
-    """Return the value of a size in the example that was traced."""
+def example_size(size: Any) -> int:
+    """Return the value of a size in the example that was traced; a guess for one that depends on data."""
     if isinstance(size, int):
         return size
+    expression = size.node.expr
+    unbacked = [symbol for symbol in expression.free_symbols if is_unbacked_symbol(symbol)]
+    if unbacked:
+        expression = expression.xreplace(dict.fromkeys(unbacked, sympy.Integer(UNKNOWN_EXAMPLE)))
+        return int(expression) if expression.is_Integer else int(size.node.shape_env.size_hint(expression))
     hint = size.node.hint if size.node.has_hint() else None
     if hint is None:
-        hint = size.node.shape_env.size_hint(size.node.expr)
+        hint = size.node.shape_env.size_hint(expression)
     return int(hint)
 
 

@@ -16,6 +16,7 @@ from torchtrt_bridge.passes.drop_quantization import (
 )
 from torchtrt_bridge.passes.precision import set_precision
 from torchtrt_bridge.passes.projections import merge_projections
+from torchtrt_bridge.passes.returned_views import take_returned_views
 from torchtrt_bridge.passes.transposes import drop_transposes
 
 PASSES = (
@@ -32,10 +33,16 @@ PASSES = (
 )
 
 
-def normalize(module: fx.GraphModule, options: Options) -> fx.GraphModule:
-    """Run all passes on `module`, in place, and return it."""
+def normalize(module: fx.GraphModule, options: Options, outputs: int | None = None) -> fx.GraphModule:
+    """Run all passes on `module`, in place, and return it.
+
+    outputs: the number of results that the caller gets, before those that are written to inputs; None for all.
+    """
+    views = take_returned_views(module, outputs)
     for run_pass in PASSES:
         module = run_pass(module, options)
+    if views is not None:
+        views.append_to(module)
     return module
 
 

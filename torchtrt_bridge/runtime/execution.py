@@ -18,6 +18,7 @@ from torchtrt_bridge.report.model import CompileReport
 from torchtrt_bridge.runtime.call_context import is_capturing, thread_number
 from torchtrt_bridge.runtime.cuda_graph import CudaGraphCache, GraphedModule
 from torchtrt_bridge.runtime.engine_module import EngineModule, Generation
+from torchtrt_bridge.runtime.result_views import take_result_views
 from torchtrt_bridge.runtime.torch_subgraph import TorchSubgraph
 from torchtrt_bridge.runtime.trial import TriedModule
 from torchtrt_bridge.runtime.weights import Holder, SpareWeights, buffers_of, memory_of
@@ -42,8 +43,8 @@ class Execution:
         user_tensors: Iterable[torch.Tensor] = (),
     ) -> None:
         self.module = module
-        self.outputs = outputs
         self.mutations = tuple(mutations)
+        self._views, self._outputs = take_result_views(module, outputs, mutations)
         self.options = options
         self.report = report
         self.engines = [m for m in module.modules() if isinstance(m, EngineModule)]
@@ -88,9 +89,10 @@ class Execution:
 
     def _written_back(self, results: Sequence[Any], inputs: Sequence[Any]) -> Sequence[Any]:
         if self.mutations:
-            for value, position in zip(results[self.outputs :], self.mutations, strict=True):
+            for value, position in zip(results[self._outputs :], self.mutations, strict=True):
                 inputs[position].copy_(value)
-        return results[: self.outputs]
+            results = results[: self._outputs]
+        return results if self._views is None else self._views(results, inputs)
 
     @property
     def thread_state(self) -> ThreadState:

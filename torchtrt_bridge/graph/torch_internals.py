@@ -159,6 +159,20 @@ def has_unbacked_symbols(value: Any) -> bool:
     return bool(symbolic_shapes.free_unbacked_symbols(value))
 
 
+def is_unbacked_symbol(symbol: Any) -> bool:
+    """Return whether a sympy symbol stands for an integer that is computed from the values of tensors."""
+    from torch.utils._sympy.symbol import SymT, symbol_is_type
+
+    return symbol_is_type(symbol, SymT.UNBACKED_INT)
+
+
+def rebind_unbacked(mode: FakeTensorMode, node: fx.Node, value: Any) -> None:
+    """Let the sizes of a value that is inferred anew be those of the old one where they depend on data."""
+    from torch.fx.experimental import symbolic_shapes
+
+    symbolic_shapes.rebind_unbacked(mode.shape_env, node, value)
+
+
 def is_contiguous_or_false(value: torch.Tensor) -> bool:
     """Return whether a fake tensor is contiguous; False if that depends on its symbolic sizes."""
     from torch import _prims_common

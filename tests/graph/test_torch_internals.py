@@ -246,6 +246,22 @@ def test_the_call_of_a_module() -> None:
     assert torch_internals.compiled_call(len) is None
 
 
+def test_sizes_that_stay_symbolic() -> None:
+    shape = {"x": {0: torch.export.Dim("n", min=2, max=9)}}
+    program = torch.export.export(nn.ReLU(), (torch.randn(4, 3),), dynamic_shapes={"input": shape["x"]})
+    value = next(node for node in program.graph.nodes if node.op == "output").args[0][0].meta["val"]
+    with torch_internals.sizes_unread([value]):
+        assert value.shape[1] == 3
+        assert value.shape[0] > 1  # by its range
+        with pytest.raises(torch_internals.SizeGuardError):
+            int(value.shape[0])
+        with torch_internals.sizes_unread([value]), pytest.raises(torch_internals.SizeGuardError):
+            assert value.shape[0] == 4
+    with torch_internals.sizes_unread([torch.randn(2), None]):
+        pass
+    assert int(value.shape[0]) == 4
+
+
 def test_hooks_of_a_module() -> None:
     module = nn.ReLU()
     module.register_forward_hook(lambda *_: torch.zeros(1))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
 
+import torchtrt_bridge as trtb
+from torchtrt_bridge.lower.converters.sizes import fake
 from torchtrt_bridge.lower.registry import CONVERTERS, converter, movement_of, precision_of
 from torchtrt_bridge.passes.precision import FP32_IN_PYTORCH
 
@@ -76,3 +79,27 @@ def test_an_operator_of_half_precision_takes_floats_only() -> None:
     half = [found for found in CONVERTERS.values() if found.precision == "half"]
     assert half
     assert all(set(found.dtypes) <= {torch.float32, torch.float16, torch.bfloat16, torch.bool} for found in half)
+
+
+@pytest.mark.parametrize("part", ["lower", "why_not"])
+def test_a_converter_that_reads_a_dynamic_size_as_a_number_is_not_used(
+    part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would hold for the size of the example alone."""
+
+    def why_not(self: torch.Tensor) -> str | None:
+        return "too long" if self.shape[1] > 1000 and part == "why_not" else None
+
+    def lower(ctx: Any, self: Any) -> Any:
+        size = fake(ctx, 0).shape[1]
+        return ctx.elementwise("PROD", self, float(size) if part == "lower" else 7.0, torch.float32)
+
+    planted = dataclasses.replace(CONVERTERS[aten.neg.default], lower=lower, why_not=why_not)
+    monkeypatch.setitem(CONVERTERS, aten.neg.default, planted)
+    fast = trtb.compile(lambda x: x.sigmoid().neg(), dynamic=True, engine="reference", cache_dir="")
+    for size in (5, 2000):
+        x = torch.randn(3, size)
+        torch.testing.assert_close(fast(x), x.sigmoid().neg())
+    report = trtb.report(fast)
+    told = [entry.state for entry in report.engines] + [entry.reason for entry in report.in_torch]
+    assert any("a size that is known only at run time" in text for text in told), told

@@ -152,6 +152,33 @@ def statically_known_true(condition: Any) -> bool:
     return symbolic_shapes.statically_known_true(condition)
 
 
+class SizeGuardError(Exception):
+    """Code asked for the number of a size that is known only at run time."""
+
+
+@contextlib.contextmanager
+def sizes_unread(values: Iterable[Any]) -> Iterator[None]:
+    """Raise SizeGuardError where code reads a symbolic size of these fake values as a number, which it has once only.
+
+    PyTorch would answer with the size of the example, and hold the symbol to be that number from then on.
+    """
+    sizes = (size for value in values for size in (value.shape if isinstance(value, torch.Tensor) else [value]))
+    symbolic = (size for size in sizes if isinstance(size, (torch.SymInt, torch.SymFloat)))
+    environment = next((size.node.shape_env for size in symbolic), None)
+    if environment is None or "_check_frozen" in vars(environment):
+        yield
+        return
+
+    def refuse(expression: Any, value: Any) -> None:
+        raise SizeGuardError(str(expression))
+
+    environment._check_frozen = refuse  # PyTorch calls it before each guard
+    try:
+        yield
+    finally:
+        del environment._check_frozen
+
+
 def has_unbacked_symbols(value: Any) -> bool:
     """Return whether the size of a fake value depends on data."""
     from torch.fx.experimental import symbolic_shapes

@@ -13,6 +13,7 @@ from torch import fx
 from torchtrt_bridge.errors import BridgeError, LoweringError, UnsupportedOpError
 from torchtrt_bridge.graph.nodes import describe
 from torchtrt_bridge.graph.shapes import TensorSpec, spec_of
+from torchtrt_bridge.graph.torch_internals import SizeGuardError, sizes_unread
 from torchtrt_bridge.lower.context import Context, NamedNetwork
 from torchtrt_bridge.lower.registry import CONVERTERS, ConverterProvider
 from torchtrt_bridge.trt.dtypes import trt_dtype_from_torch
@@ -98,11 +99,17 @@ def _lower(ctx: Context, node: fx.Node, values: Mapping[fx.Node, Any], provider:
     if found is None:
         raise UnsupportedOpError(f"{describe(node)} has no converter.")
     try:
-        result = found.lower(ctx, *args, **kwargs)
+        with sizes_unread(n.meta.get("val") for n in (*node.all_input_nodes, node)):
+            result = found.lower(ctx, *args, **kwargs)
         _check(ctx, result, node.meta.get("val"))
         ctx.network.raise_errors()
     except BridgeError as error:
         raise LoweringError(f"{describe(node)} could not be lowered: {error}") from error
+    except SizeGuardError as error:
+        raise LoweringError(
+            f"{describe(node)} could not be lowered: its converter reads a size that is known only at run time as a "
+            f"number ({error})."
+        ) from error
     except Exception as error:
         reported = ctx.network.take_errors()
         raise LoweringError(

@@ -12,7 +12,7 @@ import torch
 from torch.fx import Node
 
 from torchtrt_bridge.graph.nodes import operator_name
-from torchtrt_bridge.graph.torch_internals import schema_of
+from torchtrt_bridge.graph.torch_internals import SizeGuardError, schema_of, sizes_unread
 from torchtrt_bridge.lower.quantizers import why_not_quantizer
 from torchtrt_bridge.trt.dtypes import COMPUTE_DTYPES
 
@@ -163,12 +163,20 @@ def why_not(node: Node, provider: ConverterProvider | None = None) -> str | None
     reason = tensor_reason(node, found.dtypes)
     if reason is not None or found.why_not is None:
         return reason
+    try:
+        with sizes_unread(n.meta.get("val") for n in (*node.all_input_nodes, node)):
+            return _reason_of_call(node, found.why_not)
+    except SizeGuardError as error:
+        return f"whether TensorRT can run it depends on a size that is known only at run time ({error})"
+
+
+def _reason_of_call(node: Node, why_not: WhyNot) -> str | None:
     args, kwargs = torch.fx.map_arg((node.args, node.kwargs), lambda n: n.meta.get("val"))
-    schema = schema_of(found.op)
+    schema = schema_of(node.target)
     if schema is None:
-        return found.why_not(*args, **kwargs)
+        return why_not(*args, **kwargs)
     names = [argument.name for argument in schema.arguments]
-    return found.why_not(**dict(zip(names, args, strict=False)), **kwargs)
+    return why_not(**dict(zip(names, args, strict=False)), **kwargs)
 
 
 def is_foreign(node: Node) -> bool:

@@ -116,6 +116,14 @@ CASES: list[Case] = [
         lambda n: qkv((n, 2, 6 + n, 8), (n, 2, 3, 8)),
         name="causal-fewer-keys",
     ),
+    # Sizes of the elements that are known only at run time
+    Case(sdpa, lambda x: attend(*x.chunk(3, -1)), lambda n: (torch.randn(2, 5, 6 * n),), name="chunks"),
+    Case(
+        sdpa,
+        lambda q, k, v: attend(q, k, v, is_causal=True),
+        lambda n: qkv((2, 2, 5, 2 * n), (2, 2, 7, 2 * n), (2, 2, 7, n)),
+        name="elements",
+    ),
     # Masks of bools, each with a row that hides all keys
     Case(sdpa, attend, masked(batch, 2, queries, keys), name="mask"),
     Case(sdpa, attend, masked(batch, 1, queries, keys), name="mask-of-all-heads"),

@@ -53,7 +53,7 @@ def attention(ctx, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=F
     float dropout_p=0.0, bool is_causal=False, *, float? scale=None, bool enable_gqa=False) -> Tensor"""
     shapes = [fake(ctx, index).shape for index in range(3)]
     q, k, v = (ctx.tensor(tensor) for tensor in (query, key, value))
-    scale = 1 / math.sqrt(shapes[0][-1]) if scale is None else scale
+    scale = _usual_scale(ctx, q, shapes[0][-1]) if scale is None else scale
     q = ctx.elementwise("PROD", q, scale, ctx.dtype(q))  # ahead of the product, whose sums fp16 may not hold
     # A mask of another dtype stays as it is in the parts: fp16 has no number that outweighs all scores, as fp32 has.
     fits = fits_the_layer(shapes) and (attn_mask is None or ctx.dtype(attn_mask) in (torch.bool, ctx.dtype(q)))
@@ -62,6 +62,14 @@ def attention(ctx, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=F
     if attn_mask is None or _leaves_a_key(ctx, attn_mask):
         return result
     return ctx.select(_sees_a_key(ctx, attn_mask), result, 0.0, ctx.dtype(result))
+
+
+def _usual_scale(ctx, query, size):
+    """Return one through the root of the size of the query's elements."""
+    if not is_symbolic(size):
+        return 1 / math.sqrt(size)
+    root = ctx.unary("SQRT", ctx.cast(ctx.size(query, -1), torch.float32))
+    return ctx.reshape(ctx.unary("RECIP", root), [1] * len(query.shape))
 
 
 def _leaves_a_key(ctx, mask):

@@ -8,9 +8,12 @@ from torchtrt_bridge.lower.converters.sizes import product
 
 
 def fits_the_layer(shapes):
-    """Return whether query, key and value of these fake shapes share a batch and have heads that pair."""
+    """Return whether query, key and value of these fake shapes share a batch and have heads that pair.
+
+    The sizes of their elements are known: the layer wants one for all, and kernels are chosen by it.
+    """
     query = shapes[0]
-    if {len(shape) for shape in shapes} != {len(query)}:
+    if {len(shape) for shape in shapes} != {len(query)} or any(is_symbolic(shape[-1]) for shape in shapes):
         return False
     if any(is_symbolic(shape[-3]) for shape in shapes if len(shape) > 2):
         leading = [shape[:-2] for shape in shapes]

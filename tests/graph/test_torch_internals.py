@@ -77,6 +77,50 @@ def test_sizes_that_depend_on_data(graph: torch.fx.Graph) -> None:
     assert not torch_internals.has_unbacked_symbols(value_of(graph, aten.linear.default))
 
 
+def test_symbols_of_sizes_that_depend_on_data(graph: torch.fx.Graph) -> None:
+    found = [value_of(graph, op).shape[0].node.expr for op in (aten.nonzero.default, aten.linear.default)]
+    assert [torch_internals.is_unbacked_symbol(symbol) for symbol in found] == [True, False]
+
+
+def test_sizes_that_are_inferred_anew_are_the_old_ones(graph: torch.fx.Graph) -> None:
+    (node,) = graph.find_nodes(op="call_function", target=aten.nonzero.default)
+    mode = torch_internals.fake_mode_of_values([node.meta["val"]])
+    with torch_internals.symbolic_dispatch(mode):
+        value = aten.nonzero.default(node.args[0].meta["val"])
+        torch_internals.rebind_unbacked(mode, node, value)
+    assert value.shape[0].node.expr == node.meta["val"].shape[0].node.expr
+
+
+def test_a_trace_that_ends_at_a_number_of_run_time() -> None:
+    class Model(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * int(x.max().item())
+
+    with pytest.raises(Exception, match="data-dependent") as caught:
+        torch.export.export(Model(), (torch.ones(2),), strict=False)
+    assert torch_internals.is_data_dependent(caught.value)
+    assert not torch_internals.is_data_dependent(ValueError("data-dependent"))
+
+
+def test_a_size_that_depends_on_data_may_be_one() -> None:
+    with torch.library._scoped_library("torchtrt_bridge_test", "DEF") as library:
+        library.define("some(Tensor x) -> Tensor")
+        library.impl("some", lambda x: x[:1], "CPU")
+
+        @torch.library.register_fake("torchtrt_bridge_test::some", lib=library)
+        def some(x: torch.Tensor) -> torch.Tensor:
+            return x.new_empty(torch.library.get_ctx().create_unbacked_symint())
+
+        class Model(nn.Module):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                result: torch.Tensor = torch.ops.torchtrt_bridge_test.some(x)
+                return result
+
+        with torch_internals.sizes_from_zero():
+            program = torch.export.export(Model(), (torch.ones(3),))
+    assert {int(value.lower) for value in program.range_constraints.values()} == {0}
+
+
 def test_contiguous_tensors_with_symbolic_sizes(graph: torch.fx.Graph) -> None:
     value = value_of(graph, aten.linear.default)
     assert torch_internals.is_contiguous_or_false(value)
@@ -219,16 +263,6 @@ def test_an_exported_program_with_another_state() -> None:
     program = torch.export.export(Shifted(), (torch.randn(2),))
     torch_internals.set_state_dict(program, {**program.state_dict, "more": torch.ones(1)})
     assert set(program.state_dict) == {"shift", "more"}
-
-
-def test_graph_breaks_are_counted() -> None:
-    def broken(x: torch.Tensor) -> torch.Tensor:
-        torch._dynamo.graph_break()
-        return x + 1
-
-    before = sum(torch_internals.graph_break_counts().values())
-    torch.compile(broken, backend="eager")(torch.ones(2))
-    assert sum(torch_internals.graph_break_counts().values()) == before + 1
 
 
 # Calls of modules and processes ------------------------------------------------------------------------------------

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
 
-from torchtrt_bridge.capture import dynamo
+from torchtrt_bridge.capture import dynamo, graph_breaks
 from torchtrt_bridge.capture.arguments import arguments_from
 from torchtrt_bridge.entry.option_signature import shows_options
+from torchtrt_bridge.entry.torch_compile import TRAINING, is_training, with_own_code
 from torchtrt_bridge.errors import BridgeError, EngineLoadError
-from torchtrt_bridge.graph.torch_internals import compiled_call, graph_break_counts, tracing_disabled
+from torchtrt_bridge.graph.dynamo_internals import forgetting_graphs
+from torchtrt_bridge.graph.torch_internals import compiled_call, tracing_disabled
 from torchtrt_bridge.interop import provider_for
 from torchtrt_bridge.options import KeywordOptions, Options
 from torchtrt_bridge.partition import extract_subgraphs, propose
 from torchtrt_bridge.passes import normalize
 from torchtrt_bridge.pipeline import bounded, input_specs, left_in_float, planned_entry
-from torchtrt_bridge.report.model import CompileReport, merged, torch_entry
+from torchtrt_bridge.report.model import CompileReport, GraphBreak, merged, torch_entry
 from torchtrt_bridge.trt import library as libraries
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+_numbers = itertools.count()
 
 
 @shows_options(KeywordOptions)
@@ -39,22 +44,21 @@ def explain(
 
     example_inputs, kwargs: as in `export`, on any device.
     options: the fields of `Options`.
-    The report's notes list graph breaks, which split a model into several graphs.
+    The report lists graph breaks: lines at which Dynamo ends a graph and leaves code to Python.
+    What Dynamo compiled before stays as it is.
     """
     checked = Options.from_mapping(options)
     analysis = _Analysis(checked)
     if compiled_call(model) is not None:
         model = copy.copy(model)  # a copy has no compiled call of `nn.Module.compile` or `accelerate`
     args, named = arguments_from(model, example_inputs, kwargs)
-    torch.compiler.reset()
-    breaks = graph_break_counts()
-    with torch.no_grad():
-        torch.compile(model, backend=analysis)(*args, **named)
-    torch.compiler.reset()
-    report = merged(analysis.reports) if analysis.reports else CompileReport(checked)
-    for reason, count in graph_break_counts().items():
-        if count > breaks.get(reason, 0):
-            report.note(f"graph break: {reason.strip().splitlines()[0]}")
+    graph_breaks.watch()
+    call = with_own_code(model, f"explain_{next(_numbers)}")
+    with torch.no_grad(), forgetting_graphs(analysis):
+        torch.compile(call, backend=analysis)(*args, **named)
+    report = analysis.report
+    if is_training(model):
+        report.notes.insert(0, TRAINING)
     return report
 
 
@@ -64,6 +68,15 @@ class _Analysis:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.reports: list[CompileReport] = []
+        self.breaks: list[GraphBreak] = []
+
+    def on_graph_break(self, found: GraphBreak, _: Any) -> None:
+        """Keep a graph break for the report."""
+        self.breaks.append(found)
+
+    @property
+    def report(self) -> CompileReport:
+        return merged([*self.reports, CompileReport(self.options, breaks=self.breaks, is_plan=True)])
 
     def __call__(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         report = CompileReport(self.options, graphs=1)
@@ -78,7 +91,7 @@ class _Analysis:
     def _analyse(self, module: fx.GraphModule, args: Sequence[Any], report: CompileReport) -> None:
         weights, numbers = dynamo.weight_positions(module, args), dynamo.number_positions(module, args)
         captured, _ = dynamo.capture(module, args, weights, numbers)
-        normalized = normalize(captured.module, self.options)
+        normalized = normalize(captured.module, self.options, captured.outputs)
         with contextlib.suppress(EngineLoadError):  # without TensorRT there is no answer to a probe
             report.in_float = left_in_float(normalized, libraries.choose(self.options.engine), self.options)
         proposal = propose(normalized, self.options, provider_for(self.options))

@@ -6,6 +6,7 @@ import copy
 import functools
 import inspect
 import itertools
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -14,18 +15,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
+from torchtrt_bridge.capture import graph_breaks
 from torchtrt_bridge.capture.transformers_classes import install_hooks, is_for_pipelines, is_pipeline
 from torchtrt_bridge.entry.compiled_graph import CompiledGraph
 from torchtrt_bridge.entry.option_signature import shows_options
-from torchtrt_bridge.errors import OptionsError
+from torchtrt_bridge.errors import OptionsError, UnsupportedOpError
+from torchtrt_bridge.graph.dynamo_internals import backend_of_optimized
 from torchtrt_bridge.graph.torch_internals import compiled_call, set_compiled_call, uncompiled_call
 from torchtrt_bridge.options import KeywordOptions, Options
-from torchtrt_bridge.report.model import CompileReport, merged
+from torchtrt_bridge.report.log import warn_once
+from torchtrt_bridge.report.model import CompileReport, GraphBreak, merged
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _ATTRIBUTE = "_torchtrt_bridge_backend"
+_BREAKS = "_torchtrt_bridge_breaks"
 _numbers = itertools.count()
 _all_graphs: weakref.WeakSet[CompiledGraph] = weakref.WeakSet()
 
@@ -46,12 +51,29 @@ def torchtrt_bridge(
     return Backend(Options.from_mapping(options))(module, example_inputs)
 
 
-class Backend:
-    """Backend with its options, and the graphs that it compiled."""
+def _on_graph_break(found: GraphBreak, used: Any) -> None:
+    """Keep a graph break for the report, with the object that `torch.compile` makes of the backend's name."""
+    _check_break(found, Options.from_mapping(used.kwargs.get("options")))
+    used.__dict__.setdefault(_BREAKS, []).append(found)
 
-    def __init__(self, options: Options) -> None:
+
+torchtrt_bridge.on_graph_break = _on_graph_break  # type: ignore[attr-defined]
+if "torch._dynamo" in sys.modules:  # as where `torch.compile` loads this module for the backend's name
+    graph_breaks.watch()
+
+
+class Backend:
+    """Backend with its options, the graphs that it compiled, and where Dynamo broke them.
+
+    target: the model or function that it compiles, as far as it is known.
+    """
+
+    def __init__(self, options: Options, target: Any = None) -> None:
         self.options = options
         self.graphs: list[CompiledGraph] = []
+        self.breaks: list[GraphBreak] = []
+        self._target = target
+        graph_breaks.watch()
 
     def __call__(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         known = (graph for graph in _all_graphs if graph.is_for(module, example_inputs, self.options))
@@ -65,9 +87,56 @@ class Backend:
         """Reduce to the options: a copy, as in a worker of a DataLoader, compiles again."""
         return Backend, (self.options,)
 
+    def on_graph_break(self, found: GraphBreak, _: Any = None) -> None:
+        """Keep a graph break for the report; UnsupportedOpError with ``fallback="error"``."""
+        _check_break(found, self.options)
+        self.breaks.append(found)
+
+    def after_first_call(self) -> None:
+        """Keep the break for which Dynamo passes over a function that it left to Python before, as it logs nothing."""
+        if is_training(self._target):
+            warn_once(TRAINING)
+        found = graph_breaks.known_break(self._target)
+        if found is not None and not self.graphs and not self.breaks:
+            self.on_graph_break(found)
+
     @property
     def report(self) -> CompileReport:
-        return merged([graph.report for graph in self.graphs]) if self.graphs else CompileReport(self.options)
+        whole = _report_of([graph.report for graph in self.graphs], self.breaks, self.options)
+        if (whole.graphs or whole.breaks) and is_training(self._target):
+            whole.notes.insert(0, TRAINING)
+        return whole
+
+
+TRAINING = "the model is in training mode: call model.eval() first, as dropout and batch norm stay in PyTorch before"
+
+
+def is_training(model: Any) -> bool:
+    """Return whether a model computes other results in training mode, in which it is: by dropout or batch norm."""
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    return isinstance(model, nn.Module) and any(
+        part.training and (isinstance(part, norms) or _drops(part)) for part in model.modules()
+    )
+
+
+def _drops(part: nn.Module) -> bool:
+    """Return whether a module has a probability of dropping values, as `nn.Dropout` and attention layers do."""
+    values = [getattr(part, name, 0) for name in ("p", "drop_prob", "dropout", "dropout_p", "attention_dropout")]
+    return any(isinstance(value, float) and value > 0 for value in values)
+
+
+def _check_break(found: GraphBreak, options: Options) -> None:
+    if options.fallback == "error":
+        raise UnsupportedOpError(
+            f"Graph break at {found.source!r}; PyTorch would run {found.in_torch}. {found.reason}. "
+            "fallback='pytorch' lets PyTorch run it."
+        )
+
+
+def _report_of(reports: Sequence[CompileReport], breaks: Sequence[GraphBreak], options: Options) -> CompileReport:
+    """Return the report of all graphs of a model."""
+    whole = merged([*reports, CompileReport(options, breaks=list(breaks))] if breaks else reports)
+    return whole if reports or breaks else CompileReport(options)
 
 
 @shows_options(KeywordOptions)
@@ -89,12 +158,12 @@ def compile(
 
 
 def _compile(target: Any, dynamic: bool | None, fullgraph: bool, options: Options) -> Any:
-    backend = Backend(options)
+    backend = Backend(options, target)
     if inspect.isclass(target):
         if not issubclass(target, nn.Module):
             raise OptionsError(f"compile() takes nn.Module classes, not {target.__name__}.")
         forward = torch.compile(target.forward, backend=backend, dynamic=dynamic, fullgraph=fullgraph)
-        target.forward = _alone_at_first(forward)
+        target.forward = _alone_at_first(forward, backend)
         setattr(target, _ATTRIBUTE, backend)
         return target
     if not callable(target):
@@ -106,17 +175,17 @@ def _compile(target: Any, dynamic: bool | None, fullgraph: bool, options: Option
         return shallow
     compiled: Any = torch.compile(target, backend=backend, dynamic=dynamic, fullgraph=fullgraph)
     if isinstance(target, nn.Module):
-        compiled.forward = _alone_at_first(compiled.forward)
+        compiled.forward = _alone_at_first(compiled.forward, backend)
     else:
-        compiled = _alone_at_first(compiled)
+        compiled = _alone_at_first(compiled, backend)
     object.__setattr__(compiled, _ATTRIBUTE, backend)
     return compiled
 
 
 def compile_calls(module: nn.Module, backend: Backend, dynamic: bool | None, fullgraph: bool) -> None:
     """Compile `module` in place, as `nn.Module.compile` does: every call of it runs the graphs of `backend`."""
-    call = _with_own_code(uncompiled_call(module), f"{type(module).__name__}_{next(_numbers)}")
-    compiled = _alone_at_first(torch.compile(call, backend=backend, dynamic=dynamic, fullgraph=fullgraph))
+    call = with_own_code(uncompiled_call(module), f"{type(module).__name__}_{next(_numbers)}")
+    compiled = _alone_at_first(torch.compile(call, backend=backend, dynamic=dynamic, fullgraph=fullgraph), backend)
     setattr(compiled, _ATTRIBUTE, backend)
     set_compiled_call(module, compiled)
 
@@ -140,7 +209,7 @@ def backend_of(compiled: Any) -> Backend | None:
     return backend if isinstance(backend, Backend) else None
 
 
-def _alone_at_first(compiled: Callable[..., Any]) -> Callable[..., Any]:
+def _alone_at_first(compiled: Callable[..., Any], backend: Backend) -> Callable[..., Any]:
     """Return `compiled` with a first call that other threads wait for.
 
     Each thread that finds no graph has Dynamo make one, and Dynamo leaves what comes after 8 of them to PyTorch.
@@ -155,14 +224,16 @@ def _alone_at_first(compiled: Callable[..., Any]) -> Callable[..., Any]:
             return compiled(*args, **kwargs)
         with lock:
             try:
-                return compiled(*args, **kwargs)
+                result = compiled(*args, **kwargs)
             finally:
                 is_first = False
+        backend.after_first_call()
+        return result
 
     return call
 
 
-def _with_own_code(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+def with_own_code(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     """Return `function` within a frame whose code no other compiled function shares.
 
     Dynamo counts graphs by the code of the outermost frame, and leaves those beyond `recompile_limit` (8) to PyTorch
@@ -205,4 +276,5 @@ def _report_by_weights(compiled: Any) -> CompileReport:
         )
     own = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
     graphs = [graph for graph in _all_graphs if any(id(weight) in own for weight in graph.weight_tensors)]
-    return merged([graph.report for graph in graphs]) if graphs else CompileReport(Options())
+    breaks = getattr(backend_of_optimized(compiled), _BREAKS, [])
+    return _report_of([graph.report for graph in graphs], breaks, Options())

@@ -63,7 +63,12 @@ def is_random(node: fx.Node) -> bool:
 
 def source_of(node: fx.Node) -> str | None:
     """Return `file:line: code` of the innermost frame outside PyTorch that made `node`; None if it is unknown."""
-    frame = _frame_of(node.meta.get("stack_trace") or "")
+    return source_of_trace(node.meta.get("stack_trace") or "")
+
+
+def source_of_trace(trace: str) -> str | None:
+    """Return `file:line: code` of the innermost frame outside PyTorch of a stack trace; None if there is none."""
+    frame = _frame_of(trace)
     return f"{frame['file']}:{frame['line']}: {frame['code'].strip()}" if frame else None
 
 

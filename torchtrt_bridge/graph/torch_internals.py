@@ -302,6 +302,32 @@ def is_constraint_violation(error: Exception) -> bool:
     return isinstance(error, UserError) and error.error_type is UserErrorType.CONSTRAINT_VIOLATION
 
 
+def is_data_dependent(error: Exception) -> bool:
+    """Return whether a trace ended at a number that is known only at run time."""
+    from torch._dynamo.exc import UserError
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+    causes = (error, error.__cause__, error.__context__)
+    return any(isinstance(each, GuardOnDataDependentSymNode) for each in causes) or (
+        isinstance(error, UserError) and "data-dependent" in str(error)
+    )
+
+
+def sizes_from_zero() -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which a result of an operator may have any size that depends on data.
+
+    torchvision's `nms` asks for such a size by an old name, by which PyTorch takes it for at least 2, and the exported
+    program raises where one box is left.
+    """
+    from torch._library.fake_impl import FakeImplCtx
+
+    def create(ctx: Any, *, min: int = 0, max: int | None = None) -> torch.SymInt:
+        size: torch.SymInt = ctx.new_dynamic_size(min=min, max=max)
+        return size
+
+    return mock.patch.object(FakeImplCtx, "create_unbacked_symint", create)
+
+
 def with_sympy_extrema(expression: Any) -> Any:
     """Return a sympy expression with sympy's own Min and Max, which simplify more than PyTorch's."""
     import sympy
@@ -321,13 +347,6 @@ def new_export_mode() -> FakeTensorMode:
 def set_state_dict(program: torch.export.ExportedProgram, state: dict[str, Any]) -> None:
     """Replace the state of an exported program, of which the graph need not read each tensor."""
     program._state_dict = state
-
-
-def graph_break_counts() -> dict[str, int]:
-    """Return how often each reason broke a graph of Dynamo's in this process."""
-    from torch._dynamo.utils import counters
-
-    return {str(reason): count for reason, count in counters["graph_break"].items()}
 
 
 # Calls of modules --------------------------------------------------------------------------------------------------

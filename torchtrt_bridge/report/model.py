@@ -86,6 +86,19 @@ class TorchEntry:
     source: str | None
 
 
+@dataclasses.dataclass(frozen=True)
+class GraphBreak:
+    """One place where Dynamo ends a graph and leaves code to Python, so that no graph holds its operators.
+
+    source: the line, as "model.py:12: if x.sum() > 0:".
+    in_torch: the code that PyTorch runs: "this line", "all of forward" or "the rest of forward".
+    """
+
+    reason: str
+    source: str
+    in_torch: str
+
+
 @dataclasses.dataclass
 class CompileReport:
     """The outcome of a compilation: `print` it, take it as data with `to_dict`, or `save` it as HTML.
@@ -94,6 +107,8 @@ class CompileReport:
     notes: remarks on whole graphs, as "gradients are needed: PyTorch runs it".
     in_float: the layers that TensorRT runs in floating point although the model has them quantized.
     error: relative L2 distance of the first results to those of the model itself; None where it was not measured.
+    breaks: the graph breaks. What PyTorch runs there is in no graph, so that no count of nodes has it.
+    is_plan: the report is one of `explain`, which builds nothing.
     """
 
     options: Options
@@ -103,6 +118,8 @@ class CompileReport:
     graphs: int = 0
     in_float: list[TorchEntry] = dataclasses.field(default_factory=list)
     error: float | None = None
+    breaks: list[GraphBreak] = dataclasses.field(default_factory=list)
+    is_plan: bool = False
 
     @property
     def trt_nodes(self) -> int:
@@ -114,12 +131,23 @@ class CompileReport:
 
     @property
     def is_whole(self) -> bool:
-        """True if TensorRT runs every node."""
-        return bool(self.engines) and self.torch_nodes == 0 and not self.notes
+        """True if TensorRT runs every node, and graphs hold the whole model."""
+        return bool(self.engines) and self.torch_nodes == 0 and not self.notes and not self.breaks
 
     def note(self, message: str) -> None:
         if message not in self.notes:
             self.notes.append(message)
+
+    def add_break(self, found: GraphBreak) -> None:
+        """Add a graph break, one for each line; of two, that which leaves more than the line to PyTorch.
+
+        Dynamo comes to a line once for each function around it, of which it may leave the inner one as a whole.
+        """
+        lines = [known.source for known in self.breaks]
+        if found.source not in lines:
+            self.breaks.append(found)
+        elif found.in_torch != "this line":
+            self.breaks[lines.index(found.source)] = found
 
     def to_dict(self) -> dict[str, Any]:
         options = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self.options).items()}
@@ -129,6 +157,7 @@ class CompileReport:
             "engines": [dataclasses.asdict(entry) for entry in self.engines],
             "in_torch": [dataclasses.asdict(entry) for entry in self.in_torch],
             "in_float": [dataclasses.asdict(entry) for entry in self.in_float],
+            "breaks": [dataclasses.asdict(entry) for entry in self.breaks],
             "notes": list(self.notes),
             "error": self.error,
         }
@@ -155,6 +184,9 @@ def merged(reports: Iterable[CompileReport]) -> CompileReport:
         whole.engines += report.engines
         whole.in_torch += report.in_torch
         whole.in_float += report.in_float
+        whole.is_plan |= report.is_plan
+        for found in report.breaks:
+            whole.add_break(found)
         for note in report.notes:
             whole.note(note)
     return whole

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 WIDTH = 100
 NOT_BUILT = "not built"  # written by `explain` in place of the engine's name
+BREAK_COLUMNS = ("PyTorch runs", "reason", "source line")
 TORCH_COLUMNS = ("operator", "count", "reason", "first source line")
 _NUMBERS = {"nodes", "build s", "MB", "error", "ms", "PyTorch ms", "count"}
 
@@ -40,6 +41,9 @@ def text_from_report(report: CompileReport) -> str:
         console.print(f"{name} runs in {reason}")
     for name, nodes in by_torch_tensorrt(report):
         console.print(f"{name} has nodes that converters of torch_tensorrt wrote: {nodes}")
+    if report.breaks:
+        console.print()
+        console.print(_table("Graph breaks", BREAK_COLUMNS, [_shortened(row) for row in break_rows(report)]))
     if report.in_torch:
         console.print()
         console.print(_table("In PyTorch", TORCH_COLUMNS, [_shortened(row) for row in torch_rows(report.in_torch)]))
@@ -72,18 +76,23 @@ NOTHING_YET = (
     "Nothing was compiled yet: torch.compile compiles on the first call. If there was one, Dynamo captured nothing of "
     "it, and trtb.explain(model, inputs) says why."
 )
+NOTHING_CAPTURED = "No engine: Dynamo captured no operator, so PyTorch runs all of the model"
 
 
 def headline(report: CompileReport) -> str:
     """Return in one line how much of the model TensorRT runs."""
+    breaks = f", {_counted(len(report.breaks), 'graph break')}" if report.breaks else ""
     if not report.engines and not report.in_torch:
-        return NOTHING_YET if not report.notes else "No engine."
+        if report.notes and not report.is_plan:
+            return f"No engine{breaks}."
+        return f"{NOTHING_CAPTURED}{breaks}." if report.is_plan or report.breaks else NOTHING_YET
     total = report.trt_nodes + report.torch_nodes
     ready = [entry for entry in report.engines if entry.serves]
     where = "would run in TensorRT" if is_plan(report) else "in TensorRT"
     engines = _counted(len(ready), "engine")
     graphs = f", {report.graphs} graphs" if report.graphs > 1 else ""
-    return f"{report.trt_nodes} of {total} nodes {where}, {engines}{graphs}"
+    nodes = "captured nodes" if breaks else "nodes"  # nobody counts those that no graph holds
+    return f"{report.trt_nodes} of {total} {nodes} {where}, {engines}{graphs}{breaks}"
 
 
 def settings(report: CompileReport) -> str:
@@ -97,7 +106,7 @@ def settings(report: CompileReport) -> str:
 
 def is_plan(report: CompileReport) -> bool:
     """Return whether the report is one of `explain`, which builds nothing."""
-    return bool(report.engines) and all(entry.engine == NOT_BUILT for entry in report.engines)
+    return report.is_plan or (bool(report.engines) and all(entry.engine == NOT_BUILT for entry in report.engines))
 
 
 def engine_table(report: CompileReport) -> tuple[tuple[str, ...], Rows]:
@@ -116,6 +125,11 @@ def torch_rows(entries: Iterable[TorchEntry]) -> Rows:
         (op, str(len(sources)), reason, next((source for source in sources if source), "unknown"))
         for (op, reason), sources in ordered
     ]
+
+
+def break_rows(report: CompileReport) -> Rows:
+    """Return the rows of the table of graph breaks."""
+    return [(found.in_torch, found.reason, found.source) for found in report.breaks]
 
 
 def failures(report: CompileReport) -> list[tuple[str, str]]:
@@ -275,6 +289,8 @@ def html_from_report(report: CompileReport) -> str:
         sections += ["<h2>Quantization</h2>", _html_table(("name", "it is"), quantized(report))]
     if by_torch_tensorrt(report):
         sections += ["<h2>Nodes by torch_tensorrt</h2>", _html_table(("name", "nodes"), by_torch_tensorrt(report))]
+    if report.breaks:
+        sections += ["<h2>Graph breaks</h2>", _html_table(BREAK_COLUMNS, break_rows(report))]
     if report.in_torch:
         sections += ["<h2>In PyTorch</h2>", _html_table(TORCH_COLUMNS, torch_rows(report.in_torch))]
     if report.in_float:

@@ -1,0 +1,85 @@
+"""Private names of Dynamo are there, and do what their functions here say."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from torchtrt_bridge.graph import dynamo_internals
+
+
+class Backend:
+    """Backend that runs a graph in PyTorch and counts the graphs."""
+
+    graphs = 0
+
+    def __call__(self, module: torch.fx.GraphModule, inputs: object) -> torch.fx.GraphModule:
+        self.graphs += 1
+        return module
+
+
+def broken(x: torch.Tensor) -> torch.Tensor:
+    y = x + 1
+    torch._dynamo.graph_break()
+    return y * 2
+
+
+def test_graph_breaks_have_their_backend_code_message_and_trace() -> None:
+    found: list[tuple[object, ...]] = []
+    dynamo_internals.watch_graph_breaks(lambda *values: found.append(values))
+    backend = Backend()
+    torch.compile(broken, backend=backend)(torch.ones(2))
+    ((used, code, message, trace),) = found
+    assert dynamo_internals.function_of_backend(used) is backend
+    assert code is broken.__code__
+    assert "graph_break" in str(message)
+    assert "torch._dynamo.graph_break()" in str(trace)
+
+
+def test_what_raises_at_a_graph_break_ends_the_compilation() -> None:
+    def refuse(*values: object) -> None:
+        if dynamo_internals.function_of_backend(values[0]) is backend:
+            raise ValueError("no breaks")
+
+    dynamo_internals.watch_graph_breaks(refuse)
+    backend = Backend()
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed, match="no breaks"):
+        torch.compile(broken, backend=backend)(torch.ones(2))
+
+
+def test_the_backend_of_a_module_that_torch_compile_returned() -> None:
+    backend = Backend()
+    used = dynamo_internals.backend_of_optimized(torch.compile(nn.Linear(2, 2), backend=backend))
+    assert dynamo_internals.function_of_backend(used) is backend
+    assert dynamo_internals.backend_of_optimized(nn.Linear(2, 2)) is None
+
+
+def test_dynamo_forgets_the_graphs_of_one_backend_and_keeps_those_of_others() -> None:
+    kept, forgotten = Backend(), Backend()
+    fast = torch.compile(broken, backend=kept)
+    fast(torch.ones(2))
+    with dynamo_internals.forgetting_graphs(forgotten):
+        torch.compile(broken, backend=forgotten)(torch.ones(3))
+    assert forgotten.graphs == 2
+    fast(torch.ones(2))
+    assert kept.graphs == 2
+    torch.compile(broken, backend=forgotten)(torch.ones(3))
+    assert forgotten.graphs == 4
+
+
+def test_dynamo_forgets_which_sizes_changed() -> None:
+    shapes = []
+
+    def backend(module: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
+        shapes.append([type(size) for value in inputs if isinstance(value, torch.Tensor) for size in value.shape])
+        return module
+
+    def double(x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+    other = Backend()
+    with dynamo_internals.forgetting_graphs(other):
+        torch.compile(double, backend=other)(torch.ones(3))
+    torch.compile(double, backend=backend)(torch.ones(4))
+    assert shapes == [[int]]

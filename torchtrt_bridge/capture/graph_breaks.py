@@ -1,0 +1,73 @@
+"""Graph breaks: where Dynamo ends a graph and leaves code to Python, each with its reason and source line."""
+
+from __future__ import annotations
+
+import re
+import types
+import weakref
+from typing import Any
+
+from torch import nn
+
+from torchtrt_bridge.graph.dynamo_internals import function_of_backend, watch_graph_breaks
+from torchtrt_bridge.graph.nodes import source_of_trace
+from torchtrt_bridge.report.model import GraphBreak
+
+# Dynamo passes over a function that it left to Python before, whichever model calls it, and logs nothing then.
+_left_to_python: weakref.WeakKeyDictionary[types.CodeType, GraphBreak] = weakref.WeakKeyDictionary()
+
+_PREFIXES = ("Encountered graph break", "Failed to handle graph break")
+_EXPLANATION = re.compile(r"Explanation:\s*(.*)")
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+_RESUMED = re.compile(r"torch_dynamo_resume_in_(.+?)_at_\d+")
+
+
+def watch() -> None:
+    """Report graph breaks from now on to backends that have `on_graph_break`, a method or another attribute.
+
+    It also takes Dynamo's object for one use of the backend, as a backend with a name is one function for all models.
+    """
+    watch_graph_breaks(_report)
+
+
+def _report(backend: Any, code: types.CodeType, message: str, trace: str) -> None:
+    found = graph_break(code, message, trace)
+    if "kipping the function" in message:
+        _left_to_python[code] = found
+    receive = getattr(function_of_backend(backend), "on_graph_break", None)
+    if receive is not None:
+        receive(found, backend)
+
+
+def graph_break(code: types.CodeType, message: str, trace: str) -> GraphBreak:
+    """Return a graph break as Dynamo's message and stack trace have it."""
+    source = source_of_trace(trace) or f"{code.co_filename}:{code.co_firstlineno}"
+    return GraphBreak(_reason(message), source, _left(code, message))
+
+
+def known_break(target: Any) -> GraphBreak | None:
+    """Return why Dynamo passes over a model or function that it left to Python before; None if it does not."""
+    function = type(target).forward if isinstance(target, nn.Module) else target
+    code = getattr(function, "__code__", None)
+    return None if code is None else _left_to_python.get(code)
+
+
+def _reason(message: str) -> str:
+    """Return Dynamo's reason in one line: its title and its explanation; of a break that led to another, the first."""
+    paragraphs = [part.strip() for part in message.split("\n\n") if part.strip()]
+    explained = [part for part in paragraphs if "Explanation:" in part]
+    text = next(iter(explained or [part for part in paragraphs if not part.startswith(_PREFIXES)] or paragraphs))
+    title = text.splitlines()[0].rstrip(".: ")
+    explanation = _EXPLANATION.search(text)
+    reason = f"{title}: {explanation[1].strip().rstrip('.')}" if explanation else title
+    return _ADDRESS.sub("", reason)
+
+
+def _left(code: types.CodeType, message: str) -> str:
+    """Return what of the code PyTorch runs, as Dynamo's message says."""
+    resumed = _RESUMED.match(code.co_name)
+    name = resumed[1] if resumed else code.co_name
+    if "kipping the function" in message:
+        why = ", as the line is in a loop" if "graph break in loop" in message else ""
+        return (f"the rest of {name}" if resumed else f"all of {name}") + why
+    return f"the rest of {name}" if "kipping the rest" in message else "this line"

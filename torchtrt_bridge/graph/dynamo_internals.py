@@ -1,0 +1,117 @@
+"""Private names of Dynamo by which its graph breaks are seen, and its graphs forgotten, each behind one function.
+
+All that differs there between versions of PyTorch is here. The rest of PyTorch's private names are in
+`torch_internals`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import types
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+GraphBreakListener = Callable[[Any, types.CodeType, str, str], None]
+
+
+def watch_graph_breaks(listener: GraphBreakListener) -> None:
+    """Call `listener` at each graph break from now on, with the backend, the code object, the message and the trace.
+
+    Dynamo counts some breaks, and others not: torch 2.11 and 2.14 log every one by this method. What `listener` raises
+    ends the compilation as an error of the backend does.
+    """
+    from torch import _guards
+    from torch._dynamo.exc import BackendCompilerFailed
+    from torch._dynamo.symbolic_convert import InstructionTranslatorBase
+
+    log = InstructionTranslatorBase.log_graph_break
+    listeners: list[GraphBreakListener] | None = getattr(log, "listeners", None)
+    if listeners is not None:
+        if listener not in listeners:
+            listeners.append(listener)
+        return
+    listeners = [listener]
+
+    @functools.wraps(log)
+    def log_and_call(translator: Any, code_options: Any, reason: str, exc: Any) -> None:
+        is_new = not exc.logged
+        log(translator, code_options, reason, exc)
+        if is_new:
+            stack = getattr(exc, "real_stack", None) or _guards.TracingContext.extract_stack()
+            backend = innermost_backend(translator.output.compiler_fn)
+            try:
+                for listen in listeners:
+                    listen(backend, translator.f_code, reason, "".join(stack.format()))
+            except Exception as error:
+                raise BackendCompilerFailed(backend, error, None) from error
+
+    log_and_call.listeners = listeners  # type: ignore[attr-defined]
+    InstructionTranslatorBase.log_graph_break = log_and_call  # type: ignore[method-assign, assignment]
+
+
+def innermost_backend(function: Any) -> Any:
+    """Return the backend within what Dynamo wraps around it, as `torch.compile` was given it."""
+    while hasattr(function, "_torchdynamo_orig_backend"):
+        function = function._torchdynamo_orig_backend
+    return function
+
+
+def function_of_backend(backend: Any) -> Any:
+    """Return the function or object that the user passed to `torch.compile`, or that a name stands for."""
+    innermost = innermost_backend(backend)
+    return getattr(innermost, "compiler_fn", innermost)
+
+
+def backend_of_optimized(compiled: torch.nn.Module) -> Any:
+    """Return the backend, as Dynamo holds it, of a module that `torch.compile` returned; None for another module."""
+    return innermost_backend(getattr(getattr(compiled, "dynamo_ctx", None), "callback", None))
+
+
+@contextlib.contextmanager
+def forgetting_graphs(backend: Any) -> Iterator[None]:
+    """Let Dynamo forget afterwards the graphs that it compiled for `backend` within, and which sizes it saw change.
+
+    Graphs of other backends stay. Dynamo limits the number of graphs of a function, whatever their backend.
+    """
+    from torch._dynamo.convert_frame import register_bytecode_hook
+    from torch._dynamo.pgo import get_code_state
+
+    codes: list[types.CodeType] = []
+    sizes = get_code_state()
+    known = copy.deepcopy(dict(sizes))
+    hook = register_bytecode_hook(lambda code, new: codes.append(code))
+    try:
+        yield
+    finally:
+        hook.remove()
+        for code in set(codes):
+            _forget(code, backend)
+        sizes.clear()
+        sizes.update(known)
+
+
+def _forget(code: types.CodeType, backend: Any) -> None:
+    """Let Dynamo forget what it compiled of one function for `backend`.
+
+    Where other backends have graphs of the function, those of this one stay as entries that never match, and do not
+    count for `recompile_limit`, as they seem to be of an object that is no argument.
+    """
+    from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list, reset_code
+    from torch._dynamo.guards import DeletedGuardManagerWrapper
+
+    entries = _debug_get_cache_entry_list(code)
+    own = [entry for entry in entries if function_of_backend(entry.backend) is backend]
+    if len(own) == len(entries):
+        reset_code(code)
+        return
+    for entry in own:
+        never = DeletedGuardManagerWrapper("its graph was for one call")
+        never.id_matched_objs = {"": weakref.ref(_forget)}
+        state = entry.guard_manager.extra_state
+        if state is not None:
+            state.invalidate(entry, never)

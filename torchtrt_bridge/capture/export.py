@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
@@ -15,10 +16,19 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
 from torchtrt_bridge.capture.arguments import in_order
 from torchtrt_bridge.capture.decompositions import DECOMPOSITIONS
+from torchtrt_bridge.capture.indexing import IndicesAsNumbers
 from torchtrt_bridge.capture.transformers_classes import without_cache
 from torchtrt_bridge.errors import CaptureError
 from torchtrt_bridge.graph.edit import copy_graph, set_constant
-from torchtrt_bridge.graph.torch_internals import is_constraint_violation, tracing_lock, with_sympy_extrema
+from torchtrt_bridge.graph.shapes import UNBOUNDED
+from torchtrt_bridge.graph.torch_internals import (
+    is_constraint_violation,
+    is_data_dependent,
+    is_unbacked_symbol,
+    sizes_from_zero,
+    tracing_lock,
+    with_sympy_extrema,
+)
 from torchtrt_bridge.lower import CONVERTERS
 from torchtrt_bridge.report.log import warn_once
 
@@ -60,7 +70,8 @@ def export_program(
     """
     try:
         call = functools.partial(_exported, model, args, in_order(model, args, kwargs or {}), dynamic_shapes)
-        with tracing_lock(), torch.no_grad(), torch.backends.nnpack.flags(enabled=False):  # NNPACK's guard: batch < 16
+        nnpack = torch.backends.nnpack.flags(enabled=False)  # its guard: batch < 16
+        with tracing_lock(), torch.no_grad(), nnpack, sizes_from_zero():
             return _without_cache(model, call)
     except Exception as error:
         raise CaptureError(
@@ -87,17 +98,33 @@ def _without_cache(model: torch.nn.Module, call: Callable[[], ExportedProgram]) 
 def _exported(
     model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
 ) -> ExportedProgram:
-    call = functools.partial(torch.export.export, model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
-    program: ExportedProgram
+    call = functools.partial(_in_aten, model, args, kwargs, dynamic_shapes)
     try:
-        program = call().run_decompositions(_decompositions())
+        return call()
     except Exception as error:
-        if not is_constraint_violation(error):
-            raise
-        program = call(prefer_deferred_runtime_asserts_over_guards=True).run_decompositions(_decompositions())
-        if not _drop_proved_assertions(program):
-            raise
-    return program
+        if is_constraint_violation(error):
+            program = call(prefer_deferred_runtime_asserts_over_guards=True)
+            if _drop_proved_assertions(program):
+                return program
+        elif is_data_dependent(error):
+            with contextlib.suppress(Exception), IndicesAsNumbers():
+                return call()
+            with contextlib.suppress(Exception):
+                return call(strict=True)  # Dynamo takes int(x.item()) for a number
+        raise
+
+
+def _in_aten(
+    model: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    dynamic_shapes: Any,
+    strict: bool = False,
+    **options: Any,
+) -> ExportedProgram:
+    program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=strict, **options)
+    decomposed: ExportedProgram = program.run_decompositions(_decompositions())
+    return decomposed
 
 
 def _drop_proved_assertions(program: ExportedProgram) -> bool:
@@ -156,7 +183,7 @@ def graph_from_program(program: ExportedProgram) -> CapturedGraph:
     module.graph.lint()
     module.recompile()
     outputs = len(_output(module).args[0]) - len(mutations)  # type: ignore[arg-type]
-    ranges = {symbol: _bounds(value) for symbol, value in program.range_constraints.items()}
+    ranges = {symbol: _bounds(symbol, value) for symbol, value in program.range_constraints.items()}
     return CapturedGraph(module, outputs, mutations, tuple(state), ranges, origins)
 
 
@@ -221,6 +248,8 @@ def _order_outputs(module: fx.GraphModule, signature: Any, state: tuple[str, ...
     return tuple(targets)
 
 
-def _bounds(value: Any) -> tuple[int, int | None]:
-    upper = value.upper
-    return int(value.lower), int(upper) if getattr(upper, "is_Integer", False) else None
+def _bounds(symbol: Any, value: Any) -> tuple[int, int | None]:
+    """Return the range of a symbol as integers; a size that depends on data may be 0, which no engine takes."""
+    low, high = (int(end) if getattr(end, "is_Integer", False) else None for end in (value.lower, value.upper))
+    low = -UNBOUNDED if low is None else low
+    return (max(low, 1) if low == 0 and is_unbacked_symbol(symbol) else low), high

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from torchtrt_bridge.graph.nodes import constant_of as constant_of
-from torchtrt_bridge.graph.torch_internals import fake_mode_of_values, symbolic_dispatch
+from torchtrt_bridge.graph.torch_internals import fake_mode_of_values, rebind_unbacked, symbolic_dispatch
 
 if TYPE_CHECKING:
     from torchtrt_bridge.graph.torch_internals import FakeTensorMode
@@ -31,7 +31,9 @@ def infer(node: fx.Node, mode: FakeTensorMode) -> Any:
     """Compute the fake value of a call from those of its inputs, and store it in the node."""
     assert callable(node.target)
     with symbolic_dispatch(mode), torch.no_grad():
-        node.meta["val"] = node.target(*fake(node.args), **fake(node.kwargs))
+        value = node.target(*fake(node.args), **fake(node.kwargs))
+        rebind_unbacked(mode, node, value)
+    node.meta["val"] = value
     return node.meta["val"]
 
 

@@ -59,25 +59,28 @@ def _is_plain(node: fx.Node) -> bool:
     return begins and ends and is_contiguous_or_false(value)
 
 
-# Numbers that are arguments of the model ---------------------------------------------------------------------------
+# Numbers that are no sizes -----------------------------------------------------------------------------------------
 
 
-def numbers_that_are_arguments(module: fx.GraphModule) -> dict[fx.Node, str]:
-    """Return the calls that read a number among the model's arguments, or one computed from it, with the reason.
+def numbers_of_run_time(module: fx.GraphModule, in_pytorch: Collection[fx.Node]) -> dict[fx.Node, str]:
+    """Return the calls that read a number, or one computed from it, which an engine cannot know, with the reason.
 
-    An engine takes tensors, and knows sizes from these only.
+    An engine takes tensors, and knows sizes from these only. Other numbers are arguments of the model, and elements of
+    tensors, as `item` gives them.
+    in_pytorch: the nodes that stay there for other reasons.
     """
     reasons: dict[fx.Node, str] = {}
     sources: dict[fx.Node, str] = {}
     for node in module.graph.nodes:
-        is_number = _is_number(node)
-        if node.op == "placeholder" and is_number:
-            sources[node] = node.name
-        name = next((sources[each] for each in node.all_input_nodes if each in sources), None)
-        if node.op == "call_function" and name is not None:
-            reasons[node] = f"it reads {name}, an argument that is a number and not fixed"
-            if is_number:
-                sources[node] = name
+        if node.op == "placeholder" and _is_number(node):
+            sources[node] = f"it reads {node.name}, an argument that is a number and not fixed"
+        elif node.op == "call_function" and _is_number(node) and node in in_pytorch:
+            sources[node] = f"it reads {node.name}, a number that PyTorch computes"
+        reason = next((sources[each] for each in node.all_input_nodes if each in sources), None)
+        if node.op == "call_function" and reason is not None:
+            reasons[node] = reason
+            if _is_number(node):
+                sources[node] = reason
     return reasons
 
 

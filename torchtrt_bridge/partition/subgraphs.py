@@ -17,12 +17,13 @@ from torch.fx.passes.utils.fuser_utils import fuse_by_partitions
 
 from torchtrt_bridge.graph.edit import copy_graph
 from torchtrt_bridge.graph.nodes import operator_name, returns_view
+from torchtrt_bridge.graph.torch_internals import is_operator
 from torchtrt_bridge.graph.views import RETURNED_VIEW
 from torchtrt_bridge.lower import ConverterProvider, only_moves_data, why_not
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.partition.constraints import (
     memory_that_pytorch_reads,
-    numbers_that_are_arguments,
+    numbers_of_run_time,
     tensors_on_the_cpu,
 )
 
@@ -58,7 +59,7 @@ def propose(module: fx.GraphModule, options: Options, provider: ConverterProvide
     """
     _give_each_user_its_own(module)
     reasons = {node: reason for node in module.graph.nodes if (reason := _reason(node, options, provider))}
-    reasons |= numbers_that_are_arguments(module) | tensors_on_the_cpu(module)
+    reasons |= numbers_of_run_time(module, reasons.keys()) | tensors_on_the_cpu(module)
     found = memory_that_pytorch_reads(module, reasons.keys()) | reasons
     reasons = {node: found[node] for node in module.graph.nodes if node in found}
     groups = []
@@ -69,7 +70,7 @@ def propose(module: fx.GraphModule, options: Options, provider: ConverterProvide
             reasons.update((node, reason) for node in calls if node.target is not operator.getitem)
             continue
         groups.append([node.name for node in calls])
-    rejections = [Rejection(node, reason) for node, reason in reasons.items()]
+    rejections = [Rejection(node, reason) for node, reason in reasons.items() if not _computes_nothing(node)]
     return Proposal({f"{SUBGRAPH_PREFIX}{i}": names for i, names in enumerate(groups)}, rejections)
 
 
@@ -223,10 +224,19 @@ def _give_each_user_its_own(module: fx.GraphModule) -> None:
 
 
 def _is_size(node: fx.Node) -> bool:
+    """Return whether a call computes a number from sizes and numbers, and not from the elements of a tensor."""
     value = node.meta.get("val")
-    return node.op == "call_function" and isinstance(
-        value, (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)
-    )
+    is_number = isinstance(value, (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool))
+    return node.op == "call_function" and is_number and not _reads_elements(node)
+
+
+def _computes_nothing(node: fx.Node) -> bool:
+    """Return whether a call gives a size, or checks one: neither is the work of an engine."""
+    return _is_size(node) or node.target is aten._assert_scalar.default
+
+
+def _reads_elements(node: fx.Node) -> bool:
+    return is_operator(node.target) and torch.Tag.data_dependent_output in node.target.tags
 
 
 @contextlib.contextmanager

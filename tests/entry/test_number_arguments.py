@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -105,6 +106,24 @@ def test_fallback_error_builds_at_once() -> None:
     (second,) = engines(fast)
     assert first is not second
     assert second.error is not None
+
+
+def divided(x: torch.Tensor, by: float) -> torch.Tensor:
+    return x.relu() / by
+
+
+def test_a_negative_zero_is_another_number() -> None:
+    fast = compiled(divided)
+    for number in (0.0, -0.0, -0.0, 0.0, -0.0):
+        assert_same(fast, divided, X.abs() + 1, number)
+
+
+def test_a_nan_is_the_same_number(caplog: pytest.LogCaptureFixture) -> None:
+    fast = compiled(divided)
+    for _ in range(3):
+        assert fast(X, math.nan).isnan().all()
+    assert "has changed" not in caplog.text
+    assert trtb.report(fast).graphs == 1
 
 
 def test_a_size_that_is_passed_as_a_number_is_not_a_constant() -> None:

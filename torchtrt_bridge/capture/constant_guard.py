@@ -17,7 +17,7 @@ class ConstantGuard:
 
     A weight is unchanged while it is the same tensor, in the same memory, of the same version; `p.data = ...` changes
     the memory and not the version. Tensors made under `torch.inference_mode` have no version, so only their identity
-    and memory are compared. A number is unchanged while it is equal.
+    and memory are compared. A number is unchanged while it has the same bits: -0.0 is not 0.0, and a NaN is itself.
     """
 
     def __init__(self, args: Sequence[Any], weights: Sequence[int], numbers: Sequence[int]) -> None:
@@ -27,7 +27,7 @@ class ConstantGuard:
         self._versioned = [tensor for tensor in self._tensors if not tensor.is_inference()]
         self._memories = list(map(_memory, self._tensors))
         self._versions = list(map(_version, self._versioned))
-        self._values = [number_from(args[i]) for i in numbers]
+        self._values = [_bits_of(args[i]) for i in numbers]
 
     def matches(self, args: Sequence[Any]) -> bool:
         """Return whether the weights and numbers among these arguments are the ones of the engines, unchanged."""
@@ -35,13 +35,13 @@ class ConstantGuard:
             all(map(operator.is_, self._pick(args), self._tensors))
             and list(map(_version, self._versioned)) == self._versions
             and list(map(_memory, self._tensors)) == self._memories
-            and [number_from(args[i]) for i in self._numbers] == self._values
+            and [_bits_of(args[i]) for i in self._numbers] == self._values
         )
 
     def changed_numbers(self, args: Sequence[Any]) -> list[int]:
         """Return the indices of the numbers that differ from those of the engines."""
         pairs = zip(self._numbers, self._values, strict=True)
-        return [index for index, value in pairs if number_from(args[index]) != value]
+        return [index for index, value in pairs if _bits_of(args[index]) != value]
 
 
 def _picker(indices: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
@@ -58,3 +58,9 @@ def number_from(argument: Any) -> Any:
     if isinstance(argument, torch.SymInt):
         return argument.node.hint  # int(argument) would make Dynamo compile again for each value
     return argument
+
+
+def _bits_of(argument: Any) -> Any:
+    """Return the number of an argument in a form that is equal for the same number alone."""
+    number = number_from(argument)
+    return number.hex() if isinstance(number, float) else number

@@ -8,7 +8,8 @@ import functools
 import hashlib
 import json
 import os
-import tempfile
+import secrets
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,7 +59,7 @@ class EngineCache:
             expected = json.loads(record.read_text())["sha256"]
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             self._discard(key, kind, f"{error}")
             return None
         if hashlib.sha256(content).hexdigest() != expected:
@@ -136,21 +137,27 @@ class EngineCache:
 
 
 @contextlib.contextmanager
-def written_aside(path: Path, mode: int = 0o600, suffix: str = "") -> Iterator[Path]:
+def written_aside(path: Path, mode: int | None = 0o600, suffix: str = "") -> Iterator[Path]:
     """Yield an empty temporary file beside `path`, which replaces `path` at the end, or is removed after an error.
 
-    mode: permissions of the file. suffix: end of its name, for writers that look at it.
+    mode: permissions of the file; None for a file of the user's, which keeps the permissions and the symbolic link
+        that are there, and follows the umask where there is none.
+    suffix: end of its name, for writers that look at it.
     Raises OSError if the file cannot be created.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix=suffix)
-    os.close(handle)
+    if mode is None:
+        path = path.resolve()
+        mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
+    aside = path.parent / f".writing-{secrets.token_hex(8)}{suffix}"
+    os.close(os.open(aside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666 if mode is None else 0o600))
     try:
-        yield Path(name)
-        os.chmod(name, mode)
-        os.replace(name, path)
+        yield aside
+        if mode is not None:
+            os.chmod(aside, mode)
+        os.replace(aside, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(name)
+            os.unlink(aside)
         raise
 
 

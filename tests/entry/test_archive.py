@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import stat
+import subprocess
+import sys
+import textwrap
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,6 +102,57 @@ def test_a_failed_save_leaves_the_old_file(
         trtb.save(program, path)
     assert path.read_bytes() == b"old"
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".model")]
+
+
+FULL_DISK = """
+    import resource, signal, sys, torch, torchtrt_bridge as trtb
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    program = trtb.export(torch.nn.Linear(256, 256).eval(), torch.ones(1, 256), engine="reference")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+    try:
+        trtb.save(program, sys.argv[1])
+    except OSError as error:
+        print("refused", error.errno)
+"""
+
+
+@pytest.mark.parametrize("size", [0, 100, 100_000, 263_000])
+def test_a_full_disk_is_an_error_and_leaves_the_old_file(size: int, tmp_path: Path) -> None:
+    """A writer that is stopped at the start, among the weights, and at the end of the file."""
+    path = tmp_path / "model.pt2"
+    path.write_bytes(b"old")
+    command = [sys.executable, "-c", textwrap.dedent(FULL_DISK), str(path), str(size)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, f"refused {errno.EFBIG}\n"), result.stderr
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("model.pt2", b"old")]
+
+
+def test_two_saves_are_equal(program: trtb.Program, tmp_path: Path) -> None:
+    for name in ("one.pt2", "two.pt2"):
+        trtb.save(program, tmp_path / name)
+    assert (tmp_path / "one.pt2").read_bytes() == (tmp_path / "two.pt2").read_bytes()
+
+
+def test_the_mode_and_the_link_that_are_there_are_kept(program: trtb.Program, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    path, target = tmp_path / "model.pt2", tmp_path / "folder" / "model.pt2"
+    target.touch(mode=0o640)
+    target.chmod(0o640)
+    path.symlink_to(Path("folder") / "model.pt2")
+    trtb.save(program, path)
+    assert path.is_symlink()
+    assert stat.S_IMODE(target.stat().st_mode) == 0o640
+    assert trtb.load(target, device="cpu").report.engines
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o022, 0o644)])
+def test_a_new_file_follows_the_umask(program: trtb.Program, tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        trtb.save(program, tmp_path / "model.pt2")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "model.pt2").stat().st_mode) == mode
 
 
 def test_the_file_holds_no_pickle(program: trtb.Program, tmp_path: Path) -> None:

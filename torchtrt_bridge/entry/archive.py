@@ -8,11 +8,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-import json
+import io
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import fx
@@ -25,43 +25,19 @@ from torch.export.graph_signature import (
     OutputSpec,
     TensorArgument,
 )
+from torch.export.pt2_archive import PT2ArchiveReader
 
 from torchtrt_bridge.cache import written_aside
 from torchtrt_bridge.capture.export import CapturedGraph
+from torchtrt_bridge.entry.archive_check import check_archive
+from torchtrt_bridge.entry.manifest import Manifest
 from torchtrt_bridge.errors import EngineLoadError, OptionsError
 from torchtrt_bridge.graph.edit import copy_graph
+from torchtrt_bridge.graph.nodes import graph_of
 from torchtrt_bridge.graph.torch_internals import set_state_dict
-from torchtrt_bridge.graph.version import __version__
-from torchtrt_bridge.options import Options
-from torchtrt_bridge.report.model import CompileReport, EngineEntry, TorchEntry
 
 MANIFEST = "torchtrt_bridge.json"
-FORMAT = 1
 ENGINE_PREFIX = "engine_"
-
-
-@dataclasses.dataclass
-class Manifest:
-    """Description of the engines of a file, written into it as JSON.
-
-    nodes: for each subgraph, the names of the nodes that its engine computes.
-    sha256: for each engine, the digest of its bytes.
-    """
-
-    format: int
-    versions: dict[str, str]
-    options: dict[str, Any]
-    nodes: dict[str, list[str]]
-    sha256: dict[str, str]
-    engines: list[dict[str, Any]]
-    in_torch: list[dict[str, Any]]
-    in_float: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-
-    def report(self, options: Options) -> CompileReport:
-        """Return the report of the export."""
-        engines = [EngineEntry(**entry) for entry in self.engines]
-        in_torch, in_float = ([TorchEntry(**node) for node in nodes] for nodes in (self.in_torch, self.in_float))
-        return CompileReport(options, engines, in_torch, graphs=1, in_float=in_float)
 
 
 def program_from_graph(original: ExportedProgram, captured: CapturedGraph, flat: fx.GraphModule) -> ExportedProgram:
@@ -89,7 +65,7 @@ def _lift_constants(module: fx.GraphModule, flat: fx.GraphModule, state: dict[st
     specs: list[InputSpec] = []
     placeholders: dict[str, fx.Node] = {}
     first = next(node for node in module.graph.nodes if node.op != "get_attr")
-    for node in [n for n in module.graph.nodes if n.op == "get_attr"]:
+    for node in [n for n in module.graph.nodes if n.op == "get_attr" and graph_of(n) is None]:
         target = str(node.target)
         if target not in placeholders:
             state[target] = flat.get_buffer(target)
@@ -145,69 +121,134 @@ def _calling_convention(original: ExportedProgram, inputs: list[InputSpec], outp
 
 
 def write_archive(program: ExportedProgram, plans: Mapping[str, bytes], manifest: Manifest, path: Path) -> None:
-    """Write a temporary file and rename it, so that a failure leaves an existing file as it was."""
+    """Write a temporary file and rename it, so that a failure leaves an existing file as it was.
+
+    The manifest comes last, as it holds the digest of each other record. Equal contents give equal files.
+    """
     engines = {ENGINE_PREFIX + n: torch.frombuffer(bytearray(p), dtype=torch.uint8) for n, p in plans.items()}
     program = copy.copy(program)
     set_state_dict(program, {**program.state_dict, **engines})
-    with written_aside(path, mode=0o644, suffix=".pt2") as aside:
-        text = json.dumps(dataclasses.asdict(manifest), indent=1)
-        try:
-            torch.export.save(program, aside, extra_files={MANIFEST: text})
-        except NotImplementedError as error:  # of the classes that arguments and results are nested in
-            raise OptionsError(
-                f"torch.export cannot write how the program's arguments and results are nested: {error} "
-                "Register the class with torch.utils._pytree, with a serialized_type_name, before the export."
-            ) from error
+    with written_aside(path, mode=None, suffix=".pt2") as aside:
+        with open(aside, "wb") as file:
+            _write_program(program, file)
+        with open(aside, "rb") as file:
+            records = _checked_records(PT2ArchiveReader(file))
+        with zipfile.ZipFile(aside, "a") as archive:
+            root = archive.namelist()[0].partition("/")[0]
+            text = dataclasses.replace(manifest, records=records).to_json()
+            archive.writestr(zipfile.ZipInfo(f"{root}/extra/{MANIFEST}"), text)  # of the year 1980
+
+
+def _write_program(program: ExportedProgram, file: BinaryIO) -> None:
+    stream: Any = _CheckedStream(file)
+    try:
+        torch.export.save(program, stream)
+    except NotImplementedError as error:  # of the classes that arguments and results are nested in
+        raise OptionsError(
+            f"torch.export cannot write how the program's arguments and results are nested: {error} "
+            "Register the class with torch.utils._pytree, with a serialized_type_name, before the export."
+        ) from error
+    if stream.failure is not None:
+        raise stream.failure
+    file.flush()
+
+
+def _checked_records(archive: PT2ArchiveReader) -> dict[str, str]:
+    """Return the digests of what was written; OptionsError for what `load` would refuse."""
+    try:
+        check_archive(archive)
+    except EngineLoadError as error:
+        raise OptionsError(f"load() would not read this program: {error}") from error
+    return _digests(archive)
+
+
+class _CheckedStream(io.RawIOBase):
+    """File that keeps its first error in place of raising it.
+
+    PyTorch's writer of archives ends the process when a write fails: its destructor writes again, and throws.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.failure: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        """Write `content`, or nothing after a failure."""
+        if self.failure is None:
+            try:
+                self.file.write(content)
+            except OSError as error:
+                self.failure = error
+        return memoryview(content).nbytes
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Do nothing: PyTorch goes back to the start once all is written."""
+        return offset
 
 
 def read_archive(path: Path) -> tuple[ExportedProgram, Manifest, dict[str, bytes]]:
-    """Return the program, its manifest and its engines; EngineLoadError for a missing, damaged or other file."""
+    """Return the program, its manifest and its engines.
+
+    Raises EngineLoadError for a file that is missing or damaged, that `save` did not write, or that could run code.
+    """
     if path.is_dir():
         raise EngineLoadError(f"{path} is a folder; load() takes a .pt2 file that save() wrote.")
     if not path.is_file():
         raise EngineLoadError(f"There is no file {path}.")
-    extra = {MANIFEST: ""}
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise EngineLoadError(f"{path} is damaged: {damaged} fails its checksum. Export the model again.")
-        program = torch.export.load(path, extra_files=extra)
-    except EngineLoadError:
-        raise
+        with open(path, "rb") as file:  # one file for all readers, so that none gets another
+            manifest = _checked_manifest(file)
+            file.seek(0)
+            program = torch.export.load(file)
+            return program, manifest, _take_plans(program, manifest)
+    except EngineLoadError as error:
+        raise EngineLoadError(f"{path} cannot be loaded: {error}") from error.__cause__
     except Exception as error:
         raise EngineLoadError(f"{path} is not a readable .pt2 file: {type(error).__name__}: {error}") from error
-    if not extra[MANIFEST]:
+
+
+def _checked_manifest(file: BinaryIO) -> Manifest:
+    """Return the manifest of a file whose content is whole and can be read without running code."""
+    archive = PT2ArchiveReader(file)
+    names = archive.get_file_names()
+    with zipfile.ZipFile(file) as entries:
+        root = entries.namelist()[0].partition("/")[0]
+        if sorted(entries.namelist()) != sorted(f"{root}/{name}" for name in {*names}):
+            raise EngineLoadError("it is damaged: two readers of archives find different records.")
+        damaged = entries.testzip()
+    if damaged is not None:
+        raise EngineLoadError(f"it is damaged: {damaged} fails its checksum. Export the model again.")
+    if f"extra/{MANIFEST}" not in names:
         raise EngineLoadError(
-            f"{path} was not written by torchtrt_bridge.save: it has no {MANIFEST}. torch.export.load reads it."
+            f"it was not written by torchtrt_bridge.save: it has no {MANIFEST}. torch.export.load reads it."
         )
-    manifest = _manifest(extra[MANIFEST], path)
-    return program, manifest, _take_plans(program, manifest, path)
+    check_archive(archive)
+    manifest = Manifest.from_json(archive.read_string(f"extra/{MANIFEST}"))
+    if manifest.records and manifest.records != _digests(archive):
+        raise EngineLoadError("it is damaged: a record differs from its digest. Export the model again.")
+    return manifest
 
 
-def _manifest(text: str, path: Path) -> Manifest:
-    try:
-        content = json.loads(text)
-        if content["format"] != FORMAT:
-            raise EngineLoadError(
-                f"{path} has format {content['format']}, this version of torchtrt_bridge reads {FORMAT}. "
-                f"It was written by {content['versions']}."
-            )
-        return Manifest(**content)
-    except (ValueError, KeyError, TypeError) as error:
-        raise EngineLoadError(f"{path} has a damaged {MANIFEST}: {error}") from error
+def _digests(archive: PT2ArchiveReader) -> dict[str, str]:
+    """Return the digest of each record but the manifest, which holds them."""
+    names = [name for name in archive.get_file_names() if name != f"extra/{MANIFEST}"]
+    return {name: hashlib.sha256(archive.read_bytes(name)).hexdigest() for name in names}
 
 
-def _take_plans(program: ExportedProgram, manifest: Manifest, path: Path) -> dict[str, bytes]:
+def _take_plans(program: ExportedProgram, manifest: Manifest) -> dict[str, bytes]:
     """Return the engines' bytes, and remove them from the program's state."""
     plans = {}
-    for name, digest in manifest.sha256.items():
-        plan = program.state_dict.pop(ENGINE_PREFIX + name).numpy().tobytes()
-        if hashlib.sha256(plan).hexdigest() != digest:
-            raise EngineLoadError(f"{path} is damaged: the digest of engine {name} differs. Export the model again.")
-        plans[name] = plan
+    for name in manifest.nodes:
+        plan = program.state_dict.pop(ENGINE_PREFIX + name, None)
+        if name not in manifest.sha256:
+            continue
+        plans[name] = b"" if plan is None else plan.numpy().tobytes()
+        if hashlib.sha256(plans[name]).hexdigest() != manifest.sha256[name]:
+            raise EngineLoadError(f"it is damaged: the digest of engine {name} differs. Export the model again.")
     return plans
-
-
-def versions() -> dict[str, str]:
-    return {"torchtrt_bridge": __version__, "torch": torch.__version__}

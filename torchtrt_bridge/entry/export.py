@@ -17,6 +17,7 @@ from torchtrt_bridge.capture.arguments import arguments_from
 from torchtrt_bridge.capture.export import CapturedGraph, export_program, graph_from_program
 from torchtrt_bridge.engine.builder import load_engine
 from torchtrt_bridge.entry import archive
+from torchtrt_bridge.entry.manifest import FORMAT, Manifest, versions
 from torchtrt_bridge.entry.option_signature import shows_options
 from torchtrt_bridge.entry.program import Program
 from torchtrt_bridge.errors import BridgeError, CaptureError, EngineLoadError, OptionsError
@@ -88,13 +89,14 @@ def load(path: str | Path, *, device: str | torch.device | None = None, **option
 
     device: where it runs, as ``"cuda:1"``; None means the current GPU if there is one, else the CPU.
     options: how it runs, which the file does not keep.
-    Raises EngineLoadError for a file that is missing, damaged or not written by `save`.
+    No file can run code: see SECURITY.md. Raises EngineLoadError for a file that is missing, damaged or not written by
+    `save`.
     """
     wrong = sorted(set(options) - set(AT_LOAD))
     if wrong:
         raise OptionsError(f"load() takes {', '.join(AT_LOAD)}; {', '.join(wrong)} was settled by export().")
     exported, manifest, plans = archive.read_archive(_path(path, "load"))
-    checked = Options.from_mapping({**manifest.options, **options})
+    checked = Options.from_mapping({**manifest.settings(), **options})
     place = _place(device)
     exported = move_to_device_pass(exported, str(place))
     captured = graph_from_program(exported)
@@ -146,11 +148,11 @@ def _named_forward(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _manifest(
     options: Options, subgraphs: Mapping[str, list[str]], plans: Mapping[str, bytes], report: CompileReport
-) -> archive.Manifest:
+) -> Manifest:
     content = report.to_dict()
-    return archive.Manifest(
-        archive.FORMAT,
-        archive.versions() | {"tensorrt": str(libraries.choose(options.engine))},
+    return Manifest(
+        FORMAT,
+        versions() | {"tensorrt": str(libraries.choose(options.engine))},
         {name: value for name, value in content["options"].items() if name not in AT_LOAD},
         {name: list(nodes) for name, nodes in subgraphs.items()},
         {name: hashlib.sha256(plan).hexdigest() for name, plan in plans.items()},
@@ -161,14 +163,16 @@ def _manifest(
 
 
 def _with_engines(
-    captured: CapturedGraph, manifest: archive.Manifest, plans: Mapping[str, bytes], report: CompileReport
+    captured: CapturedGraph, manifest: Manifest, plans: Mapping[str, bytes], report: CompileReport
 ) -> fx.GraphModule:
     """Return the loaded graph with its subgraphs extracted again, each with its engine if that loads."""
     module = captured.module
     try:
         subgraphs = extract_subgraphs(module, manifest.nodes)
-    except KeyError as error:
-        raise EngineLoadError(f"The program's graph has no node {error}, which its manifest names.") from error
+    except Exception as error:  # whatever the graph has in place of these nodes
+        raise EngineLoadError(
+            f"The program's graph has no such subgraphs as its manifest names: {type(error).__name__}: {error}"
+        ) from error
     ranges = bounded(captured.ranges, report.options)
     for entry in report.engines:
         entry.forget_trial()  # that of another machine
@@ -182,7 +186,7 @@ def _with_engines(
 def _runner(
     entry: EngineEntry,
     plans: Mapping[str, bytes],
-    manifest: archive.Manifest,
+    manifest: Manifest,
     options: Options,
     device: torch.device,
 ) -> Built:

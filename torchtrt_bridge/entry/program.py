@@ -9,8 +9,8 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from torchtrt_bridge.capture.export import CapturedGraph
-from torchtrt_bridge.entry.archive import Manifest
 from torchtrt_bridge.entry.call_signature import CallSignature
+from torchtrt_bridge.entry.manifest import Manifest
 from torchtrt_bridge.graph.torch_internals import is_transformed
 from torchtrt_bridge.report.log import warn_once
 from torchtrt_bridge.report.model import CompileReport

@@ -83,7 +83,7 @@ class CalibrationFile:
         content = {"format": FORMAT, **dataclasses.asdict(self)}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with written_aside(path) as aside:
+            with written_aside(path, mode=None) as aside:
                 aside.write_text(json.dumps(content), encoding="utf-8")
         except OSError as error:
             raise CalibrationError(f"calibration={str(path)!r} cannot be written: {error}.") from error

@@ -27,6 +27,9 @@ class Tiny(nn.Module):
 def tiny():
     return Tiny()
 
+def identity():
+    return nn.Identity()
+
 def nothing():
     return 3
 """
@@ -76,6 +79,12 @@ def test_export_writes_a_program_with_a_dynamic_batch(tiny: str, capsys: pytest.
     assert program(torch.ones(5, 4)).shape == (5, 2)
 
 
+def test_an_export_without_an_engine_is_no_success(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", tiny.replace(":tiny", ":identity"), "-o", "t.pt2", "--input", "1x4"]) == 1
+    assert "no engine was built" in capsys.readouterr().err
+    assert not Path("t.pt2").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -90,6 +99,7 @@ def test_export_writes_a_program_with_a_dynamic_batch(tiny: str, capsys: pytest.
         (["export", "MODEL", "--input", "1x4", "-o", "missing/tiny.pt2"], "there is no directory missing"),
         (["export", "MODEL", "--input", "1x4", "-o", "t.pt2", "--targets", "rtx4090"], "Write it as 'sm_89'"),
         (["export", "MODEL", "--input", "1x4", "-o", "t.pt2", "--dynamic-batch", "8"], "as 1:16"),
+        (["export", "MODEL", "--input", "1x4", "-o", "t.pt2", "--targets", "sm_99"], "cannot build for sm_99"),
     ],
 )
 def test_errors_are_one_message_and_no_traceback(

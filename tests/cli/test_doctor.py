@@ -22,8 +22,8 @@ REFUSAL = "TensorRT-RTX 1.7.1.116: The engine cannot run on this GPU, which has 
 
 class FakeLibrary:
     def __init__(self, name: str, refusal: str | None) -> None:
-        members = {"SM86": 0, "SM120": 1, "CURRENT": 2}
-        self.trt = types.SimpleNamespace(ComputeCapability=types.SimpleNamespace(__members__=members))
+        self.trt = types.SimpleNamespace()
+        self.capabilities = ["sm_86", "sm_120"]
         self.is_rtx = name == "tensorrt_rtx"
         self.refusal = refusal
 

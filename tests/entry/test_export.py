@@ -251,8 +251,15 @@ def test_what_cannot_be_exported() -> None:
         trtb.export(3, torch.randn(3))  # type: ignore[arg-type]
 
 
-def test_unknown_target_is_reported_for_its_subgraph() -> None:
-    program = trtb.export(trained(ConvNet()), image(), targets=("sm_42",))
-    assert "cannot build for sm_42" in program.report.engines[0].state
-    with pytest.raises(trtb.BuildError, match="It builds for"):
-        trtb.export(trained(ConvNet()), image(), targets=("sm_42",), fallback="error")
+@pytest.mark.parametrize("fallback", ["pytorch", "error"])
+def test_an_unknown_target_is_refused_at_once(fallback: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchtrt_bridge.entry.export.export_program", None)  # nothing is captured before
+    with pytest.raises(trtb.OptionsError, match="cannot build for sm_42"):
+        trtb.export(trained(ConvNet()), image(), targets=("sm_42",), fallback=fallback)
+
+
+def test_a_program_without_an_engine_is_an_error_where_errors_are_asked_for() -> None:
+    model, x = nn.Identity(), torch.ones(2)
+    assert trtb.export(model, x, targets=("sm_86",)).report.engines == []
+    with pytest.raises(trtb.UnsupportedOpError, match="has no engine"):
+        trtb.export(model, x, targets=("sm_86",), fallback="error")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.machinery
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from torchtrt_bridge.errors import BuildError, EngineLoadError
+from torchtrt_bridge.errors import BuildError, EngineLoadError, OptionsError
 from torchtrt_bridge.trt import library as library
 from torchtrt_bridge.trt.library import TensorRTLibrary
 
@@ -147,8 +148,6 @@ class Config:
         (("sm_86",), [(0, "SM86")]),
         (("sm_89", "sm_120"), [(0, "SM89"), (1, "SM120")]),
         ((), []),
-        (("sm_90",), []),
-        (("sm_86", "sm_90"), []),
     ],
     ids=str,
 )
@@ -160,13 +159,31 @@ def test_targets(targets: tuple[str, ...], wanted: list[tuple[int, str]], rtx: T
 
 
 @rtx_only
+@pytest.mark.parametrize("targets", [("sm_90",), ("sm_86", "sm_90")], ids=str)
+def test_the_portable_engine_is_for_compute_capability_9_0_where_tensorrt_serves_it(
+    targets: tuple[str, ...], rtx: TensorRTLibrary
+) -> None:
+    config, older, newer = Config(), copy.copy(rtx), copy.copy(rtx)
+    older.version, newer.version = "1.6.0.1", "1.7.1.116"
+    older.set_targets(config, targets)
+    assert config.set == []
+    older.check_targets(targets)
+    with pytest.raises(OptionsError, match=r"runs on sm_90. Run: pip install \"tensorrt-rtx>=1.6,<1.7\""):
+        newer.check_targets(targets)
+    with pytest.raises(BuildError, match="runs on sm_90"):
+        newer.set_targets(config, targets)
+
+
+@rtx_only
 def test_the_error_of_an_unknown_target_lists_the_known_ones(rtx: TensorRTLibrary) -> None:
     with pytest.raises(BuildError) as caught:
         rtx.set_targets(Config(), ("sm_86", "sm_42"))
     message = str(caught.value)
+    with pytest.raises(OptionsError, match="cannot build for sm_42"):
+        rtx.check_targets(("sm_42",))
     assert f"{rtx} cannot build for sm_42. It builds for: " in message
     listed = message.split("It builds for: ")[1].rstrip(".").split(", ")
-    assert {"sm_75", "sm_86", "sm_89", "sm_90", "sm_120"} <= set(listed)
+    assert {"sm_75", "sm_86", "sm_89", "sm_120"} <= set(listed)
     assert all(name.startswith("sm_") and name[3:].isdigit() for name in listed)
 
 
@@ -223,3 +240,9 @@ def test_an_allocator_takes_memory_and_says_where_there_is_none(rtx: TensorRTLib
     assert allocator.allocate_async(0, 256, 0, 0) is None
     assert allocator.allocate_async(101, 256, 0, 0) is None
     assert allocator.deallocate_async(512, 0)
+
+
+@rtx_only
+def test_capabilities_are_those_with_a_number(rtx: TensorRTLibrary) -> None:
+    assert "sm_89" in rtx.capabilities
+    assert all(name.startswith("sm_") and name[3:].isdigit() for name in rtx.capabilities)

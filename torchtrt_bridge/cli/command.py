@@ -143,8 +143,11 @@ def _export(arguments: argparse.Namespace) -> int:
         targets=_split(arguments.targets),
         fallback=arguments.fallback,
     )
-    trtb.save(program, output)
     _show(program.report, arguments.html)
+    if not any(entry.is_ready for entry in program.report.engines):
+        print(f"\ntorchtrt-bridge export: no engine was built, so {output} is not written.", file=sys.stderr)
+        return 1
+    trtb.save(program, output)
     print(f"\nwrote {output} ({output.stat().st_size / 1e6:.1f} MB)")
     return 0
 

@@ -22,8 +22,6 @@ BACKEND = "torchtrt_bridge"
 OLDEST_PYTHON = (3, 10)
 OLDEST_TORCH = (2, 11)
 LOW_DISK_BYTES = 2 * 10**9
-# TensorRT-RTX 1.7 dropped compute capability 9.0, which 1.4 to 1.6 serve through the portable engine.
-RTX_BY_CAPABILITY = {"sm_90": "tensorrt-rtx>=1.6,<1.7"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,13 +188,13 @@ def _built_for(library: Any) -> str:
     """Return the compute capabilities that a TensorRT builds for, in words."""
     if not library.is_rtx:
         return "the GPU it runs on"
-    names = [name for name in library.trt.ComputeCapability.__members__ if name[2:].isdigit()]
-    targets = [f"sm_{name[2:]}" for name in names]
-    return f"{', '.join(targets)}, or portably for Ampere and newer"
+    return f"{', '.join(library.capabilities)}, or portably for Ampere and newer"
 
 
 def _instead(library: Any, target: str) -> str:
     """Return the command that installs a TensorRT for a GPU that the installed one refuses."""
+    from torchtrt_bridge.trt.library import RTX_BY_CAPABILITY
+
     if not library.is_rtx:
         return _pip("tensorrt-rtx")
     wanted = RTX_BY_CAPABILITY.get(target)

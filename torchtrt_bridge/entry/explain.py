@@ -48,6 +48,8 @@ def explain(
     What Dynamo compiled before stays as it is.
     """
     checked = Options.from_mapping(options)
+    if checked.targets:
+        libraries.choose(checked.engine).check_targets(checked.targets)
     analysis = _Analysis(checked)
     if compiled_call(model) is not None:
         model = copy.copy(model)  # a copy has no compiled call of `nn.Module.compile` or `accelerate`

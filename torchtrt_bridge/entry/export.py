@@ -20,7 +20,7 @@ from torchtrt_bridge.entry import archive
 from torchtrt_bridge.entry.manifest import FORMAT, Manifest, versions
 from torchtrt_bridge.entry.option_signature import shows_options
 from torchtrt_bridge.entry.program import Program
-from torchtrt_bridge.errors import BridgeError, CaptureError, EngineLoadError, OptionsError
+from torchtrt_bridge.errors import BridgeError, CaptureError, EngineLoadError, OptionsError, UnsupportedOpError
 from torchtrt_bridge.options import AT_LOAD, KeywordOptions, LoadOptions, Options
 from torchtrt_bridge.partition import extract_subgraphs
 from torchtrt_bridge.pipeline import bounded, compile_graph, compile_torch_subgraphs, engine_module
@@ -54,6 +54,8 @@ def export(
     Raises CaptureError for a model that `torch.export` cannot turn into one graph.
     """
     checked = Options.from_mapping(options)
+    if checked.targets:
+        libraries.choose(checked.engine).check_targets(checked.targets)
     module = _as_module(model)
     if module.training:
         warn_once(f"{type(model).__name__} is exported in training mode; call model.eval() first to deploy it.")
@@ -61,10 +63,21 @@ def export(
     captured = graph_from_program(original)
     can_run = checked.engine == "reference" or (torch.cuda.is_available() and not checked.targets)
     compiled = compile_graph(captured, checked, run=can_run, original=original)
+    _check_engines(compiled.report, module)
     assert compiled.flat is not None
     exported = archive.program_from_graph(original, captured, compiled.flat)
     manifest = _manifest(checked, compiled.proposal.subgraphs, compiled.plans, compiled.report)
     return Program(exported, captured, compiled.run, manifest, compiled.plans)
+
+
+def _check_engines(report: CompileReport, module: nn.Module) -> None:
+    """Warn of a program without any engine; UnsupportedOpError with ``fallback="error"``."""
+    if any(entry.is_ready for entry in report.engines):
+        return
+    message = f"PyTorch runs all of {type(module).__name__}: it has no engine"
+    if report.options.fallback == "error":
+        raise UnsupportedOpError(f"{message}. fallback='pytorch' exports it all the same.")
+    warn_once(f"{message}. The program's report says why.")
 
 
 def save(program: Program, path: str | Path) -> None:

@@ -13,10 +13,15 @@ from typing import Any
 
 import torch
 
-from torchtrt_bridge.errors import BuildError, EngineLoadError
+from torchtrt_bridge.errors import BuildError, EngineLoadError, OptionsError
 from torchtrt_bridge.options import TARGET_PREFIX, EngineKind
 
 LIBRARIES = ("tensorrt_rtx", "tensorrt")
+
+# What to install for a GPU that newer TensorRT-RTX no longer serves, and the first version that does not. TensorRT-RTX
+# 1.7 dropped compute capability 9.0, which 1.4 to 1.6 serve through the portable engine.
+RTX_BY_CAPABILITY = {"sm_90": "tensorrt-rtx>=1.6,<1.7"}
+RTX_DROPPED = {"sm_90": (1, 7)}
 
 # Target in keys of an engine for Ampere and newer.
 PORTABLE = "portable"
@@ -54,32 +59,57 @@ class TensorRTLibrary:
         """Make `config` build for compute capabilities such as ``("sm_86", "sm_120")``.
 
         No target means the GPU of this machine, or the portable engine (Ampere and newer) without a GPU.
-        TensorRT-RTX has no target ``sm_90``: the portable engine runs there.
+        TensorRT-RTX has no target ``sm_90``: the portable engine runs there, up to TensorRT-RTX 1.6.
         """
-        if not self.is_rtx:
-            self._check_current_gpu(targets)
+        problem = self.problem_of_targets(targets)
+        if problem is not None:
+            raise BuildError(problem)
+        names = [target.upper().replace("_", "") for target in targets]
+        if not self.is_rtx or not names or "SM90" in names:
             return
         known = self.trt.ComputeCapability.__members__
-        names = [target.upper().replace("_", "") for target in targets]
-        if not names or "SM90" in names:
-            return
-        unknown = [target for target, name in zip(targets, names, strict=True) if name not in known]
-        if unknown:
-            choices = ", ".join(name.lower().replace("sm", TARGET_PREFIX) for name in known if name[2:].isdigit())
-            raise BuildError(f"{self} cannot build for {', '.join(unknown)}. It builds for: {choices}, sm_90.")
         config.num_compute_capabilities = len(names)
         for index, name in enumerate(names):
             config.set_compute_capability(known[name], index)
 
-    def _check_current_gpu(self, targets: Sequence[str]) -> None:
+    def check_targets(self, targets: Sequence[str]) -> None:
+        """Raise OptionsError for GPUs that the user names and that this TensorRT does not build for."""
+        problem = self.problem_of_targets(targets) if targets else None
+        if problem is not None:
+            raise OptionsError(f"targets: {problem}")
+
+    def problem_of_targets(self, targets: Sequence[str]) -> str | None:
+        """Return why this TensorRT does not build for these compute capabilities, and what does; None if it does."""
+        if not self.is_rtx:
+            return self._problem_of_other_gpus(targets)
+        served = [*self.capabilities, *(target for target in RTX_DROPPED if self._serves(target))]
+        for target in targets:
+            if not self._serves(target):
+                wanted = RTX_BY_CAPABILITY[target]
+                return f'{self} builds nothing that runs on {target}. Run: pip install "{wanted}"'
+        unknown = [target for target in targets if target not in served]
+        return f"{self} cannot build for {', '.join(unknown)}. It builds for: {', '.join(served)}." if unknown else None
+
+    @property
+    def capabilities(self) -> list[str]:
+        """Compute capabilities that TensorRT-RTX has by name, as ``"sm_89"``."""
+        names = [name for name in self.trt.ComputeCapability.__members__ if name[2:].isdigit()]
+        return [name.lower().replace("sm", TARGET_PREFIX) for name in names]
+
+    def _serves(self, target: str) -> bool:
+        major, minor = self.version.split(".")[:2]
+        return target not in RTX_DROPPED or (int(major), int(minor)) < RTX_DROPPED[target]
+
+    def _problem_of_other_gpus(self, targets: Sequence[str]) -> str | None:
         current = current_target()
         if current is None:
-            raise BuildError(f"{self} builds only on a machine with a GPU. Use engine='tensorrt_rtx' here.")
+            return f"{self} builds only on a machine with a GPU. Use engine='tensorrt_rtx' here."
         if targets and set(targets) != {current}:
-            raise BuildError(
+            return (
                 f"{self} builds only for the GPU it runs on ({current}), not for {', '.join(targets)}. "
                 "Use engine='tensorrt_rtx' to build for other GPUs."
             )
+        return None
 
     def context_config(self, engine: Any, kernels: bytes | None) -> tuple[Any, Any]:
         """Return a runtime configuration, and in it TensorRT-RTX's cache of compiled kernels, filled with `kernels`.

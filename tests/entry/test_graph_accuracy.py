@@ -29,7 +29,8 @@ def beyond(x: torch.Tensor) -> torch.Tensor:
 
 
 def below(x: torch.Tensor) -> torch.Tensor:
-    return torch.matmul(x, x.t()) * 1e-9 * 1e9
+    """Compute values below the range of fp16, by numbers that are within it."""
+    return torch.matmul(x, x.t()) * 1e-3 * 1e-3 * 1e-3 * 1e9
 
 
 NUMBERS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"squares": squares, "beyond": beyond, "below": below}
@@ -85,11 +86,11 @@ def wrong_normalization(monkeypatch: pytest.MonkeyPatch) -> None:
     """Change the graph before it is partitioned, so that each engine agrees with its own subgraph."""
     normalize = pipeline.normalize
 
-    def planted(module: fx.GraphModule, options: Any) -> fx.GraphModule:
+    def planted(module: fx.GraphModule, *args: Any) -> fx.GraphModule:
         for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.sin.default):
             node.target = torch.ops.aten.cos.default
         module.recompile()
-        return normalize(module, options)
+        return normalize(module, *args)
 
     monkeypatch.setattr(pipeline, "normalize", planted)
 

@@ -314,3 +314,34 @@ def test_weights_are_cast_ahead_of_time() -> None:
     weights = [n for n in module.graph.nodes if n.op == "get_attr" and n.meta["val"].dim() > 1]
     assert {n.meta["val"].dtype for n in weights} == {torch.float16}
     assert_computes(module, model, x, **CLOSE["fp16"])
+
+
+SMALL: dict[str, Callable[..., torch.Tensor]] = {
+    "added": lambda x: x / (x.norm(dim=-1, keepdim=True) + 1e-12),
+    "clamped": lambda x: x / x.abs().amax(-1, keepdim=True).clamp(min=1e-9),
+    "normalize": lambda x: F.normalize(x, dim=-1),
+    "constant": lambda x: x / torch.maximum(x.abs().amax(-1, keepdim=True), torch.tensor(1e-9)),
+    "chosen": lambda x: x / torch.where(x.abs() > 0, x, torch.tensor(1e-10)),
+    "reshaped": lambda x: x.view(2, 2, 4) / (x.abs().amax(-1) + 1e-8).view(2, 2, 1).expand(2, 2, 4),
+    "root": lambda x: x / (x.square().sum(-1, keepdim=True) + 1e-14).sqrt(),
+    "reciprocal": lambda x: x * (x.abs().amax(-1, keepdim=True) + 1e-6).reciprocal(),
+    "scaled": lambda x: x * 1e-9 * 1e9,
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_numbers_that_fp16_rounds_to_zero(name: str) -> None:
+    """A row of zeros stays one, whatever the example was."""
+    model = after_linear(SMALL[name])
+    module = passed(model, x_of(), set_precision, precision="fp16")
+    assert dtype_of(module, aten.linear.default) == torch.float16
+    x = x_of()
+    x[1] = 0
+    with torch.no_grad():
+        (found,) = module(x)
+        torch.testing.assert_close(found, model(x), **CLOSE["fp16"])
+
+
+def test_a_product_of_small_numbers_is_one_of_half_precision() -> None:
+    model = Weighted(lambda x, w: F.linear(x + 1e-9, w), 4, 4)
+    assert dtype_of(passed(model, x_of(), set_precision, precision="fp16"), aten.linear.default) == torch.float16

@@ -27,6 +27,9 @@ DEQUANTIZE: dict[Any, float] = {own.dequantize.default: 448, own.dequantize_int4
 # ask for fp32 are, whatever they are computed from.
 FP32_IN_PYTORCH = ("digamma", "erfinv", "lgamma", "native_group_norm", "native_layer_norm")
 
+# Operators whose results have any size, whatever the size of one of their two inputs.
+PRODUCTS = ("div", "mul")
+
 
 def set_precision(module: fx.GraphModule, options: Options) -> fx.GraphModule:
     """Let fp32 operators compute in `options.precision`; inputs and outputs of the graph keep their dtypes.
@@ -51,6 +54,7 @@ class _Casts:
         self.mode: FakeTensorMode = fake_mode_of(module)
         self.lowered: set[fx.Node] = set()  # fp32 in the user's graph, half from here on
         self.wide: set[fx.Node] = set()  # fp32 values computed from numbers beyond the range of half precision
+        self.small: set[fx.Node] = set()  # fp32 values that half precision may round to zero
         self.casts: dict[tuple[fx.Node, torch.dtype], fx.Node] = {}
 
     def run(self) -> None:
@@ -69,7 +73,7 @@ class _Casts:
         was = _float_dtypes(node.meta.get("val"))
         if self._is_wide(node):
             self.wide.add(node)
-        if self._stays_fp32(node):
+        if self._is_small(node) or self._stays_fp32(node):
             self._restore(node)
             return
         sources = [n for n in node.all_input_nodes if self._is_fp32(n) or n in self.lowered]
@@ -106,6 +110,33 @@ class _Casts:
         if precision_of(node) == "fp32" or any(not self._fits(arg) for arg in node.args):
             return True
         return str(node.target) in self.torch_ops or why_not(node) is not None
+
+    def _is_small(self, node: fx.Node) -> bool:
+        """Return whether a call must stay in fp32 for a small number, as the 1e-12 that keeps a divisor from zero.
+
+        What is computed from its result is as small, or as large where it divides; products and quotients of it are of
+        any size. A sum of many products takes no harm from a zero among them.
+        """
+        if precision_of(node) == "half" or node.target is operator.getitem or not self._is_fp32(node):
+            return False
+        sources = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), torch.Tensor)]
+        has_own = any(map(self._vanishes, _numbers_of(node))) or any(self._vanishes_whole(n) for n in sources)
+        is_small = has_own or any(n in self.small for n in sources)
+        if is_small and (has_own or len(sources) == 1 or operator_name(node.target) not in PRODUCTS):
+            self.small.add(node)
+        return is_small
+
+    def _vanishes(self, number: float) -> bool:
+        """Return whether half precision has no normal number as small as this one."""
+        return 0 < abs(number) < torch.finfo(self.dtype).smallest_normal
+
+    def _vanishes_whole(self, source: fx.Node) -> bool:
+        """Return whether all elements of a constant vanish; a weight may have some that do."""
+        constant = constant_of(source)
+        if constant is None or constant.dtype != torch.float32 or not constant.numel():
+            return False
+        low, high = constant.aminmax()
+        return self._vanishes(max(abs(float(low)), abs(float(high))))
 
     def _fits(self, arg: Any) -> bool:
         """Return whether a number is in the range of the half precision type."""
@@ -164,3 +195,8 @@ def _after(node: fx.Node) -> fx.Node:
 def _float_dtypes(value: Any) -> list[Any]:
     values = value if isinstance(value, (tuple, list)) else [value]
     return [v.dtype if isinstance(v, torch.Tensor) else None for v in values]
+
+
+def _numbers_of(node: fx.Node) -> list[float]:
+    """Return the floats among the arguments of a call."""
+    return [value for value in arguments_of(node).values() if isinstance(value, float)]

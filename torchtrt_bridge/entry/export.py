@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx, nn
+from torch.export import ExportedProgram
 from torch.export.passes import move_to_device_pass
 
 from torchtrt_bridge.capture.arguments import arguments_from
@@ -111,11 +112,25 @@ def load(path: str | Path, *, device: str | torch.device | None = None, **option
     exported, manifest, plans = archive.read_archive(_path(path, "load"))
     checked = Options.from_mapping({**manifest.settings(), **options})
     place = _place(device)
+    try:
+        return _loaded(exported, manifest, plans, checked, place)
+    except (BridgeError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # the parts of a file that `save` did not write may fit in no way
+        raise EngineLoadError(
+            f"{path} cannot be loaded: its graph, its signature and its manifest do not fit each other: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _loaded(
+    exported: ExportedProgram, manifest: Manifest, plans: dict[str, bytes], options: Options, place: torch.device
+) -> Program:
     exported = move_to_device_pass(exported, str(place))
     captured = graph_from_program(exported)
-    report = manifest.report(checked)
+    report = manifest.report(options)
     module = _with_engines(captured, manifest, plans, report)
-    run = Execution(module, captured.outputs, captured.mutations, checked, report)
+    run = Execution(module, captured.outputs, captured.mutations, options, report)
     return Program(exported, captured, run, manifest, plans)
 
 
@@ -180,12 +195,7 @@ def _with_engines(
 ) -> fx.GraphModule:
     """Return the loaded graph with its subgraphs extracted again, each with its engine if that loads."""
     module = captured.module
-    try:
-        subgraphs = extract_subgraphs(module, manifest.nodes)
-    except Exception as error:  # whatever the graph has in place of these nodes
-        raise EngineLoadError(
-            f"The program's graph has no such subgraphs as its manifest names: {type(error).__name__}: {error}"
-        ) from error
+    subgraphs = extract_subgraphs(module, manifest.nodes)
     ranges = bounded(captured.ranges, report.options)
     for entry in report.engines:
         entry.forget_trial()  # that of another machine

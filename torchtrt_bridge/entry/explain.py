@@ -86,8 +86,9 @@ class _Analysis:
         try:
             with tracing_disabled():
                 self._analyse(module, example_inputs, report)
-        except BridgeError as error:
-            report.note(f"PyTorch runs a whole graph: {error}")
+        except Exception as error:  # whatever goes wrong here, the model has graphs besides
+            kind = "" if isinstance(error, BridgeError) else f"{type(error).__name__}: "
+            report.note(f"PyTorch runs a whole graph: {kind}{error}")
         return module
 
     def _analyse(self, module: fx.GraphModule, args: Sequence[Any], report: CompileReport) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from torchtrt_bridge.graph.nodes import constant_of as constant_of
+from torchtrt_bridge.graph.nodes import graph_of
 from torchtrt_bridge.graph.torch_internals import fake_mode_of_values, rebind_unbacked, symbolic_dispatch
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ def fake_mode_of(module: fx.GraphModule) -> FakeTensorMode:
 
 
 def fake(argument: Any) -> Any:
-    """Return a node's arguments with fake values in place of nodes."""
-    return fx.map_arg(argument, lambda node: node.meta["val"])
+    """Return a node's arguments with fake values in place of nodes; graphs among them stay as they are."""
+    return fx.map_arg(argument, lambda node: graph_of(node) or node.meta["val"])
 
 
 def infer(node: fx.Node, mode: FakeTensorMode) -> Any:

@@ -46,6 +46,15 @@ def gpu_of(module: fx.GraphModule) -> torch.device | None:
     return None
 
 
+def graph_of(node: Any) -> fx.GraphModule | None:
+    """Return the graph that `node` reads, as a branch of `torch.cond`; None for other nodes."""
+    if not isinstance(node, fx.Node) or node.op != "get_attr":
+        return None
+    module = node.graph.owning_module
+    value = getattr(module, str(node.target), None)
+    return value if isinstance(value, fx.GraphModule) else None
+
+
 def arguments_of(node: fx.Node) -> dict[str, Any]:
     """Return the arguments of a call by their names in its operator's schema, defaults included."""
     schema = schema_of(node.target)

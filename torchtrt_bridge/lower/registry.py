@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 from torch.fx import Node
 
-from torchtrt_bridge.graph.nodes import operator_name
+from torchtrt_bridge.graph.nodes import graph_of, operator_name
 from torchtrt_bridge.graph.torch_internals import SizeGuardError, schema_of, sizes_unread
 from torchtrt_bridge.lower.quantizers import why_not_quantizer
 from torchtrt_bridge.trt.dtypes import COMPUTE_DTYPES
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 MAX_RANK = 8
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 NO_CONVERTER = "no converter for this operator"
+TAKES_GRAPHS = "PyTorch runs it, with the graphs that it takes"
 
 WhyNot = Callable[..., "str | None"]
 
@@ -159,6 +160,8 @@ def why_not(node: Node, provider: ConverterProvider | None = None) -> str | None
     if reason is not None:
         return reason
     if found is None:
+        if any(map(graph_of, node.all_input_nodes)):
+            return TAKES_GRAPHS
         return NO_CONVERTER if provider is None else provider.why_not(node)
     reason = tensor_reason(node, found.dtypes)
     if reason is not None or found.why_not is None:

@@ -97,7 +97,7 @@ def _readers(graph: fx.Graph) -> dict[int, set[fx.Node]]:
     """Return the calls that read each constant's memory; tied weights are one memory under several names."""
     readers: dict[int, set[fx.Node]] = defaultdict(set)
     for node in graph.find_nodes(op="get_attr"):
-        for user in node.users:
+        for user in node.users if constant_of(node) is not None else ():
             readers[_memory(node)].update(user.users if is_call(user, DEQUANTIZE) else [user])
     return readers
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -83,3 +85,25 @@ def test_dynamo_forgets_which_sizes_changed() -> None:
         torch.compile(double, backend=other)(torch.ones(3))
     torch.compile(double, backend=backend)(torch.ones(4))
     assert shapes == [[int]]
+
+
+def test_export_is_quiet_of_its_own_work_and_of_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    class Branch(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * 2 if x.sum() > 0 else x
+
+    graph = torch.fx.Graph()
+    node = graph.placeholder("x")
+    graph.erase_node(node)
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        with dynamo_internals.export_is_quiet():
+            graph.erase_node(node)
+            warnings.warn("of the user", stacklevel=1)
+            with pytest.raises(Exception, match="data-dependent"):
+                torch.export.export(Branch(), (torch.ones(2),), strict=False)
+    assert [str(warning.message) for warning in given] == ["of the user"]
+    assert "def forward" not in capsys.readouterr().err
+    with pytest.raises(Exception, match="data-dependent"):
+        torch.export.export(Branch(), (torch.ones(2),), strict=False)
+    assert "def forward" in capsys.readouterr().err

@@ -15,10 +15,12 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
 from torchtrt_bridge.capture.arguments import in_order
+from torchtrt_bridge.capture.capture_errors import capture_failure
 from torchtrt_bridge.capture.decompositions import DECOMPOSITIONS
 from torchtrt_bridge.capture.indexing import IndicesAsNumbers
 from torchtrt_bridge.capture.transformers_classes import without_cache
 from torchtrt_bridge.errors import CaptureError
+from torchtrt_bridge.graph.dynamo_internals import export_is_quiet
 from torchtrt_bridge.graph.edit import copy_graph, set_constant
 from torchtrt_bridge.graph.shapes import UNBOUNDED
 from torchtrt_bridge.graph.torch_internals import (
@@ -66,18 +68,15 @@ def export_program(
     """Export `model` by `torch.export`, with the operators that have converters left whole.
 
     One thread captures at a time, as `torch.export` changes the state of the whole process.
-    Raises CaptureError, with PyTorch's own message, for a model that `torch.export` cannot turn into one graph.
+    Raises CaptureError, with the reason and what to do, for a model that `torch.export` cannot turn into one graph.
     """
     try:
         call = functools.partial(_exported, model, args, in_order(model, args, kwargs or {}), dynamic_shapes)
         nnpack = torch.backends.nnpack.flags(enabled=False)  # its guard: batch < 16
-        with tracing_lock(), torch.no_grad(), nnpack, sizes_from_zero():
+        with tracing_lock(), torch.no_grad(), nnpack, sizes_from_zero(), export_is_quiet():
             return _without_cache(model, call)
     except Exception as error:
-        raise CaptureError(
-            f"torch.export could not capture {type(model).__name__} as one graph: {error}\n"
-            "torch.compile(model, backend='torchtrt_bridge') takes models whose control flow depends on data."
-        ) from error
+        raise CaptureError(capture_failure(model, error)) from error
 
 
 def _without_cache(model: torch.nn.Module, call: Callable[[], ExportedProgram]) -> ExportedProgram:

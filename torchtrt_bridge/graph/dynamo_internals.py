@@ -1,4 +1,4 @@
-"""Private names of Dynamo by which its graph breaks are seen, and its graphs forgotten, each behind one function.
+"""Private names by which Dynamo's graph breaks are seen, its graphs forgotten, and dumps of graphs kept from users.
 
 All that differs there between versions of PyTorch is here. The rest of PyTorch's private names are in
 `torch_internals`.
@@ -9,10 +9,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import logging
+import threading
 import types
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -115,3 +119,30 @@ def _forget(code: types.CodeType, backend: Any) -> None:
         state = entry.guard_manager.extra_state
         if state is not None:
             state.invalidate(entry, never)
+
+
+@contextlib.contextmanager
+def export_is_quiet() -> Iterator[None]:
+    """Keep from the user the graph that `torch.export` prints for each failure, and warnings of its own work.
+
+    Only of this thread: a program may call `torch.export` in another.
+    """
+    from torch.export import _trace
+
+    thread = threading.get_ident()
+
+    def print_elsewhere(*values: Any, **settings: Any) -> None:
+        if threading.get_ident() != thread:
+            print(*values, **settings)
+
+    def is_of_users(record: logging.LogRecord) -> bool:
+        return threading.get_ident() != thread or "Unable to find user code" not in record.getMessage()
+
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    logger.addFilter(is_of_users)
+    try:
+        with mock.patch.object(_trace, "print", print_elsewhere, create=True), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"erase_node\(.*\) on an already erased node")
+            yield
+    finally:
+        logger.removeFilter(is_of_users)

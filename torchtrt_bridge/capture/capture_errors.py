@@ -1,0 +1,90 @@
+"""Reasons why `torch.export` cannot capture a model, told apart, each with what to do about it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+import sysconfig
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+from torchtrt_bridge.graph.torch_internals import is_constraint_violation, is_data_dependent
+
+# Lines of PyTorch's messages for those who look for a fault in PyTorch.
+_NOISE = (
+    "The error above occurred when calling torch.export",
+    "For more information, run with",
+    "For extended logs",
+    "For more debugging help",
+    "For C++ stack trace",
+    "If you suspect the guard",
+    "Caused by:",
+    "consider using data-dependent friendly APIs",
+)
+_UNKNOWN_CLASS = re.compile(r"(?:Found|Unsupported input type) <class '([\w.<>]+)'>")
+_POINTER = re.compile(r" For more information(, run with| about this error, see:).*")
+# Files whose lines are not those of the model: PyTorch's, this package's, Python's own, and code that was made.
+_OTHERS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), "<")
+_PYTHON, _INSTALLED = sysconfig.get_path("stdlib"), sysconfig.get_path("purelib")
+_NO_VALUES = ("data pointer", ".numpy()", "tolist()")
+
+COMPILE = "torch.compile(model, backend='torchtrt_bridge') leaves such lines to PyTorch and compiles the rest"
+
+
+def capture_failure(model: Any, error: Exception) -> str:
+    """Return the message of CaptureError for what `torch.export` raised for `model`: reason, line and advice."""
+    reason, advice = _reason_and_advice(error)
+    source = _source(error)
+    where = f", at {source!r}" if source else ""
+    if isinstance(model, fx.GraphModule) and advice == COMPILE:  # torch.compile has it already
+        advice = ""
+    separator = "\n" if "\n" in reason else ". "
+    text = separator.join(part.rstrip(".") for part in (reason, advice) if part)
+    return f"torch.export could not capture {type(model).__name__} as one graph{where}: {text}."
+
+
+def _reason_and_advice(error: Exception) -> tuple[str, str]:
+    text = _without_noise(str(error))
+    unknown = _UNKNOWN_CLASS.search(text)
+    if unknown:
+        return f"PyTorch does not know which tensors {unknown[1]} holds", _registration(unknown[1])
+    if is_constraint_violation(error) or type(error).__name__ == "ConstraintViolationError":
+        return text, "Give dynamic_shapes ranges that the model and the example inputs allow"
+    if is_data_dependent(error):
+        return "its control flow, or a size in it, depends on data", COMPILE
+    if any(part in text for part in _NO_VALUES):
+        return "it reads the values of a tensor outside of PyTorch's operators", COMPILE
+    name = "" if type(error).__name__ in ("RuntimeError", "UserError") and text else type(error).__name__
+    return ": ".join(part for part in (name, text) if part), ""
+
+
+def _without_noise(text: str) -> str:
+    lines = [_POINTER.sub("", line).rstrip() for line in text.splitlines()]
+    return "\n".join(line for line in lines if line and not line.strip().startswith(_NOISE))
+
+
+def _source(error: Exception) -> str | None:
+    """Return `file:line: code` of the innermost frame of the model's code in a traceback; None if there is none."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_of_model(frame.filename)]
+    return f"{frames[-1].filename}:{frames[-1].lineno}: {(frames[-1].line or '').strip()}" if frames else None
+
+
+def _is_of_model(file: str) -> bool:
+    is_python = file.startswith(_PYTHON) and not (file.startswith(_INSTALLED) or "site-packages" in file)
+    return not (is_python or file.startswith(_OTHERS))
+
+
+def _registration(name: str) -> str:
+    """Return the advice to register a class, with the exact call."""
+    module, _, qualified = name.rpartition(".")
+    found: Any = sys.modules.get(module)
+    for part in qualified.split("."):
+        found = getattr(found, part, None)
+    if dataclasses.is_dataclass(found):
+        return f"Register it first: torch.export.register_dataclass({qualified})"
+    return f"Register it first: torch.utils._pytree.register_pytree_node({qualified}, flatten, unflatten)"

@@ -89,6 +89,9 @@ DAMAGES = {
     "record empty": lambda d: (d / "key.engine.json").write_text(""),
     "record is a list": lambda d: (d / "key.engine.json").write_text("[]"),
     "record without digest": lambda d: (d / "key.engine.json").write_text("{}"),
+    "record is deep": lambda d: (d / "key.engine.json").write_text("[" * 100_000),
+    "record is a number": lambda d: (d / "key.engine.json").write_text("3"),
+    "digest is null": lambda d: (d / "key.engine.json").write_text('{"sha256": null}'),
     "record is binary": lambda d: (d / "key.engine.json").write_bytes(b"\xff\xfe\x00"),
     "record of another": lambda d: (d / "key.engine.json").write_text(json.dumps({"sha256": "0" * 64})),
 }

@@ -209,7 +209,27 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
     ),
     "an unknown weight": lambda content: content["constants"].update({next(iter(content["constants"])): "weight_99"}),
     "no list": lambda content: content.clear(),
+    "more outputs": lambda content: content.update(outputs=2),
+    "no outputs": lambda content: content.update(outputs=0),
+    "outputs of another type": lambda content: content.update(outputs="1"),
+    "a mutation without an output": lambda content: content.update(mutations=[0]),
+    "a mutation of no input": lambda content: content.update(outputs=0, mutations=[7]),
+    "a mutation by name": lambda content: content.update(outputs=0, mutations=["x"]),
+    "a state that is no input": lambda content: content.update(state=["weight_0"]),
+    "a state of no weight": lambda content: content.update(state=["weight_99"]),
+    "an input more": lambda content: content["nodes"].insert(
+        0, ["placeholder", "more", 0, "more", {"tuple": []}, {"dict": {}}, 1]
+    ),
+    "deep": lambda content: content.update(nodes=deep(450)),
 }
+
+
+def deep(levels: int) -> list[Any]:
+    """Return lists in lists."""
+    nested: list[Any] = []
+    for _ in range(levels):
+        nested = [nested]
+    return nested
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

@@ -32,9 +32,10 @@ def load_or_capture(
     if cache is None or key is None:
         return dynamo.capture(module, args, weights, numbers)
     constants = {f"{dynamo.WEIGHT_PREFIX}{index}": args[index].detach() for index in weights}
-    cached = _read(cache.get(key, KIND), constants)
+    positions = dynamo.input_positions(module, args, [*weights, *numbers])
+    cached = _read(cache.get(key, KIND), constants, len(positions))
     if cached is not None:
-        return cached, dynamo.input_positions(module, args, [*weights, *numbers])
+        return cached, positions
     captured, inputs = dynamo.capture(module, args, weights, numbers)
     try:
         text = text_from_graph(captured, constants)
@@ -44,12 +45,15 @@ def load_or_capture(
     return captured, inputs
 
 
-def _read(content: bytes | None, constants: dict[str, torch.Tensor]) -> CapturedGraph | None:
+def _read(content: bytes | None, constants: dict[str, torch.Tensor], inputs: int) -> CapturedGraph | None:
     """Return the graph of a cache entry; None if there is no entry, or a damaged one."""
     if content is None:
         return None
     try:
-        return graph_from_text(content.decode(), constants)
+        captured = graph_from_text(content.decode(), constants)
+        if len(captured.module.graph.find_nodes(op="placeholder")) != inputs + len(captured.state):
+            raise ValueError(f"its inputs are not the {inputs} of the call")
+        return captured
     except Exception as error:  # whatever is wrong with the entry, the model can be captured again
         warn_once(f"a captured graph in the cache is not as it was written ({error!r}); it is captured again.")
         return None

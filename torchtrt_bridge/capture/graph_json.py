@@ -51,7 +51,7 @@ def text_from_graph(captured: CapturedGraph, weights: Mapping[str, torch.Tensor]
 
 
 def graph_from_text(text: str, weights: Mapping[str, torch.Tensor]) -> CapturedGraph:
-    """Return the graph of a text, with these weights."""
+    """Return the graph of a text, with these weights; ValueError where its lists do not fit each other."""
     content = json.loads(text)
     module = fx.GraphModule(nn.Module(), fx.Graph())
     origins = {}
@@ -61,7 +61,27 @@ def graph_from_text(text: str, weights: Mapping[str, torch.Tensor]) -> CapturedG
         origins[name] = constant if is_weight else name
     module.graph = _graph_from(content["nodes"], content["traces"])
     module.graph.lint()
-    return CapturedGraph(module, content["outputs"], tuple(content["mutations"]), tuple(content["state"]), {}, origins)
+    mutations, state = tuple(content["mutations"]), tuple(content["state"])
+    captured = CapturedGraph(module, content["outputs"], mutations, state, {}, origins)
+    check_lists(captured, weights)
+    return captured
+
+
+def check_lists(captured: CapturedGraph, weights: Mapping[str, torch.Tensor]) -> None:
+    """Raise ValueError where the lists of a graph do not fit its placeholders, its outputs or these weights."""
+    nodes = list(captured.module.graph.nodes)
+    inputs = [node.name for node in nodes if node.op == "placeholder"]
+    if nodes[-1].op != "output":
+        raise ValueError("its output does not come last")
+    results = nodes[-1].args[0]
+    if not isinstance(results, (tuple, list)) or len(results) != captured.outputs + len(captured.mutations):
+        raise ValueError(f"it has other outputs than {captured.outputs} and {len(captured.mutations)} mutations")
+    if not all(type(index) is int and 0 <= index < len(inputs) for index in captured.mutations):
+        raise ValueError(f"it has {len(inputs)} inputs and mutates those of indices {captured.mutations}")
+    if len(set(captured.state)) < len(captured.state) or not weights.keys() >= set(captured.state):
+        raise ValueError(f"its state {captured.state} is not of the weights of this call")
+    if captured.outputs < 0 or len(captured.state) > len(inputs):
+        raise ValueError(f"it has {captured.outputs} outputs, {len(inputs)} inputs and {len(captured.state)} of state")
 
 
 def _text_of_node(node: fx.Node, order: Mapping[fx.Node, int], traces: dict[str | None, int]) -> list[Any]:

@@ -13,7 +13,9 @@ from torch import fx, nn
 import torchtrt_bridge as trtb
 from tests.models import ConvNet, image, trained
 from torchtrt_bridge import pipeline
+from torchtrt_bridge.graph.edit import fake_mode_of, insert_call
 from torchtrt_bridge.runtime import Execution
+from torchtrt_bridge.runtime.tolerance import BOUNDS
 
 REFERENCE: dict[str, Any] = {"engine": "reference", "cache_dir": ""}
 
@@ -179,3 +181,65 @@ def test_pytorch_alone_runs_while_engines_are_built(monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(fast(X), sine(X))
     assert len(runs) == 1
     assert trtb.report(fast).error is not None
+
+
+@pytest.fixture
+def ten_per_cent_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the first activation of a graph give more, before the graph is partitioned."""
+    normalize = pipeline.normalize
+
+    def planted(module: fx.GraphModule, *args: Any) -> fx.GraphModule:
+        node = module.graph.find_nodes(op="call_function", target=torch.ops.aten.relu.default)[0]
+        more = insert_call(node.next, fake_mode_of(module), torch.ops.aten.mul.Tensor, node, 1.1)
+        node.replace_all_uses_with(more, delete_user_cb=lambda user: user is not more)
+        module.recompile()
+        return normalize(module, *args)
+
+    monkeypatch.setattr(pipeline, "normalize", planted)
+
+
+class Perceptron(nn.Sequential):
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 16))
+
+
+def perceptron(is_quantized: bool) -> nn.Module:
+    model = Perceptron().eval()
+    return trtb.quantize(model, [torch.randn(8, 32) for _ in range(4)]) if is_quantized else model
+
+
+settings = pytest.mark.parametrize(
+    ("precision", "is_quantized"), [("fp32", False), ("fp16", False), ("bf16", False), ("fp32", True), ("fp16", True)]
+)
+
+
+@settings
+@pytest.mark.usefixtures("ten_per_cent_more")
+def test_ten_per_cent_are_too_much(precision: str, is_quantized: bool) -> None:
+    model, x = perceptron(is_quantized), torch.randn(8, 32)
+    found, fast = called(model, x, precision=precision)
+    (note,) = trtb.report(fast).notes
+    assert "its results are not the model's own" in note
+    with torch.no_grad():
+        torch.testing.assert_close(found, model(x))
+
+
+@settings
+def test_rounding_is_not(precision: str, is_quantized: bool) -> None:
+    _, fast = called(perceptron(is_quantized), torch.randn(8, 32), precision=precision)
+    assert trtb.report(fast).is_whole
+    assert trtb.report(fast).error is not None
+
+
+def cancelling(x: torch.Tensor) -> torch.Tensor:
+    """Lose digits, so that the rounding of a product is a large part of the result."""
+    return x @ x.t() - (x + 3e-2) @ x.t()
+
+
+def test_rounding_that_autocast_does_too_is_allowed() -> None:
+    _, fast = called(cancelling, X * 3, precision="bf16")
+    report = trtb.report(fast)
+    assert report.is_whole
+    assert report.error is not None
+    assert report.error > BOUNDS[torch.bfloat16]

@@ -27,6 +27,8 @@ _NOISE = (
     "consider using data-dependent friendly APIs",
 )
 _UNKNOWN_CLASS = re.compile(r"(?:Found|Unsupported input type) <class '([\w.<>]+)'>")
+# torch 2.11 has no other words for a returned dataclass, which is unhashable as it compares by its fields.
+_UNHASHABLE = re.compile(r"unhashable type: '(\w+)'")
 _POINTER = re.compile(r" For more information(, run with| about this error, see:).*")
 # Files whose lines are not those of the model: PyTorch's, this package's, Python's own, and code that was made.
 _OTHERS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), "<")
@@ -53,6 +55,9 @@ def _reason_and_advice(error: Exception) -> tuple[str, str]:
     unknown = _UNKNOWN_CLASS.search(text)
     if unknown:
         return f"PyTorch does not know which tensors {unknown[1]} holds", _registration(unknown[1])
+    unhashable = _UNHASHABLE.search(text)
+    if unhashable and _source(error) is None:
+        return f"PyTorch does not know which tensors {unhashable[1]} holds", _call_for_dataclass(unhashable[1])
     if is_constraint_violation(error) or type(error).__name__ == "ConstraintViolationError":
         return text, "Give dynamic_shapes ranges that the model and the example inputs allow"
     if is_data_dependent(error):
@@ -86,5 +91,9 @@ def _registration(name: str) -> str:
     for part in qualified.split("."):
         found = getattr(found, part, None)
     if dataclasses.is_dataclass(found):
-        return f"Register it first: torch.export.register_dataclass({qualified})"
+        return _call_for_dataclass(qualified)
     return f"Register it first: torch.utils._pytree.register_pytree_node({qualified}, flatten, unflatten)"
+
+
+def _call_for_dataclass(name: str) -> str:
+    return f"Register it first: torch.export.register_dataclass({name})"

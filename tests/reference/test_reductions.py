@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.reference.network import Network, only_output
+from torchtrt_bridge.errors import LoweringError
 
 
 @pytest.fixture
@@ -17,6 +18,13 @@ REDUCTIONS = {
     "MAX": lambda x, axes, keep: x.amax(axes, keep),
     "MIN": lambda x, axes, keep: x.amin(axes, keep),
 }
+
+
+def test_topk_refuses_nan(network):
+    x = network.input(torch.tensor([[1.0, float("nan")]]))
+    layer = network.net.add_topk(x, network.trt.TopKOperation.MAX, 1, 2)
+    with pytest.raises(LoweringError, match="orders NaN"):
+        network.interpreter(layer.get_output(0))(torch.tensor([[1.0, float("nan")]]))
 
 
 @pytest.mark.parametrize("kind", REDUCTIONS)

@@ -48,6 +48,15 @@ def with_infinities(n: int) -> tuple[torch.Tensor]:
     return (rows,)
 
 
+def with_nan(n: int) -> tuple[torch.Tensor]:
+    """Rows with NaN and infinities: none, one, several, and nothing else."""
+    rows = torch.randperm(n * 6).reshape(n, 6) / 4
+    rows[0, 2], rows[1, [1, 3]], rows[2, [0, 4]], rows[3, 5] = torch.nan, torch.nan, torch.inf, -torch.inf
+    rows[2, 1] = torch.nan
+    rows[3, :5] = torch.nan
+    return (rows,)
+
+
 def over(call, *args, **kwargs):
     return lambda x: call(x, *args, **kwargs)
 
@@ -65,6 +74,7 @@ def along(op, call) -> list[Case]:
         Case(op, lambda x: tuple(call(x[0], 0)), line, name="0d"),
         Case(op, lambda x: tuple(call(x, 1)), integers, name="int64", half=False),
         Case(op, lambda x: call(x, 1)[0], bools, name="bool", half=False),
+        Case(op, lambda x: tuple(call(x, 1)), with_nan, name="nan"),
     ]
 
 
@@ -79,6 +89,8 @@ def position(op, call) -> list[Case]:
         Case(op, call, line, name="1d"),
         Case(op, lambda x: call(x[0]), line, name="0d"),
         Case(op, over(call, -1), integers, name="int64", half=False),
+        Case(op, over(call, -1), with_nan, name="nan"),
+        Case(op, call, with_nan, name="flat_nan"),
     ]
 
 
@@ -99,6 +111,23 @@ CASES: list[Case] = [
     Case(aten.sort.default, lambda x: torch.sort(x), integers, name="int64", half=False),
     Case(aten.sort.default, lambda x: torch.argsort(x, -1, descending=True), distinct, name="argsort"),
     Case(aten.sort.default, lambda x: torch.msort(x.mT.mT[0]), distinct, name="msort"),
+    Case(aten.topk.default, lambda x: torch.topk(x, 2)[0], with_nan, name="nan"),
+    Case(aten.topk.default, lambda x: torch.topk(x, 2, largest=False)[0], with_nan, name="nan-smallest"),
+    Case(aten.sort.default, lambda x: torch.sort(x)[0], with_nan, name="nan"),
+    Case(aten.sort.default, lambda x: torch.sort(x, descending=True)[0], with_nan, name="nan-descending"),
+    *[
+        Case(
+            aten.sort.stable,
+            lambda x, d=d: torch.sort(x, dim=1, descending=d, stable=True),
+            make,
+            name=f"{name}-{d}",
+            half=half,
+        )
+        for name, make, half in (("ties", equal, True), ("nan", with_nan, True), ("int64", small_integers, False))
+        for d in (False, True)
+    ],
+    Case(aten.sort.stable, lambda x: torch.argsort(x, dim=1, stable=True), bools, name="bool", half=False),
+    Case(aten.sort.stable, lambda x: torch.sort(x[0], stable=True), line, name="0d"),
     Case(aten.cumsum.default, over(torch.cumsum, -1), distinct),
     Case(aten.cumsum.default, over(torch.cumsum, 0), distinct, name="dynamic"),
     Case(aten.cumsum.default, over(torch.cumsum, 1), integers, name="int64", half=False),
@@ -115,7 +144,14 @@ CASES: list[Case] = [
     Case(aten.logcumsumexp.default, lambda x: torch.logcumsumexp(x[0], 0), line, name="0d"),
 ]
 
+
+def stable(x: torch.Tensor) -> torch.Tensor:
+    return torch.sort(x, stable=True)[0]
+
+
 REJECTED: list[Rejected] = [
+    Rejected(aten.sort.stable, stable, lambda n: (torch.randn(n, 2000),), "at most 1024"),
+    Rejected(aten.sort.stable, lambda x: stable(x.mT), lambda n: (torch.randn(n, 3),), "is not known", dynamic=True),
     Rejected(aten.topk.default, over(torch.topk, 4000), lambda n: (torch.randn(n, 5000),), "at most 3840"),
     Rejected(aten.sort.default, torch.sort, lambda n: (torch.randn(n, 5000),), "at most 3840"),
     Rejected(aten.cumprod.default, over(torch.cumprod, 1), lambda n: (torch.randn(n, 1025),), "at most 1024"),

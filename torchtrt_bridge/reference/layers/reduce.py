@@ -64,7 +64,10 @@ def reduce(layer: Layer) -> Compute:
 
 @reads("TOPK")
 def topk(layer: Layer) -> Compute:
-    """Return the k largest (or smallest) values in order, and their positions; of equals the first comes first."""
+    """Return the k largest (or smallest) values in order, and their positions; of equals the first comes first.
+
+    TensorRT's documentation gives NaN no place in the order, so NaN raises LoweringError.
+    """
     largest, static_k = layer.raw.op.name == "MAX", int(layer.raw.k)
     (axis,) = axes_of(layer.raw.axes)
     index_dtype = torch_dtype_from_trt(layer.outputs[1].dtype)
@@ -73,6 +76,8 @@ def topk(layer: Layer) -> Compute:
         k = static_k if wanted is None else int(wanted)
         if k > x.shape[axis]:
             raise LoweringError(f"{layer} wants {k} of {x.shape[axis]} values.")
+        if x.is_floating_point() and bool(x.isnan().any()):
+            raise LoweringError(f"{layer} orders NaN, whose place TensorRT leaves undefined.")
         values, index = torch.sort(x, dim=axis, descending=largest, stable=True)
         return values.narrow(axis, 0, k), index.narrow(axis, 0, k).to(index_dtype)
 

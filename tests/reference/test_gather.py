@@ -22,10 +22,13 @@ def test_gather(network, axis, index, dtype):
     assert torch.equal(only_output(network, layer), expected)
 
 
-def test_gather_outside_the_data_gives_zero(network):
-    index = network.input(torch.tensor([0, 3]))
-    layer = network.net.add_gather(network.input(torch.tensor([5.0, 6.0])), index, 0)
-    assert only_output(network, layer).tolist() == [5, 0]
+@pytest.mark.parametrize("mode", ["DEFAULT", "ELEMENT", "ND"])
+def test_gather_outside_the_data_raises(network, mode):
+    index = torch.tensor([[0], [3]]) if mode == "ND" else torch.tensor([0, 3])
+    kind = getattr(network.trt.GatherMode, mode)
+    layer = network.net.add_gather_v2(network.input(torch.tensor([5.0, 6.0])), network.input(index), kind)
+    with pytest.raises(LoweringError, match="indices outside the data: they range from 0 to 3"):
+        only_output(network, layer)
 
 
 def test_gather_refuses_what_tensorrt_leaves_undefined(network):

@@ -26,37 +26,37 @@ def _fit(index: Tensor, length: int) -> tuple[Tensor, Tensor]:
 
 @reads("GATHER")
 def gather(layer: Layer) -> Compute:
-    """Read by index, like ONNX Gather, GatherElements or GatherND; an index outside the data gives zero."""
+    """Read by index, like ONNX Gather, GatherElements or GatherND.
+
+    An index outside the data raises LoweringError, as it raises IndexError in PyTorch; an engine reads zero there.
+    """
     mode, axis, batch = layer.raw.mode.name, int(layer.raw.axis), int(layer.raw.num_elementwise_dims)
     dynamic = [dim < 0 for dim in tensor_dims(layer.inputs[0])]
 
     def compute(data: Tensor, index: Tensor) -> Tensor:
         if mode == "ND":
             _check_negative(layer, index, any(dynamic[batch : batch + index.shape[-1]]))
-            return _gather_nd(data, index, batch)
+            return _gather_nd(layer, data, index, batch)
         where = axis % data.dim()
         _check_negative(layer, index, dynamic[where])
         if mode == "ELEMENT":
             safe, outside = _fit(index, data.shape[where])
-            return _zero_where(outside, torch.gather(data, where, safe))
+            _refuse_outside(layer, outside, index)
+            return torch.gather(data, where, safe)
         if batch == 0:
-            return _gather_axis(data, index, where)
+            return _gather_axis(layer, data, index, where)
         rows = max(data.shape[0], index.shape[0])
         data, index = data.expand(rows, *data.shape[1:]), index.expand(rows, *index.shape[1:])
-        return torch.stack([_gather_axis(row, at, where - 1) for row, at in zip(data, index, strict=True)])
+        return torch.stack([_gather_axis(layer, row, at, where - 1) for row, at in zip(data, index, strict=True)])
 
     return compute
 
 
-def _zero_where(outside: Tensor, values: Tensor) -> Tensor:
-    return torch.where(outside, torch.zeros((), dtype=values.dtype), values) if bool(outside.any()) else values
-
-
-def _gather_axis(data: Tensor, index: Tensor, axis: int) -> Tensor:
+def _gather_axis(layer: Layer, data: Tensor, index: Tensor, axis: int) -> Tensor:
     safe, outside = _fit(index, data.shape[axis])
+    _refuse_outside(layer, outside, index)
     shape = [*data.shape[:axis], *index.shape, *data.shape[axis + 1 :]]
-    values = data.index_select(axis, safe.reshape(-1)).reshape(shape)
-    return _zero_where(outside.reshape([*index.shape] + [1] * (data.dim() - axis - 1)), values)
+    return data.index_select(axis, safe.reshape(-1)).reshape(shape)
 
 
 def _coordinates(index: Tensor, dims: list[int]) -> tuple[list[Tensor], Tensor]:
@@ -70,16 +70,16 @@ def _coordinates(index: Tensor, dims: list[int]) -> tuple[list[Tensor], Tensor]:
     return columns, outside
 
 
-def _gather_nd(data: Tensor, index: Tensor, batch: int) -> Tensor:
+def _gather_nd(layer: Layer, data: Tensor, index: Tensor, batch: int) -> Tensor:
     depth = index.shape[-1]
     columns, outside = _coordinates(index, list(data.shape[batch : batch + depth]))
+    _refuse_outside(layer, outside, index)
     lead = []
     for axis in range(batch):
         shape = [1] * (index.dim() - 1)
         shape[axis] = data.shape[axis]
         lead.append(torch.arange(data.shape[axis]).reshape(shape))
-    values = data[tuple(lead + columns)]
-    return _zero_where(outside.reshape([*outside.shape] + [1] * (data.dim() - batch - depth)), values)
+    return data[tuple(lead + columns)]
 
 
 @reads("SCATTER")
@@ -90,18 +90,18 @@ def scatter(layer: Layer) -> Compute:
     def compute(data: Tensor, index: Tensor, updates: Tensor) -> Tensor:
         if mode == "ELEMENT":
             safe, outside = _fit(index, data.shape[axis])
-            _refuse_outside(layer, outside)
+            _refuse_outside(layer, outside, index)
             return data.scatter(axis, safe, updates)
         columns, outside = _coordinates(index, list(data.shape[: index.shape[-1]]))
-        _refuse_outside(layer, outside)
+        _refuse_outside(layer, outside, index)
         return data.index_put(tuple(columns), updates)
 
     return compute
 
 
-def _refuse_outside(layer: Layer, outside: Tensor) -> None:
+def _refuse_outside(layer: Layer, outside: Tensor, index: Tensor) -> None:
     if bool(outside.any()):
-        raise LoweringError(f"{layer} has indices outside the data.")
+        raise LoweringError(f"{layer} has indices outside the data: they range from {index.min()} to {index.max()}.")
 
 
 @reads("ONE_HOT")

@@ -143,8 +143,12 @@ class Context:
         return value
 
     def cast(self, tensor: Any, dtype: torch.dtype) -> Any:
-        if self.dtype(tensor) == dtype:
+        """Return `tensor` in another dtype; as bools, whether each element is not zero."""
+        own = self.dtype(tensor)
+        if own == dtype:
             return tensor
+        if dtype == torch.bool and own != torch.uint8:  # a cast need not give True of NaN and 0.5
+            return self.unary("NOT", self.elementwise("EQUAL", tensor, 0, own))
         return self.network.add_cast(tensor, trt_dtype_from_torch(self.trt, dtype)).get_output(0)
 
     def elementwise(self, op: str, left: Value, right: Value, dtype: torch.dtype | None = None) -> Any:

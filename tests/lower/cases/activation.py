@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.lower.case import Case, Rejected
+from tests.lower.cases.pointwise import SMALL, numbers
 
 aten = torch.ops.aten
 
@@ -64,11 +65,16 @@ CASES: list[Case] = [
     Case(aten.elu.default, F.selu, signed, name="selu"),
     Case(aten.celu.default, F.celu, signed),
     Case(aten.celu.default, lambda x: F.celu(x, 0.4), signed, name="alpha"),
+    Case(aten.celu.default, lambda x: F.celu(x, -1.5), signed, name="mirrored"),
+    Case(aten.celu.default, lambda x: F.celu(x, 0.7), far, name="far"),
+    Case(aten.celu.default, F.celu, numbers, name="numbers"),
+    Case(aten.where.self, lambda x: F.softshrink(x, 2.0), numbers, name="softshrink"),
     Case(aten.softplus.default, F.softplus, signed),
     Case(aten.softplus.default, F.softplus, far, name="far"),
     Case(aten.softplus.default, lambda x: F.softplus(x, 2.5, 3), signed, name="threshold"),
     Case(aten.log_sigmoid.default, F.logsigmoid, signed),
     Case(aten.log_sigmoid.default, F.logsigmoid, far, name="far"),
+    Case(aten.log_sigmoid.default, F.logsigmoid, lambda n: (-torch.rand(n, 9) * 5 - 8,), name="small", **SMALL),
     # Functions that PyTorch itself takes apart.
     Case(aten.div.Tensor, F.softsign, signed, name="softsign"),
     Case(aten.tanh.default, F.tanhshrink, signed, name="tanhshrink"),

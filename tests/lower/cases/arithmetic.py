@@ -53,6 +53,12 @@ def extremes(n: int, *others: float) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat([left, left[:n]]), torch.cat([right, right[:n]])
 
 
+def zeros(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Zeros and infinities of both signs."""
+    values = torch.tensor([0.0, -0.0, INFINITY, -INFINITY])
+    return torch.cartesian_prod(torch.arange(n) * 1.0, values).unbind(-1)[0].clone(), values.repeat(n)
+
+
 def huge_and_tiny(n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Numbers whose squares fp32 does not hold."""
     return torch.tensor([[1e30, 3e-30, 0.0, 1e30]]).repeat(n, 1), torch.tensor([1.0, 4e-30, 0.0, 1e30])
@@ -78,6 +84,10 @@ def positive(n: int) -> tuple[torch.Tensor, torch.Tensor]:
 def quadrants(n: int) -> tuple[torch.Tensor, torch.Tensor]:
     signs = torch.tensor([-1.0, -0.0, 1.0])  # a case's inputs are negated, and zero shall be positive
     return signs.repeat(3).expand(n, 9) * 1.5, signs.repeat_interleave(3).expand(n, 9) * 2.5
+
+
+def overload(call) -> object:
+    return getattr(aten, call.__name__).default
 
 
 def promotions(op, call) -> list[Case]:
@@ -164,6 +174,20 @@ CASES: list[Case] = [
     Case(aten.atan2.default, torch.atan2, quadrants, name="quadrants"),
     Case(aten.atan2.default, torch.atan2, extremes, name="extremes"),
     Case(aten.atan2.default, torch.atan2, integers, name="int64", half=False),
+    Case(aten.atan2.default, torch.atan2, lambda n: extremes(n, 0.0, -0.0), name="zeros"),
+    Case(aten.copysign.Tensor, torch.copysign, pair),
+    Case(aten.copysign.Tensor, lambda x, y: 1 / torch.copysign(x, y), zeros, name="zeros"),
+    Case(aten.copysign.Tensor, torch.copysign, integers, name="int64", half=False),
+    Case(aten.copysign.Scalar, lambda x: torch.copysign(x, -2.0), one),
+    *[
+        case
+        for call in (torch.fmax, torch.fmin)
+        for case in (
+            *promotions(overload(call), call),
+            Case(overload(call), call, lambda n: extremes(n, 0.0), name="extremes"),
+            Case(overload(call), call, bools, name="bool", half=False),
+        )
+    ],
     # Functions that PyTorch itself takes apart.
     Case(aten.mul.Tensor, lambda x, y: torch.lerp(x, y, 0.3), pair, name="lerp"),
     Case(aten.mul.Tensor, lambda x, y: torch.lerp(x, y, x), pair, name="lerp_tensor"),

@@ -14,6 +14,12 @@ def apart(n: int) -> tuple[torch.Tensor, torch.Tensor]:
     return (whole + 0.25) * divisor, divisor
 
 
+def apart_and_zero(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quotients and remainders among which are zeros of both signs."""
+    dividends = torch.tensor([2.0, -2.0, 0.0, -0.0, 0.25, -0.25])
+    return dividends.repeat(n, 1), torch.tensor([0.5, -0.5]).repeat(3)
+
+
 def tenths(n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Numbers whose rounded quotient is whole where the exact one is not, and one of many digits."""
     tenths = torch.arange(n * 8.0).reshape(n, 8) * 0.1
@@ -63,6 +69,10 @@ CASES: list[Case] = [
         Case(overload(call, "Scalar"), by(call, d), lambda n: extremes(n)[:1], name=f"extremes_{d}")
         for call in FLOATS
         for d in (INFINITY, -INFINITY, 0.0, -2.0)
+    ],
+    *[
+        Case(overload(call, "Tensor"), lambda x, y, call=call: 1 / call(x, y), apart_and_zero, name="signed_zero")
+        for call in FLOATS
     ],
     Case(aten.div.Tensor_mode, mode("floor", 0.1), lambda n: tenths(n)[:1], name="floor_tenths"),
     Case(aten.div.Tensor_mode, mode("trunc", 0.1), lambda n: tenths(n)[:1], name="trunc_tenths"),

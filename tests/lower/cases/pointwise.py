@@ -84,6 +84,30 @@ OF_INTEGERS = (
 OF_HALVES = (torch.ceil, torch.floor, torch.round, torch.trunc, torch.frac, torch.sign)
 
 
+def numbers(n: int) -> tuple[torch.Tensor]:
+    """Zeros of both signs and what is no number, beside numbers around them."""
+    line = torch.tensor([0.0, -0.0, 0.3, -0.3, 2.5, -2.5, float("inf"), -float("inf"), float("nan")])
+    return (line.repeat(n, 1),)
+
+
+def near_zero(n: int) -> tuple[torch.Tensor]:
+    return ((torch.rand(n, 9) - 0.5) * 1e-4,)
+
+
+def large(n: int) -> tuple[torch.Tensor]:
+    """Negative, since a case's inputs are negated."""
+    return (-(torch.rand(n, 9) + 2.0),)
+
+
+# Of small results, which the default absolute tolerance would not see.
+SMALL = {"tolerance": {torch.float32: (5e-6, 0.0), torch.float16: (2e-3, 6e-8)}, "reason": "relative, to small results"}
+
+
+def signed_zero(call):
+    """Return a call whose result is infinite, with the sign of a zero."""
+    return lambda x: 1 / call(x)
+
+
 def overload(call) -> object:
     return getattr(aten, call.__name__).default
 
@@ -98,6 +122,13 @@ CASES: list[Case] = [
     *[Case(overload(call), call, unit) for call in OF_UNIT],
     *[Case(overload(call), call, integers, name="int64", half=False) for call in OF_INTEGERS],
     *[Case(overload(call), call, halves, name="halves") for call in OF_HALVES],
+    *[Case(overload(call), call, near_zero, name="near_zero", **SMALL) for call in (torch.log1p, torch.expm1)],
+    *[Case(overload(call), call, unit, name="unit", **SMALL) for call in (torch.log1p, torch.expm1)],
+    *[Case(overload(call), call, numbers, name="numbers") for call in (torch.log1p, torch.expm1, torch.erfc)],
+    Case(aten.erfc.default, torch.erfc, large, name="large", **SMALL),
+    *[Case(overload(call), signed_zero(call), numbers, name="signed_zero") for call in (torch.trunc, torch.expm1)],
+    Case(aten.signbit.default, torch.signbit, lambda n: (numbers(n)[0][:, :8],)),
+    Case(aten.signbit.default, torch.signbit, integers, name="int64", half=False),
     Case(aten.acosh.default, torch.acosh, above_one),
     Case(aten.exp.default, torch.exp, bools, name="bool", half=False),
     Case(aten.exp.default, torch.exp, scalar, name="0d"),

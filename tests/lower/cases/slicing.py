@@ -36,6 +36,12 @@ def assigned(x: torch.Tensor, where: Any, value: Any) -> torch.Tensor:
     return x
 
 
+MADE = {
+    "bool": lambda n: torch.arange(n * 6).reshape(n, 6) % 3 == 1,
+    "int": lambda n: torch.arange(n * 6).reshape(n, 6) % 4 - 1,
+    "float": lambda n: (torch.arange(n * 6).reshape(n, 6) % 5 - 2) / 4,
+}
+
 SLICES = [
     Case(aten.slice.Tensor, lambda x: x[:, 1:3], rows),
     Case(aten.slice.Tensor, lambda x: x[:, 1:-1:2], rows, name="step"),
@@ -102,6 +108,29 @@ SLICES = [
         lambda x, y: assigned(x, (slice(None), slice(1, 3)), y),
         lambda n: (torch.randn(n, 6, 8), torch.randn(n, 2, 8)),
         name="assigned",
+    ),
+    *[
+        Case(
+            op,
+            call,
+            lambda n, own=own, other=other: (MADE[own](n), MADE[other](n)),
+            name=f"{name}-{own}-{other}",
+            half="float" in (own, other),
+        )
+        for own, other in (("bool", "int"), ("int", "bool"), ("float", "int"), ("int", "float"), ("bool", "float"))
+        for op, name, call in (
+            (aten.slice_scatter.default, "dtypes", lambda x, y: torch.slice_scatter(x, y[:, :2], 1, 2, 4)),
+            (aten.slice_scatter.default, "dtypes-step", lambda x, y: torch.slice_scatter(x, y[:, :3], 1, 1, None, 2)),
+            (aten.slice_scatter.default, "dtypes-all", lambda x, y: torch.slice_scatter(x, y)),
+            (aten.select_scatter.default, "dtypes", lambda x, y: torch.select_scatter(x, y[:, 1], 1, -2)),
+        )
+    ],
+    Case(aten.select_scatter.default, lambda x, y: x.select_scatter(y, 1, 2), lambda n: (*rows(n), torch.randn(n, 8))),
+    Case(
+        aten.select_scatter.default,
+        lambda x, y: x.select_scatter(y, 0, x.shape[0] - 2),
+        lambda n: (*rows(n), torch.randn(6, 8)),
+        name="dynamic",
     ),
     Case(
         aten.slice_scatter.default,

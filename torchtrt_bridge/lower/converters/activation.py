@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from torchtrt_bridge.lower.converters.arithmetic import result_dtype, widened
+from torchtrt_bridge.lower.converters.pointwise import expm1, log1p
 from torchtrt_bridge.lower.registry import converter
 
 aten = torch.ops.aten
@@ -90,17 +91,15 @@ def hardswish(ctx, self):
 @converter(aten.elu.default)
 def elu(ctx, self, alpha=1, scale=1, input_scale=1):
     """elu(Tensor self, Scalar alpha=1, Scalar scale=1, Scalar input_scale=1) -> Tensor"""
-    tensor = ctx.tensor(self)
-    dtype = ctx.dtype(tensor)
-    if scale == 1 and input_scale == 1:
-        return ctx.activation("ELU", tensor, alpha=float(alpha))
-    bent = ctx.elementwise("PROD", tensor, input_scale, dtype) if input_scale != 1 else tensor
-    if input_scale > 0:
-        # scale * x = (scale / input_scale) * (input_scale * x), and alpha makes up for it below zero.
-        return ctx.activation("SELU", bent, alpha=float(alpha * input_scale), beta=scale / input_scale)
-    below = ctx.elementwise("PROD", ctx.elementwise("SUB", ctx.unary("EXP", bent), 1, dtype), scale * alpha, dtype)
-    above = ctx.elementwise("PROD", tensor, scale, dtype)
-    return ctx.select(ctx.elementwise("GREATER", tensor, 0, dtype), above, below)
+    tensor, dtype = ctx.tensor(self), result_dtype(ctx)
+    if input_scale == 1:
+        return ctx.activation("SELU", tensor, alpha=float(alpha), beta=float(scale))
+    tensor = ctx.cast(tensor, widened(dtype))
+    bent = ctx.elementwise("PROD", tensor, input_scale)
+    bent = ctx.activation("ELU", bent, alpha=1.0) if input_scale > 0 else expm1(ctx, bent)
+    above = tensor if scale == 1 else ctx.elementwise("PROD", tensor, scale)
+    is_above = ctx.elementwise("GREATER", tensor, 0.0)
+    return ctx.cast(ctx.select(is_above, above, ctx.elementwise("PROD", bent, scale * alpha)), dtype)
 
 
 @converter(aten.celu.default)
@@ -121,13 +120,14 @@ def softplus(ctx, self, beta=1, threshold=20):
     return ctx.select(is_linear, tensor, soft)
 
 
-@converter(aten.log_sigmoid.default)
+@converter(aten.log_sigmoid.default, precision="fp32")
 def log_sigmoid(ctx, self):
     """log_sigmoid(Tensor self) -> Tensor"""
-    tensor = ctx.tensor(self)
-    # min(x, 0) - log(1 + exp(-|x|)) never overflows.
-    tail = ctx.activation("SOFTPLUS", ctx.unary("NEG", ctx.unary("ABS", tensor)), alpha=1.0, beta=1.0)
-    return ctx.elementwise("SUB", ctx.elementwise("MIN", tensor, 0.0), tail)
+    dtype = result_dtype(ctx)
+    tensor = ctx.tensor(self, widened(dtype))
+    # min(x, 0) - log(1 + exp(-|x|)) never overflows, and keeps a small exp.
+    tail = log1p(ctx, ctx.unary("EXP", ctx.unary("NEG", ctx.unary("ABS", tensor))))
+    return ctx.cast(ctx.elementwise("SUB", ctx.elementwise("MIN", tensor, 0.0), tail), dtype)
 
 
 @converter(aten._softmax.default, precision="fp32")

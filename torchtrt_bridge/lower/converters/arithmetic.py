@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from torchtrt_bridge.graph.torch_internals import schema_of
 from torchtrt_bridge.lower.converters.sizes import scalar
 from torchtrt_bridge.lower.registry import converter
 
@@ -86,8 +87,15 @@ def div(ctx, self, other):
 
 def truncated(ctx, tensor):
     """Round `tensor` toward zero, for which TensorRT has no layer."""
-    whole = ctx.unary("FLOOR", ctx.unary("ABS", tensor))
-    return ctx.elementwise("PROD", ctx.unary("SIGN", tensor), whole)
+    return ctx.select(ctx.elementwise("LESS", tensor, 0.0), ctx.unary("CEIL", tensor), ctx.unary("FLOOR", tensor))
+
+
+def has_sign(ctx, tensor):
+    """Return whether each number is negative or -0.0; NaN is neither."""
+    is_negative = ctx.elementwise("LESS", tensor, 0)
+    if not ctx.dtype(tensor).is_floating_point:
+        return is_negative
+    return ctx.elementwise("OR", is_negative, ctx.elementwise("LESS", ctx.unary("RECIP", tensor), 0.0))
 
 
 @converter(aten.pow.Tensor_Scalar, precision="fp32")
@@ -129,16 +137,37 @@ def minimum(ctx, self, other):
     return calculate(ctx, "AND" if result_dtype(ctx) == torch.bool else "MIN", self, other)
 
 
+def _ignoring_nan(op, layer):
+    """Register an extreme of two numbers, of which a NaN gives way to the other."""
+
+    @converter(op)
+    def lower(ctx, self, other):
+        dtype = result_dtype(ctx)
+        self, other = ctx.operands(self, other, dtype=dtype)
+        if not dtype.is_floating_point:
+            return calculate(ctx, {"MAX": "OR", "MIN": "AND"}[layer] if dtype == torch.bool else layer, self, other)
+        first, second = (ctx.unary("ISNAN", value) for value in (self, other))
+        self, other = ctx.select(first, other, self), ctx.select(second, self, other)
+        return ctx.elementwise(layer, self, other)
+
+    lower.__doc__ = str(schema_of(op))
+
+
+_ignoring_nan(aten.fmax.default, "MAX")
+_ignoring_nan(aten.fmin.default, "MIN")
+
+
 @converter(aten.hypot.default)
 def hypot(ctx, self, other):
     """hypot(Tensor self, Tensor other) -> Tensor"""
     dtype = result_dtype(ctx)
-    sides = ctx.operands(self, other, dtype=widened(dtype))
-    larger = ctx.elementwise("MAX", *(ctx.unary("ABS", side) for side in sides))
-    is_no_unit = ctx.elementwise("OR", ctx.elementwise("EQUAL", larger, 0.0), ctx.unary("ISINF", larger))
-    unit = ctx.select(is_no_unit, 1.0, larger)  # the squares of 1e30 and of 1e-30 are beyond fp32
+    sides = [ctx.unary("ABS", side) for side in ctx.operands(self, other, dtype=widened(dtype))]
+    larger = ctx.elementwise("MAX", *sides)
+    unit = ctx.select(ctx.elementwise("EQUAL", larger, 0.0), 1.0, larger)  # the squares of 1e30 are beyond fp32
     squares = [power(ctx, ctx.elementwise("DIV", side, unit), 2) for side in sides]
-    return ctx.cast(ctx.elementwise("PROD", unit, ctx.unary("SQRT", ctx.elementwise("SUM", *squares))), dtype)
+    length = ctx.elementwise("PROD", unit, ctx.unary("SQRT", ctx.elementwise("SUM", *squares)))
+    is_infinite = ctx.elementwise("OR", *(ctx.unary("ISINF", side) for side in sides))  # beside NaN too
+    return ctx.cast(ctx.select(is_infinite, math.inf, length), dtype)
 
 
 @converter(aten.atan2.default, precision="fp32")
@@ -149,8 +178,15 @@ def atan2(ctx, self, other):
     both = ctx.elementwise("AND", *(ctx.unary("ISINF", side) for side in (y, x)))  # inf / inf is NaN
     y, x = (ctx.select(both, ctx.unary("SIGN", side), side) for side in (y, x))
     angle = ctx.unary("ATAN", ctx.elementwise("DIV", y, x))
-    half_turn = ctx.select(ctx.elementwise("LESS", y, 0.0), -math.pi, math.pi, widened(dtype))
-    left = ctx.elementwise("LESS", x, 0.0)
-    angle = ctx.select(left, ctx.elementwise("SUM", angle, half_turn), angle)
-    zeros = [ctx.elementwise("EQUAL", side, 0.0) for side in (y, x)]
-    return ctx.cast(ctx.select(ctx.elementwise("AND", *zeros), 0.0, angle), dtype)
+    zeros = ctx.elementwise("AND", *(ctx.elementwise("EQUAL", side, 0.0) for side in (y, x)))
+    angle = ctx.select(zeros, y, angle)
+    half_turn = ctx.select(has_sign(ctx, y), -math.pi, math.pi, widened(dtype))
+    return ctx.cast(ctx.select(has_sign(ctx, x), ctx.elementwise("SUM", angle, half_turn), angle), dtype)
+
+
+@converter(aten.copysign.Tensor, aten.copysign.Scalar)
+def copysign(ctx, self, other):
+    """copysign.Tensor(Tensor self, Tensor other) -> Tensor"""
+    dtype = result_dtype(ctx)
+    size = ctx.unary("ABS", ctx.tensor(self, dtype))
+    return ctx.select(has_sign(ctx, ctx.tensor(other)), ctx.unary("NEG", size), size)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from torchtrt_bridge.lower.converters.compare import truth
 from torchtrt_bridge.lower.registry import converter
 from torchtrt_bridge.trt.dtypes import COMPUTE_DTYPES
 
@@ -34,8 +33,6 @@ def to_copy(
 ):
     """_to_copy(Tensor self, *, ScalarType? dtype=None, Layout? layout=None, Device? device=None,
     bool? pin_memory=None, bool non_blocking=False, MemoryFormat? memory_format=None) -> Tensor"""
-    if dtype == torch.bool and not isinstance(self, torch.Tensor) and ctx.dtype(self) != torch.uint8:
-        return truth(ctx, self)
     return ctx.tensor(self, dtype)
 
 

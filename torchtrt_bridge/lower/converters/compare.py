@@ -64,12 +64,8 @@ def _or_equal(ctx, op, opposite, left, right):
 
 
 def truth(ctx, value):
-    """Return whether each element is not zero: NaN and 0.5 are true, which a cast need not give."""
-    if isinstance(value, torch.Tensor):
-        return ctx.tensor(value, torch.bool)
-    if ctx.dtype(value) == torch.bool:
-        return value
-    return ctx.unary("NOT", ctx.elementwise("EQUAL", value, 0, ctx.dtype(value)))
+    """Return whether each element is not zero."""
+    return ctx.tensor(value, torch.bool)
 
 
 @converter(aten.logical_not.default)

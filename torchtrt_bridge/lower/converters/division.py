@@ -43,9 +43,8 @@ def floor_divide(ctx, self, other):
     quotient = ctx.elementwise("DIV", ctx.elementwise("SUB", dividend, rest), divisor)
     below = ctx.elementwise("SUB", quotient, 1.0)
     whole = ctx.unary("ROUND", ctx.select(_has_other_sign(ctx, rest, divisor), below, quotient))
-    if not isinstance(other, (int, float)) or other == 0:
-        is_zero = ctx.elementwise("EQUAL", divisor, 0.0)
-        whole = ctx.select(is_zero, ctx.elementwise("DIV", dividend, divisor), whole)
+    ratio = ctx.elementwise("DIV", dividend, divisor)
+    whole = ctx.select(ctx.elementwise("EQUAL", divisor, 0.0), ratio, _signed_zero(ctx, whole, ratio))
     return ctx.cast(whole, dtype)
 
 
@@ -104,7 +103,8 @@ def balanced_remainder(ctx, dividend, divisor):
     number = fake(ctx, 1)
     if isinstance(number, (int, float)) and abs(number) >= 1 and math.frexp(number)[0] in (0.5, -0.5):
         whole = truncated(ctx, ctx.elementwise("PROD", dividend, 1.0 / number))  # exact: a power of two
-        return ctx.elementwise("SUB", dividend, ctx.elementwise("PROD", whole, divisor))
+        rest = ctx.elementwise("SUB", dividend, ctx.elementwise("PROD", whole, divisor))
+        return _signed_zero(ctx, rest, dividend)
     head = _leading(ctx, divisor)
     tail = ctx.elementwise("SUB", divisor, head)
     rest = dividend
@@ -113,7 +113,13 @@ def balanced_remainder(ctx, dividend, divisor):
         for part in (head, tail):
             rest = ctx.elementwise("SUB", rest, ctx.elementwise("PROD", digit, part))
     is_smaller = ctx.elementwise("LESS", ctx.unary("ABS", dividend), ctx.unary("ABS", divisor))
-    return ctx.select(is_smaller, dividend, rest)
+    rest = ctx.select(is_smaller, dividend, rest)
+    return _signed_zero(ctx, rest, dividend)
+
+
+def _signed_zero(ctx, value, like):
+    """Give zeros of `value` the sign of a finite `like`."""
+    return ctx.select(ctx.elementwise("EQUAL", value, 0.0), ctx.elementwise("PROD", like, 0.0), value)
 
 
 def _leading(ctx, tensor):

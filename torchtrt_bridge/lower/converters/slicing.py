@@ -166,12 +166,26 @@ def line(ctx, start, length, step, dtype=torch.int64):
 def slice_scatter(ctx, self, src, dim=0, start=None, end=None, step=1):
     """slice_scatter(Tensor self, Tensor src, int dim=0, SymInt? start=None, SymInt? end=None,
     SymInt step=1) -> Tensor"""
-    self, src = ctx.tensor(self), ctx.tensor(src)
+    self, src = ctx.tensor(self), ctx.tensor(src, ctx.dtype(self))
     dim %= len(self.shape)
     if equal(fake(ctx, 0).shape, fake(ctx, 1).shape) and step == 1:
         return src
+    first = position(ctx, 0 if start is None else start, ctx.size(self, dim), 0 if start is None else fake(ctx, 3))
+    return _written(ctx, self, src, dim, first, step)
+
+
+@converter(aten.select_scatter.default)
+def select_scatter(ctx, self, src, dim, index):
+    """select_scatter(Tensor self, Tensor src, int dim, SymInt index) -> Tensor"""
+    self, src = ctx.tensor(self), ctx.tensor(src, ctx.dtype(self))
+    dim %= len(self.shape)
+    first = position(ctx, index, ctx.size(self, dim), fake(ctx, 3))
+    return _written(ctx, self, ctx.unsqueeze(src, [dim]), dim, first, 1)
+
+
+def _written(ctx, self, src, dim, first, step):
+    """Write `src` over the elements of `self` at first, first + step, ... along `dim`."""
     sizes, length = ctx.sizes(src), ctx.size(self, dim)
-    first = position(ctx, 0 if start is None else start, length, (fake(ctx, 3) or 0))
     if isinstance(first, int) and isinstance(length, int) and isinstance(sizes[dim], int) and step == 1:
         return _between(ctx, self, src, dim, first)
     index = line(ctx, first, sizes[dim], step)

@@ -66,7 +66,7 @@ def var_mean(ctx, self, dim=None, correction=None, keepdim=False):
     return ctx.cast(variance, ctx.dtype(self)), ctx.cast(mean, ctx.dtype(self))
 
 
-@converter(aten.std_mean.correction)
+@converter(aten.std_mean.correction, precision="fp32")
 def std_mean(ctx, self, dim=None, correction=None, keepdim=False):
     """std_mean.correction(Tensor self, int[1]? dim=None, *, Scalar? correction=None, bool keepdim=False)
     -> (Tensor, Tensor)"""

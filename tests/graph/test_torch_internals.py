@@ -220,6 +220,35 @@ def test_placeholders_of_a_graph_of_dynamo() -> None:
     assert sum(is_state.values()) == 2  # the weight and the bias
 
 
+def test_names_of_operators_on_graphs() -> None:
+    assert torch_internals.higher_order_name(torch.ops.higher_order.cond) == "cond"
+    assert torch_internals.higher_order_name(aten.add.Tensor) == ""
+
+
+def test_the_ends_of_a_region_of_autocast() -> None:
+    seen: list[object] = []
+
+    def backend(module: torch.fx.GraphModule, inputs: object) -> torch.fx.GraphModule:
+        seen.extend(node.target for node in module.graph.nodes)
+        return module
+
+    def region(x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu"):
+            return x @ x
+
+    torch.compile(region, backend=backend)(torch.ones(2, 2))
+    assert set(torch_internals.autocast_calls()) <= set(seen)
+
+
+def test_a_view_without_its_base() -> None:
+    base = torch.zeros(3, 4)
+    view = base[:, :2]
+    alone = torch_internals.without_base(view)
+    assert alone._base is None
+    assert (alone.shape, alone.stride(), alone.data_ptr()) == (view.shape, view.stride(), view.data_ptr())
+    assert torch_internals.without_base(base) is base
+
+
 def test_tensors_that_share_storage() -> None:
     value = torch.arange(4)
     assert torch_internals.storage_id(value) == torch_internals.storage_id(value[1:])

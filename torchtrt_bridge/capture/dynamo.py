@@ -10,6 +10,7 @@ from torch import fx
 
 from torchtrt_bridge.capture.constant_guard import number_from
 from torchtrt_bridge.capture.export import CapturedGraph, export_program, graph_from_program
+from torchtrt_bridge.capture.regions import rewrite_regions
 from torchtrt_bridge.graph.shapes import is_symbolic
 from torchtrt_bridge.graph.torch_internals import is_module_state, source_name, storage_id, tracing_disabled
 
@@ -129,6 +130,7 @@ def bind(module: fx.GraphModule, args: Sequence[Any], weights: Sequence[int], nu
     copies: dict[fx.Node, fx.Node] = {}
     output = graph.graph_copy(module.graph, copies)
     graph.output(output)
+    rewrite_regions(graph)
     bound = fx.GraphModule(module, graph)
     nodes = [copies[node] for node in placeholders(module)]
     inputs = {nodes[index] for index in input_positions(module, args, [*weights, *numbers])}

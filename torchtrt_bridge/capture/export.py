@@ -13,6 +13,7 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
+from torch.utils import _pytree as pytree
 
 from torchtrt_bridge.capture.arguments import in_order
 from torchtrt_bridge.capture.capture_errors import capture_failure
@@ -30,6 +31,7 @@ from torchtrt_bridge.graph.torch_internals import (
     sizes_from_zero,
     tracing_lock,
     with_sympy_extrema,
+    without_base,
 )
 from torchtrt_bridge.lower import CONVERTERS
 from torchtrt_bridge.report.log import warn_once
@@ -121,6 +123,7 @@ def _in_aten(
     strict: bool = False,
     **options: Any,
 ) -> ExportedProgram:
+    args, kwargs = pytree.tree_map_only(torch.Tensor, without_base, (args, kwargs))
     program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=strict, **options)
     decomposed: ExportedProgram = program.run_decompositions(_decompositions())
     return decomposed

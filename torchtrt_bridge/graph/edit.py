@@ -25,7 +25,12 @@ def fake_mode_of(module: fx.GraphModule) -> FakeTensorMode:
 
 def fake(argument: Any) -> Any:
     """Return a node's arguments with fake values in place of nodes; graphs among them stay as they are."""
-    return fx.map_arg(argument, lambda node: graph_of(node) or node.meta["val"])
+
+    def value(node: fx.Node) -> Any:
+        graph = graph_of(node)
+        return node.meta["val"] if graph is None else graph
+
+    return fx.map_arg(argument, value)
 
 
 def infer(node: fx.Node, mode: FakeTensorMode) -> Any:

@@ -268,6 +268,18 @@ def operator_namespace(target: Any) -> str | None:
     return str(getattr(target, "namespace", "")) if isinstance(target, torch._ops.OperatorBase) else None
 
 
+def higher_order_name(target: Any) -> str:
+    """Return the name of an operator on graphs, as ``"cond"``; "" for others."""
+    return str(target.name()) if isinstance(target, torch._ops.HigherOrderOperator) else ""
+
+
+def autocast_calls() -> tuple[Any, Any]:
+    """Return the functions by which a graph of Dynamo enters and leaves a region of autocast."""
+    from torch.amp import autocast_mode
+
+    return autocast_mode._enter_autocast, autocast_mode._exit_autocast
+
+
 def is_module_state(placeholder: fx.Node) -> bool:
     """Return whether a placeholder of Dynamo's graph is a parameter or buffer of a module."""
     return "_dynamo_static_input_type" in (placeholder.meta.get("tensor_dict") or {})
@@ -276,6 +288,11 @@ def is_module_state(placeholder: fx.Node) -> bool:
 def source_name(placeholder: fx.Node) -> str:
     """Return the expression of a placeholder of Dynamo's graph in the user's code, as ``L['logits_to_keep']``."""
     return str(getattr(getattr(placeholder, "_dynamo_source", None), "name", placeholder.name))
+
+
+def without_base(value: torch.Tensor) -> torch.Tensor:
+    """Return a view as a tensor of its own in the same memory: `torch.export` guards sizes of what it is a view of."""
+    return value.data if value._is_view() and type(value) is torch.Tensor else value
 
 
 def storage_id(value: torch.Tensor) -> int:

@@ -153,6 +153,7 @@ def test_importing_the_package_loads_nothing_heavy(statement: str) -> None:
     assert modules_after(statement) & HEAVY == set()
 
 
+@pytest.mark.full
 def test_a_public_name_loads_what_it_needs() -> None:
     assert "torch" in modules_after("from torchtrt_bridge import compile")
 

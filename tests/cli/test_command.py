@@ -123,6 +123,7 @@ def test_inputs_have_the_sizes_and_dtype_of_their_text() -> None:
     assert input_from_text("1x3x8x8", batch=(1, 16)).shape == (2, 3, 8, 8)
 
 
+@pytest.mark.full
 def test_it_runs_as_a_module(tiny: str) -> None:
     command = [sys.executable, "-m", "torchtrt_bridge", "explain", tiny, "--input", "1x4"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

@@ -35,6 +35,7 @@ def test_it_prints_one_table_and_keeps_the_program(tmp_path: Path, capsys: pytes
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["report.html", "resnet18.pt2"]
 
 
+@pytest.mark.full
 def test_it_takes_a_file_of_weights(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "--model", "resnet18", "--targets", "sm_86", "--weights", str(weights)]) == 0
     assert "mean nothing" not in capsys.readouterr().out

@@ -202,6 +202,7 @@ def test_symbols_are_numbered_by_first_appearance() -> None:
     assert described("op.s5 %s6") == ["op.s5 %s6"]
 
 
+@pytest.mark.full
 def test_another_process_finds_the_same_key() -> None:
     script = """
 from tests.engine.keys import batch, key_of, linear, square

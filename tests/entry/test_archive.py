@@ -116,6 +116,7 @@ FULL_DISK = """
 """
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("size", [0, 100, 100_000, 263_000])
 def test_a_full_disk_is_an_error_and_leaves_the_old_file(size: int, tmp_path: Path) -> None:
     """A writer that is stopped at the start, among the weights, and at the end of the file."""

@@ -54,6 +54,7 @@ def accelerated(model: nn.Module, **options: Any) -> Any:
 
 
 either_way = pytest.mark.parametrize("fast", [compiled, accelerated])
+one_way = pytest.mark.parametrize("fast", [compiled, pytest.param(accelerated, marks=pytest.mark.full)])
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ def encodings(tokenizer: Any) -> list[Any]:
     return [tokenizer(TEXTS[at : at + 2], padding=True, return_tensors="pt") for at in range(4)]
 
 
-@pytest.mark.parametrize("fast", [None, compiled, accelerated])
+@pytest.mark.parametrize("fast", [None, compiled, pytest.param(accelerated, marks=pytest.mark.full)])
 def test_a_quantized_model_goes_into_a_pipeline(
     fast: Callable[..., Any] | None, tokenizer: Any, engine_calls: list[list[int]], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -150,7 +151,7 @@ def test_text_generation(fast: Callable[..., Any], tokenizer: Any, engine_calls:
     assert len(engine_calls) == 5 * len(TEXTS)
 
 
-@either_way
+@one_way
 def test_generation_with_a_cache_of_keys_and_values(fast: Callable[..., Any]) -> None:
     model, ids = language_model(), torch.tensor([[2, 5, 6, 7], [2, 8, 9, 10]])
     found = fast(model, fallback="pytorch").generate(ids, max_new_tokens=6, do_sample=False)

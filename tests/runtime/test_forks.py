@@ -132,7 +132,10 @@ def scores_of(start: str, called_before: bool) -> tuple[torch.Tensor, torch.Tens
         return torch.cat(list(loader)), model(images)
 
 
-@pytest.mark.parametrize(("start", "called_before"), [pytest.param("fork", False, marks=with_fork), ("spawn", True)])
+@pytest.mark.parametrize(
+    ("start", "called_before"),
+    [pytest.param("fork", False, marks=with_fork), pytest.param("spawn", True, marks=pytest.mark.full)],
+)
 def test_in_the_worker_of_a_data_loader(start: str, called_before: bool) -> None:
     scores, expected = scores_of(start, called_before)
     torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-5)

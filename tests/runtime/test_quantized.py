@@ -242,6 +242,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch, model: nn.Module, x: torch.Tensor,
 NET = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16)).eval()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("options", "is_quantized"), [({}, False), ({"keep_int8": True}, True), ({"trial": "check"}, True)]
 )

@@ -54,7 +54,7 @@ def slice_tensor(ctx, self, dim=0, start=None, end=None, step=1):
     dim %= len(self.shape)
     starts, shape, steps = [0] * len(self.shape), ctx.sizes(self), [1] * len(self.shape)
     length, steps[dim] = shape[dim], step
-    starts[dim] = position(ctx, 0 if start is None else start, length, fake(ctx, 2) or 0)
+    starts[dim] = position(ctx, 0 if start is None else start, length, 0 if start is None else fake(ctx, 2))
     stop = position(ctx, END if end is None else end, length, END if end is None else fake(ctx, 3))
     shape[dim] = known(expected, [0] * dim + [-1] + [0] * (len(expected) - dim - 1))[dim]
     if shape[dim] == -1:

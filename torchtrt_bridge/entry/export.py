@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import types
@@ -21,6 +22,7 @@ from torchtrt_bridge.entry import archive
 from torchtrt_bridge.entry.manifest import FORMAT, Manifest, versions
 from torchtrt_bridge.entry.option_signature import shows_options
 from torchtrt_bridge.entry.program import Program
+from torchtrt_bridge.entry.rounded_program import why_not_in_half
 from torchtrt_bridge.errors import BridgeError, CaptureError, EngineLoadError, OptionsError, UnsupportedOpError
 from torchtrt_bridge.options import AT_LOAD, KeywordOptions, LoadOptions, Options
 from torchtrt_bridge.partition import extract_subgraphs
@@ -51,7 +53,8 @@ def export(
         it. kwargs: further keyword arguments.
     dynamic_shapes: as in `torch.export.export`; the ranges of its dimensions become the engines' ranges.
     options: the fields of `Options`, of which `targets` names the GPUs to build for.
-    The program keeps copies of the weights: a later change of `model` does not reach it.
+    The program keeps copies of the weights: a later change of `model` does not reach it. It computes in fp32 if half
+    precision gives other results for the example inputs.
     Raises CaptureError for a model that `torch.export` cannot turn into one graph.
     """
     checked = Options.from_mapping(options)
@@ -61,14 +64,31 @@ def export(
     if module.training:
         warn_once(f"{type(model).__name__} is exported in training mode; call model.eval() first to deploy it.")
     original = export_program(module, *arguments_from(model, example_inputs, kwargs), dynamic_shapes)
+    checked, problem = _holding(original, checked)
     captured = graph_from_program(original)
     can_run = checked.engine == "reference" or (torch.cuda.is_available() and not checked.targets)
     compiled = compile_graph(captured, checked, run=can_run, original=original)
     _check_engines(compiled.report, module)
+    if problem is not None:
+        compiled.report.note(problem)
     assert compiled.flat is not None
     exported = archive.program_from_graph(original, captured, compiled.flat)
     manifest = _manifest(checked, compiled.proposal.subgraphs, compiled.plans, compiled.report)
     return Program(exported, captured, compiled.run, manifest, compiled.plans)
+
+
+def _holding(original: ExportedProgram, options: Options) -> tuple[Options, str | None]:
+    """Return the options with a precision that holds the program's values, and why it is another; None if it is not."""
+    problem = why_not_in_half(original, options)
+    if problem is None:
+        return options, None
+    problem = f"in {options.precision} the results for the example inputs are not the model's own: {problem}"
+    hint = "; precision='bf16' has the range of fp32" if options.precision == "fp16" else ""
+    if options.fallback == "error":
+        raise CaptureError(f"{problem}{hint}. fallback='pytorch' exports the model in fp32.")
+    problem = f"the program computes in fp32, as {problem}{hint}"
+    warn_once(f"{problem}.")
+    return dataclasses.replace(options, precision="fp32"), problem
 
 
 def _check_engines(report: CompileReport, module: nn.Module) -> None:

@@ -38,6 +38,8 @@ def with_value(value: float) -> list[torch.Tensor]:
 BAD: dict[str, tuple[Any, str]] = {
     "empty": ([], "gave no batch.*empty, or a generator that was used up"),
     "used up": (used_up(), "gave no batch"),
+    "a batch of no samples": ([torch.ones(0, 8)], "Batch 0 is empty"),
+    "one of the batches of no samples": ([X[0], torch.ones(0, 8)], "Batch 1 is empty"),
     "not iterable": (3, "is a int, which gives no batches"),
     "None": (None, "needs a loader"),
     "text": (["some text"], "Batch 0 .* is a str.*forward="),

@@ -119,6 +119,130 @@ def test_a_damaged_file_is_refused(kind: str, tmp_path: Path) -> None:
     assert path.read_text() == content
 
 
+def of_statistics(name: str, value: Any) -> Any:
+    return lambda content: next(iter(content["statistics"].values())).update({name: value})
+
+
+def of_choice(name: str, value: Any) -> Any:
+    return lambda content: content["found"]["choice"].update({name: value})
+
+
+def of_example(shape: Any, dtype: Any = "float32") -> Any:
+    return lambda content: content.update(example=[[{"tensor": [shape, dtype]}], {"dict": {}}])
+
+
+def scaled(factor: float) -> Any:
+    """Multiply all that statistics say of values, so that these fit each other."""
+
+    def change(content: dict[str, Any]) -> None:
+        for each in content["statistics"].values():
+            for name in ("absmax", "moving", "limit"):
+                each[name] *= factor
+            for name in ("channel_max", "channel_sum"):
+                each[name] = each[name] and [value * factor for value in each[name]]
+
+    return change
+
+
+INFINITY, NAN = float("inf"), float("nan")
+ODD: dict[str, tuple[Any, str]] = {
+    **{
+        f"{name} {value}": (of_statistics(name, value), "statistics are damaged")
+        for name in ("absmax", "moving", "limit")
+        for value in (INFINITY, 1e300, NAN, -1.0, 0.0, None, "x", [], 10**400)
+    },
+    **{f"batches {value}": (of_statistics("batches", value), "statistics are damaged") for value in (0, -1, 1.5, None)},
+    **{
+        f"counts {kind}": (of_statistics("counts", value), "statistics are damaged")
+        for kind, value in {
+            "short": [1.0],
+            "none": None,
+            "NaN": [NAN] * 4096,
+            "negative": [-1.0] * 4096,
+            "zero": [0.0] * 4096,
+            "ragged": [[1.0], [1.0, 2.0]],
+        }.items()
+    },
+    "all infinite": (scaled(INFINITY), "statistics are damaged"),
+    "all huge": (scaled(1e300), "statistics are damaged"),
+    "all negative": (scaled(-1.0), "statistics are damaged"),
+    "all NaN": (scaled(NAN), "statistics are damaged"),
+    "channels of another dimension": (of_statistics("channel_dim", 3), "statistics are damaged"),
+    "channels by name": (of_statistics("channel_dim", "x"), "statistics are damaged"),
+    "fewer channels": (
+        lambda c: [each.update(channel_max=[each["absmax"]], channel_sum=[0.0]) for each in c["statistics"].values()],
+        "statistics are damaged: they are of 1 channels",
+    ),
+    "statistics a list": (lambda c: c.update(statistics=[]), "'statistics' of the file"),
+    "statistics null": (lambda c: c.update(statistics={"x": None}), "'statistics' of the file"),
+    "digest null": (lambda c: c.update(digest=None), "'digest' of the file"),
+    "settings a number": (lambda c: c.update(settings=3), "'settings' of the file"),
+    "found null": (lambda c: c.update(found=None), "'found' of the file"),
+    "another field": (lambda c: c.update(hook=1), "unknown field 'hook'"),
+    "choice null": (lambda c: c["found"].update(choice=None), "choice is damaged"),
+    "method": (of_choice("method", "other"), "choice is damaged: 'method'"),
+    "alpha": (of_choice("alpha", "x"), "choice is damaged: 'alpha'"),
+    "layers": (of_choice("kept", [[]]), "choice is damaged: 'float_layers'"),
+    "tried": (lambda c: c["found"].update(tried={"x": "y"}), "choice is damaged: 'tried'"),
+    "example a list": (lambda c: c.update(example=[]), "arguments are damaged"),
+    "example null": (lambda c: c.update(example=[None, None]), "arguments are damaged"),
+    "keywords a list": (lambda c: c.update(example=[[], []]), "arguments are damaged"),
+    "shape huge": (of_example([10**12]), "arguments are damaged"),
+    "shape negative": (of_example([-1]), "arguments are damaged"),
+    "shape a float": (of_example([1.5]), "arguments are damaged"),
+    "shape null": (of_example(None), "arguments are damaged"),
+    "dtype a function": (of_example([2], "load"), "arguments are damaged"),
+    "another rank": (of_example([2]), "arguments that ConvNet does not take"),
+    "another width": (of_example([4, 5, 8, 8]), "arguments that ConvNet does not take"),
+    "no arguments": (lambda c: c.update(example=[[], {"dict": {}}]), "arguments that ConvNet does not take"),
+}
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("calibration") / "calibration.json"
+    quantized(net(), DATA, calibration=path)
+    return path.read_text()
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_an_odd_file_is_refused(kind: str, content: str, tmp_path: Path) -> None:
+    change, message = ODD[kind]
+    path, fields = tmp_path / "calibration.json", json.loads(content)
+    change(fields)
+    path.write_text(json.dumps(fields))
+    with pytest.raises(CalibrationError, match=f"(?s){message}"):
+        quantized(net(), DATA, calibration=path)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"format": "torchtrt_bridge calibration 1", "example": ' + "[" * 100_000]
+)
+def test_a_deep_file_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "calibration.json"
+    path.write_text(text)
+    with pytest.raises(CalibrationError, match="cannot be read"):
+        quantized(net(), DATA, calibration=path)
+
+
+def test_deep_arguments_are_refused(content: str, tmp_path: Path) -> None:
+    path, fields = tmp_path / "calibration.json", json.loads(content)
+    nested: list[Any] = []
+    for _ in range(900):
+        nested = [nested]
+    path.write_text(json.dumps({**fields, "example": nested}))
+    with pytest.raises(CalibrationError, match="arguments are damaged"):
+        quantized(net(), DATA, calibration=path)
+
+
+def test_the_file_keeps_its_mode(path: Path) -> None:
+    quantized(net(), DATA, calibration=path)
+    path.chmod(0o640)
+    path.write_text(path.read_text())
+    trtb.quantize(net(), DATA, calibration=path, table=False)
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
 @pytest.mark.parametrize("part", ["statistics", "found", "example"])
 def test_damaged_content_is_refused(part: str, path: Path) -> None:
     quantized(net(), DATA, calibration=path)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import re
-import types
 from collections.abc import Iterator
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import torch
 
 from torchtrt_bridge.errors import EngineLoadError, OptionsError
+from torchtrt_bridge.graph.json_fields import faults_of
 from torchtrt_bridge.graph.version import __version__
 from torchtrt_bridge.options import AT_LOAD, Options
 from torchtrt_bridge.report.model import CompileReport, EngineEntry, TorchEntry
@@ -53,7 +52,7 @@ class Manifest:
                 f"it has format {content['format']!r}, this version of torchtrt_bridge reads {FORMAT}. "
                 f"It was written by {content.get('versions')}."
             )
-        faults = next(_faults(content, cls, "the manifest"), None)
+        faults = next(faults_of(content, cls, "the manifest"), None)
         if faults is None:
             made = cls(**content)
             faults = next(made._contradictions(), None)
@@ -75,7 +74,7 @@ class Manifest:
         """Yield what the fields say wrongly together, each fitting its type."""
         for kind, entries in ((EngineEntry, self.engines), (TorchEntry, self.in_torch), (TorchEntry, self.in_float)):
             for entry in entries:
-                yield from _faults(entry, kind, f"a {kind.__name__}")
+                yield from faults_of(entry, kind, f"a {kind.__name__}")
         try:
             Options.from_mapping(self.settings())
         except OptionsError as error:
@@ -104,41 +103,3 @@ class Manifest:
 
 def versions() -> dict[str, str]:
     return {"torchtrt_bridge": __version__, "torch": torch.__version__}
-
-
-@functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
-
-
-def _faults(content: Any, kind: type, where: str) -> Iterator[str]:
-    """Yield what hinders `kind`, a dataclass, from being made of `content`."""
-    if not isinstance(content, dict):
-        yield f"{where} is a {type(content).__name__}"
-        return
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    for name in content:
-        if name not in fields:
-            yield f"{where} has an unknown field {name!r}"
-    for name, field in fields.items():
-        is_needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if name not in content and is_needed:
-            yield f"{where} lacks {name!r}"
-        if name in content and not _fits(content[name], _hints(kind)[name]):
-            yield f"{name!r} of {where} is {str(content[name])[:80]!r}"
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Check a value of JSON against a type hint."""
-    origin, parts = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return True
-    if origin in (types.UnionType, Union):
-        return any(_fits(value, part) for part in parts)
-    if origin is list:
-        return isinstance(value, list) and all(_fits(each, parts[0]) for each in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(_fits(each, parts[1]) for each in value.values())
-    if hint in (int, float):
-        return isinstance(value, (int, hint)) and not isinstance(value, bool)
-    return isinstance(value, hint)

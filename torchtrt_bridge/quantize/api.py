@@ -13,7 +13,7 @@ from torch import nn
 from torchtrt_bridge.errors import CalibrationError
 from torchtrt_bridge.graph.edit import own_constants
 from torchtrt_bridge.quantize import calibration_file
-from torchtrt_bridge.quantize.calibration import Calibration, CalibrationResult, new_statistics
+from torchtrt_bridge.quantize.calibration import Calibration, CalibrationResult, check_channels, new_statistics
 from torchtrt_bridge.quantize.calibration_file import CalibrationFile
 from torchtrt_bridge.quantize.config import Method, QuantizeConfig, QuantizedType, QuantizeKeywords, settings_from
 from torchtrt_bridge.quantize.model import QuantizedModel, model_from, report_from
@@ -112,12 +112,20 @@ class _Quantization:
     def from_file(self, saved: CalibrationFile, path: Path) -> SearchResult | None:
         """Return the result that the file has for these settings; None where data is needed."""
         calibration = Calibration(self.model, self.settings)
-        calibration.begin(saved.call(calibration.device))
+        example = saved.call(calibration.device)
+        try:
+            calibration.begin(example)
+        except Exception as error:
+            raise CalibrationError(
+                f"calibration={str(path)!r} holds arguments that {type(self.model).__name__} does not take: "
+                f"{type(error).__name__}: {error}. Delete the file to calibrate anew."
+            ) from error
         saved.check_model(calibration.graph.digest(), path)
         observed = saved.observed(calibration.device)
         wanted = new_statistics(calibration.graph.module, calibration.layers)
         if not wanted.keys() <= observed.keys():
             return None
+        check_channels(calibration.graph.module, wanted, observed)
         calibration.observed = observed
         self._calibrated = calibration.result()
         self._check_layers()

@@ -75,6 +75,15 @@ def new_statistics(module: fx.GraphModule, layers: Sequence[QuantizableLayer]) -
     return observed
 
 
+def check_channels(module: fx.GraphModule, wanted: Observed, observed: Observed) -> None:
+    """Raise CalibrationError where statistics of a file are not of the channels that the layers read."""
+    nodes = nodes_by_name(module)
+    for name, each in wanted.items():
+        value = nodes[name].meta["val"]
+        count = None if each.channel_dim is None else int(value.shape[each.channel_dim])
+        observed[name].check_channels(each.channel_dim, count)
+
+
 class CalibrationInterpreter(fx.Interpreter):
     """Interpreter of the float graph that updates the statistics of the activations that layers read.
 
@@ -177,6 +186,8 @@ class Calibration:
     def call(self, call: ForwardCall) -> Any:
         """Compute one call of the model with the float graph."""
         call = move_to(call, self.device)
+        if not any(value.numel() for value in pytree.tree_leaves(call) if isinstance(value, torch.Tensor)):
+            raise CalibrationError(f"Batch {self._batch} is empty: its tensors hold no values. Leave such batches out.")
         if self._graph is None:
             self.begin(call)
         inputs = self._flat(call)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from torchtrt_bridge.cache import written_aside
 from torchtrt_bridge.errors import CalibrationError
+from torchtrt_bridge.graph.json_fields import faults_of
 from torchtrt_bridge.quantize.calls import ForwardCall
 from torchtrt_bridge.quantize.qdq import Choice
 from torchtrt_bridge.quantize.search import SearchResult
@@ -22,6 +24,7 @@ FORMAT = "torchtrt_bridge calibration 1"
 # By field of `Choice` and `SearchResult`: the name that files of this format have for it.
 FILE_NAMES = {"float_layers": "kept", "sensitivity": "alone"}
 FIELDS = {name: field for field, name in FILE_NAMES.items()}
+MOST_ELEMENTS = 2**32  # of an argument; a larger shape is not that of a batch
 PLAIN = (type(None), bool, int, float, str)
 
 
@@ -37,7 +40,7 @@ class CalibrationFile:
     digest: str
     settings: str
     example: Any
-    statistics: dict[str, Any]
+    statistics: dict[str, dict[str, Any]]
     found: dict[str, Any]
 
     @classmethod
@@ -55,19 +58,23 @@ class CalibrationFile:
 
     def search_result(self) -> SearchResult:
         """Return the result of the search that was saved."""
-        try:
-            content = _renamed(self.found, FIELDS)
-            choice = _renamed(content.pop("choice"), FIELDS)
-            return SearchResult(Choice(**{**choice, "float_layers": frozenset(choice["float_layers"])}), **content)
-        except (KeyError, TypeError, ValueError) as error:
-            raise CalibrationError(f"The calibration file's choice is damaged: {error!r}. Delete it.") from error
+        content = _renamed(self.found, FIELDS)
+        choice = content.pop("choice", None)
+        choice = _renamed(choice, FIELDS) if isinstance(choice, dict) else choice
+        fault = next(faults_of(choice, Choice, "it"), None)
+        fault = fault or next(faults_of({**content, "choice": Choice("absmax")}, SearchResult, "the search"), None)
+        if fault is not None:
+            raise CalibrationError(f"The calibration file's choice is damaged: {fault}. Delete it.")
+        return SearchResult(Choice(**{**choice, "float_layers": frozenset(choice["float_layers"])}), **content)
 
     def call(self, device: torch.device) -> ForwardCall:
         """Return arguments of the saved shapes and dtypes, of zeros."""
         try:
             args, kwargs = _filled(self.example, device)
+            if not (isinstance(args, list) and isinstance(kwargs, dict)):
+                raise ValueError("no list and dict of arguments")
             return tuple(args), kwargs
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:  # RecursionError too
             raise CalibrationError(f"The calibration file's arguments are damaged: {error!r}. Delete it.") from error
 
     def check_model(self, digest: str, path: Path) -> None:
@@ -93,14 +100,14 @@ def read(path: Path) -> CalibrationFile:
     """Read a calibration file; CalibrationError for a damaged one or another kind of file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CalibrationError(f"calibration={str(path)!r} cannot be read: {error}. Delete it to calibrate.") from error
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise CalibrationError(f"calibration={str(path)!r} is no calibration file of this version. Delete it.")
-    try:
-        return CalibrationFile(**content)
-    except TypeError as error:
-        raise CalibrationError(f"calibration={str(path)!r} is damaged: {error}. Delete it to calibrate.") from error
+    fault = next(faults_of(content, CalibrationFile, "the file"), None)
+    if fault is not None:
+        raise CalibrationError(f"calibration={str(path)!r} is damaged: {fault}. Delete it to calibrate.")
+    return CalibrationFile(**content)
 
 
 def _dict_from(found: SearchResult) -> dict[str, Any]:
@@ -134,10 +141,17 @@ def _filled(described: Any, device: torch.device) -> Any:
         return [_filled(item, device) for item in described]
     ((kind, content),) = described.items()
     if kind == "tensor":
-        return torch.zeros(content[0], dtype=getattr(torch, content[1]), device=device)
+        shape, dtype = content
+        return _zeros(shape, dtype, device)
     if kind == "dict":
         return {key: _filled(item, device) for key, item in content.items()}
     if kind in ("list", "tuple"):
         items = [_filled(item, device) for item in content]
         return items if kind == "list" else tuple(items)
     return content
+
+
+def _zeros(shape: list[int], dtype: str, device: torch.device) -> torch.Tensor:
+    if not all(type(size) is int and size >= 0 for size in shape) or math.prod(shape) > MOST_ELEMENTS:
+        raise ValueError(f"a tensor of shape {shape}")
+    return torch.zeros(shape, dtype=getattr(torch, dtype), device=device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,6 +13,12 @@ from torchtrt_bridge.errors import CalibrationError
 
 # Bins of the histogram of absolute values. Merging neighbours doubles its range, so at least half of them are in use.
 BINS = 4096
+
+# Values beyond it are infinity to every layer.
+LARGEST_VALUE = torch.finfo(torch.float32).max
+
+# The part by which numbers of a file may differ that are equal but for rounding.
+ROUNDING = 1e-4
 
 # The weight of a new batch in the moving average of the absolute maximum.
 NEWEST = 0.1
@@ -55,7 +62,7 @@ class Statistics:
         x = x.detach()
         low, high = self._extremes(x)
         peak = max(-float(low.min()), float(high.max()))
-        if not math.isfinite(peak):
+        if not peak <= LARGEST_VALUE:
             raise NonFiniteError
         self.moving = peak if self.batches == 0 else self.moving + NEWEST * (peak - self.moving)
         self.absmax = max(self.absmax, peak)
@@ -133,9 +140,58 @@ class Statistics:
             made.counts = _tensor(content["counts"], torch.float64, device)
             made.channel_max = _tensor(content["channel_max"], torch.float32, device)
             made._channel_sum = _tensor(content["channel_sum"], torch.float64, device)
-        except (KeyError, TypeError, ValueError) as error:
+            fault = next(made._faults(), None)
+        except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise CalibrationError(f"The calibration file's statistics are damaged: {error!r}. Delete it.") from error
+        if fault is not None:
+            raise CalibrationError(f"The calibration file's statistics are damaged: {fault}. Delete it.")
         return made
+
+    def check_channels(self, channel_dim: int | None, count: int | None) -> None:
+        """Raise CalibrationError for channels along another dimension, or another number of them."""
+        if self.batches == 0:
+            return
+        known = None if self.channel_max is None else len(self.channel_max)
+        if (self.channel_dim, known) != (channel_dim, count):
+            raise CalibrationError(
+                f"The calibration file's statistics are damaged: they are of {known} channels along dimension "
+                f"{self.channel_dim}, and the layer reads {count} along {channel_dim}. Delete it."
+            )
+
+    def _faults(self) -> Iterator[str]:
+        """Yield what no batches could have given."""
+        if self.to_dict() == Statistics(self.channel_dim).to_dict():
+            return  # only empty batches reached the layer
+        if not (type(self.batches) is int and self.batches > 0 and type(self._rows) is int and self._rows >= 0):
+            yield f"they are of {self.batches!r} batches and {self._rows!r} rows"
+        if not 0 <= self.absmax <= LARGEST_VALUE:
+            yield f"the largest value is {self.absmax}"
+        if not 0 <= self.moving <= self.absmax * (1 + ROUNDING) or (self.moving == 0 < self.absmax):
+            yield f"the moving average of the largest value is {self.moving}, and that value {self.absmax}"
+        if not self.absmax * (1 - ROUNDING) <= self.limit <= self.absmax * 2 * (1 + ROUNDING):
+            yield f"the histogram ends at {self.limit}, and the largest value is {self.absmax}"
+        if self.counts is None or self.counts.shape != (BINS,) or not _is_between(self.counts, 0, LARGEST_VALUE):
+            yield f"the histogram does not have {BINS} counts of zero or more"
+        elif not self.counts.any() or (self.absmax == 0 and self.counts[1:].any()):
+            yield "the histogram counts no value, or others than zero"
+        yield from self._channel_faults()
+
+    def _channel_faults(self) -> Iterator[str]:
+        peaks, sums = self.channel_max, self._channel_sum
+        if not (self.channel_dim is None or type(self.channel_dim) is int):
+            yield f"the dimension of the channels is {self.channel_dim!r}"
+        if peaks is None and sums is None and self.channel_dim is None:
+            return
+        if peaks is None or sums is None or peaks.dim() != 1 or peaks.shape != sums.shape or not self._rows:
+            yield "the channels' largest values and sums do not fit each other"
+        elif not _is_between(peaks, 0, self.absmax * (1 + ROUNDING)) or peaks.max() < self.absmax * (1 - ROUNDING):
+            yield f"a channel's largest value is not of 0 to {self.absmax}, that of all"
+        elif not _is_between(sums.abs(), 0, self.absmax * self._rows * (1 + ROUNDING)):
+            yield f"a channel's sum is not that of {self._rows} values up to {self.absmax}"
+
+
+def _is_between(values: Tensor, least: float, most: float) -> bool:
+    return bool(((values >= least) & (values <= most)).all())
 
 
 def _listed(values: Tensor | None) -> list[float] | None:

@@ -76,6 +76,7 @@ def test_a_loaded_program_can_be_saved_again(program: trtb.Program, tmp_path: Pa
     assert again.report.engines[0].bytes == program.report.engines[0].bytes
 
 
+@pytest.mark.full
 def test_a_fresh_process_runs_the_file(program: trtb.Program, tmp_path: Path) -> None:
     trtb.save(program, tmp_path / "model.pt2")
     x = image(4)
@@ -263,3 +264,10 @@ def test_a_program_without_an_engine_is_an_error_where_errors_are_asked_for() ->
     assert trtb.export(model, x, targets=("sm_86",)).report.engines == []
     with pytest.raises(trtb.UnsupportedOpError, match="has no engine"):
         trtb.export(model, x, targets=("sm_86",), fallback="error")
+
+
+def test_a_program_says_what_it_is() -> None:
+    program = trtb.export(trained(ConvNet()), image(), targets=("sm_86",))
+    assert repr(program).startswith("<torchtrt_bridge.Program: ")
+    assert "nodes in TensorRT, 1 engine" in repr(program)
+    assert "nodes in TensorRT" in program._repr_html_()

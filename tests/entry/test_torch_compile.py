@@ -377,3 +377,9 @@ def test_the_source_model_is_not_modified() -> None:
     assert list(before) == list(model.state_dict())
     for name, value in model.state_dict().items():
         assert torch.equal(before[name], value)
+
+
+def test_the_report_of_an_uncompiled_model_has_its_options() -> None:
+    fast = torch.compile(nn.Linear(2, 2), backend="torchtrt_bridge", options={"precision": "fp16"})
+    assert trtb.report(fast).options.precision == "fp16"
+    assert trtb.report(trtb.compile(nn.Linear(2, 2), precision="fp16")).options.precision == "fp16"

@@ -3,9 +3,11 @@
 from html.parser import HTMLParser
 
 import pytest
+import torch
+from torch import nn
 
 from torchtrt_bridge import CompileReport, Options
-from torchtrt_bridge.report.model import EngineEntry, TorchEntry
+from torchtrt_bridge.report.model import EngineEntry, TorchEntry, engine_entry, merged
 from torchtrt_bridge.report.render import html_from_report, text_from_report
 
 
@@ -92,6 +94,58 @@ def test_an_empty_report_says_that_nothing_was_compiled(render) -> None:
 def test_square_brackets_are_not_markup() -> None:
     report = CompileReport(Options(), notes=["[bold]input[/bold] float32[2, 3] is outside of [1, 8]"])
     assert "[bold]input[/bold] float32[2, 3]" in text_from_report(report)
+
+
+@pytest.mark.parametrize("columns", [60, 80, 140])
+def test_the_text_fits_the_terminal(report: CompileReport, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    report.engines = [engine("graph_10.trt_0", milliseconds={"engine": 0.123, "PyTorch": 0.5}, device="cuda:1")]
+    text = text_from_report(report)
+    assert max(map(len, text.splitlines())) <= columns
+    for part in ("graph_10.trt_0", "51.6", "0.52", "0.123", "1.7.1.116", "PyTorch ms", "engine", "cuda:1", "fp32"):
+        assert part in text
+    assert "…" not in text
+
+
+def test_engines_of_several_graphs_have_names_of_their_own(report: CompileReport) -> None:
+    other = CompileReport(report.options, [engine(), engine("trt_1")], graphs=1)
+    names = [entry.name for entry in merged([report, other, CompileReport(report.options)]).engines]
+    assert names == ["graph_0.trt_0", "graph_1.trt_0", "graph_1.trt_1"]
+    assert [entry.name for entry in merged([CompileReport(report.options), report]).engines] == ["trt_0"]
+
+
+def test_an_engine_on_another_gpu_says_which() -> None:
+    report = CompileReport(Options(), [engine(device="cuda:1"), engine("trt_1")], graphs=1)
+    text = text_from_report(report)
+    assert text.count("cuda:1") == 1
+
+
+def test_dtypes_are_counted_once_for_each_node() -> None:
+    class Split(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            first, second, third = x.split(2, -1)
+            return first * second + third + x.shape[0]
+
+    shapes = ({0: torch.export.Dim("n", min=2, max=8)},)
+    graph = torch.export.export(Split(), (torch.randn(4, 6),), dynamic_shapes=shapes).run_decompositions()
+    entry = engine_entry("trt_0", graph.graph_module)
+    assert sum(entry.dtypes.values()) == entry.node_count
+    assert entry.dtypes["size"] >= 1
+
+
+def test_an_uncompiled_report_claims_no_precision() -> None:
+    assert "precision" not in text_from_report(CompileReport(Options()))
+    assert "precision" not in html_from_report(CompileReport(Options()))
+
+
+def test_a_notebook_shows_a_part_of_a_page(report: CompileReport) -> None:
+    text = report._repr_html_()
+    page = Page()
+    page.feed(text)
+    assert page.open == []
+    assert "body" not in page.tags
+    assert "style" not in page.tags
+    assert "102 of 105 nodes in TensorRT" in text
 
 
 class Page(HTMLParser):

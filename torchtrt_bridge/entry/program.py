@@ -51,6 +51,15 @@ class Program:
         self._run.restore_weights()
         return self._exported
 
+    def __repr__(self) -> str:
+        from torchtrt_bridge.report.render import headline
+
+        return f"<torchtrt_bridge.Program: {headline(self.report)}>"
+
+    def _repr_html_(self) -> str:
+        """Return the report for a notebook."""
+        return self.report._repr_html_()
+
     def __reduce__(self) -> tuple[Any, ...]:
         raise TypeError(
             "A Program is neither pickled nor copied: engines are of one process. Write it with trtb.save(program, "

@@ -20,7 +20,7 @@ from torchtrt_bridge.capture.transformers_classes import install_hooks, is_for_p
 from torchtrt_bridge.entry.compiled_graph import CompiledGraph
 from torchtrt_bridge.entry.option_signature import shows_options
 from torchtrt_bridge.errors import OptionsError, UnsupportedOpError
-from torchtrt_bridge.graph.dynamo_internals import backend_of_optimized
+from torchtrt_bridge.graph.dynamo_internals import backend_of_optimized, function_of_backend
 from torchtrt_bridge.graph.torch_internals import compiled_call, set_compiled_call, uncompiled_call
 from torchtrt_bridge.options import KeywordOptions, Options
 from torchtrt_bridge.report.log import warn_once
@@ -276,5 +276,7 @@ def _report_by_weights(compiled: Any) -> CompileReport:
         )
     own = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
     graphs = [graph for graph in _all_graphs if any(id(weight) in own for weight in graph.weight_tensors)]
-    breaks = getattr(backend_of_optimized(compiled), _BREAKS, [])
-    return _report_of([graph.report for graph in graphs], breaks, Options())
+    used = backend_of_optimized(compiled)
+    is_own = function_of_backend(used) is torchtrt_bridge
+    options = Options.from_mapping(used.kwargs.get("options")) if is_own else Options()
+    return _report_of([graph.report for graph in graphs], getattr(used, _BREAKS, []), options)

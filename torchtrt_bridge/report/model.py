@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ class EngineEntry:
     products: of a quantized subgraph, how many convolutions and matrix products the engine computes in each dtype;
         empty where the engine does not say.
     unquantized: why this engine replaces one of the same subgraph in 8 bits; empty if it does not.
+    dtypes: how many operators have a first result of each dtype; "size" for those that compute a number.
+    device: the GPU that it runs on, as "cuda:1"; empty for the first one and for the CPU.
     """
 
     name: str
@@ -50,6 +52,7 @@ class EngineEntry:
     by_torch_tensorrt: dict[str, str] = dataclasses.field(default_factory=dict)
     products: dict[str, int] = dataclasses.field(default_factory=dict)
     unquantized: str = ""
+    device: str = ""
 
     @property
     def is_ready(self) -> bool:
@@ -167,6 +170,12 @@ class CompileReport:
 
         return text_from_report(self)
 
+    def _repr_html_(self) -> str:
+        """Return the report for a notebook."""
+        from torchtrt_bridge.report.render import html_for_notebook
+
+        return html_for_notebook(self)
+
     def save(self, path: str | Path) -> None:
         """Write the report as one HTML page."""
         from torchtrt_bridge.report.render import html_from_report
@@ -175,13 +184,14 @@ class CompileReport:
 
 
 def merged(reports: Iterable[CompileReport]) -> CompileReport:
-    """Return one report of several graphs."""
+    """Return one report of several graphs; engines of different graphs have the graph's number in their names."""
     reports = list(reports)
+    has_engines = [report for report in reports if report.engines]
     options = reports[0].options if reports else Options()
     errors = [report.error for report in reports if report.error is not None]
     whole = CompileReport(options, graphs=sum(r.graphs for r in reports), error=max(errors, default=None))
     for report in reports:
-        whole.engines += report.engines
+        whole.engines += report.engines if len(has_engines) == 1 else _numbered(report, has_engines)
         whole.in_torch += report.in_torch
         whole.in_float += report.in_float
         whole.is_plan |= report.is_plan
@@ -192,10 +202,17 @@ def merged(reports: Iterable[CompileReport]) -> CompileReport:
     return whole
 
 
+def _numbered(report: CompileReport, reports: Sequence[CompileReport]) -> list[EngineEntry]:
+    """Return the engines of a report as "graph_0.trt_0", by its place among those with engines."""
+    number = next((index for index, other in enumerate(reports) if other is report), 0)
+    return [dataclasses.replace(entry, name=f"graph_{number}.{entry.name}") for entry in report.engines]
+
+
 def engine_entry(name: str, module: fx.GraphModule) -> EngineEntry:
     """Return the entry of a subgraph that is to be built."""
     nodes = collections.Counter(map(op_name, _calls(module)))
-    dtypes = collections.Counter(str(dtype).removeprefix("torch.") for dtype in dtypes_of(module))
+    firsts = [next((str(value.dtype) for value in _tensors(n.meta.get("val"))), "size") for n in _calls(module)]
+    dtypes = collections.Counter(dtype.removeprefix("torch.") for dtype in firsts)
     return EngineEntry(name, dict(nodes.most_common()), [], [], dict(dtypes.most_common()))
 
 

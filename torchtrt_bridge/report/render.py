@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import shutil
 import string
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
 
     from torchtrt_bridge.report.model import CompileReport, EngineEntry, TorchEntry
 
-WIDTH = 100
+WIDTH = 100  # where there is no terminal
+NARROWEST = 60
+MOST_OF_A_WORD = 20  # longer ones, as paths, are folded
 NOT_BUILT = "not built"  # written by `explain` in place of the engine's name
 BREAK_COLUMNS = ("PyTorch runs", "reason", "source line")
 TORCH_COLUMNS = ("operator", "count", "reason", "first source line")
@@ -24,13 +27,15 @@ Rows = list[tuple[str, ...]]
 
 
 def text_from_report(report: CompileReport) -> str:
-    """Return the report as plain text, 100 columns wide."""
-    console = text_console(WIDTH)
+    """Return the report as plain text, as wide as the terminal."""
+    console = text_console(max(NARROWEST, shutil.get_terminal_size((WIDTH, 24)).columns))
     console.print(headline(report))
-    console.print(settings(report))
+    if headline(report) != NOTHING_YET:
+        console.print(settings(report))
     if report.engines:
-        console.print()
-        console.print(_table("Engines", *engine_table(report)))
+        for table in _tables("Engines", *engine_table(report), console.width):
+            console.print()
+            console.print(table)
     if failures(report) or by_torch_tensorrt(report) or products(report) or quantized(report):
         console.print()
     for name, dtypes in products(report):
@@ -169,6 +174,11 @@ def _instead(entry: EngineEntry) -> str:
     return f"{entry.choice}: it takes {times[entry.choice]:.3g} ms, the engine {times['engine']:.3g} ms"
 
 
+def _runs_in(entry: EngineEntry) -> str:
+    place = f" on {entry.device}" if entry.device else ""
+    return f"{entry.choice if entry.is_ready else 'PyTorch'}{place}"
+
+
 def _build_time(entry: EngineEntry) -> str:
     return "cached" if entry.from_cache else f"{entry.build_seconds:.2f}" if entry.build_seconds else "-"
 
@@ -198,7 +208,7 @@ _ENGINE_COLUMNS: dict[str, Callable[[EngineEntry], str]] = {
     "error": _error,
     "ms": lambda entry: _milliseconds(entry, "engine"),
     "PyTorch ms": lambda entry: _milliseconds(entry, "PyTorch"),
-    "runs in": lambda entry: entry.choice if entry.is_ready else "PyTorch",
+    "runs in": lambda entry: _runs_in(entry),
 }
 _PLANNED_COLUMNS: dict[str, Callable[[EngineEntry], str]] = {
     **{title: _ENGINE_COLUMNS[title] for title in ("name", "nodes", "dtypes")},
@@ -217,7 +227,45 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def _table(title: str, columns: Sequence[str], rows: Rows) -> Table:
+GAP = 3  # columns between two cells
+
+
+def _tables(title: str, columns: Sequence[str], rows: Rows, width: int) -> list[Table]:
+    """Return a table as one, or as several with the first column in each, so that no word is cut in `width`."""
+    cells = list(zip(columns, *rows, strict=True))
+    least = [max(len(name), *map(_least_width(name), values)) for name, *values in cells]
+    groups: list[list[int]] = [[0]]
+    for index in range(1, len(columns)):
+        if sum(least[i] + GAP for i in groups[-1]) + least[index] > width and len(groups[-1]) > 1:
+            groups.append([0])
+        groups[-1].append(index)
+    tables = []
+    for group in groups:
+        widths = _widths([least[i] for i in group], [max(map(len, cells[i])) for i in group], width)
+        name = title if not tables else f"{title}, continued"
+        tables.append(_table(name, [columns[i] for i in group], [tuple(r[i] for i in group) for r in rows], widths))
+    return tables
+
+
+def _widths(least: Sequence[int], most: Sequence[int], width: int) -> list[int]:
+    """Return the widths of columns that fill `width`, where their cells need it, from the left."""
+    spare = width - sum(least) - GAP * (len(least) - 1)
+    widths = []
+    for low, high in zip(least, most, strict=True):
+        widths.append(low + max(0, min(spare, high - low)))
+        spare -= widths[-1] - low
+    return widths
+
+
+def _least_width(column: str) -> Callable[[str], int]:
+    """Return the function from a cell of this column to the width that it needs."""
+    if column in _NUMBERS or column == "name":
+        return len
+    return lambda cell: min(MOST_OF_A_WORD, max(map(len, cell.split()), default=0))
+
+
+def _table(title: str, columns: Sequence[str], rows: Rows, widths: Sequence[int] = ()) -> Table:
+    """Return a table; widths: that of each column, if rich is not to choose them."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -230,9 +278,14 @@ def _table(title: str, columns: Sequence[str], rows: Rows) -> Table:
         pad_edge=False,
         show_edge=False,
     )
-    for column in columns:
+    for index, column in enumerate(columns):
         is_number = column in _NUMBERS
-        table.add_column(column, justify="right" if is_number else "left", no_wrap=is_number or column == "name")
+        table.add_column(
+            column,
+            justify="right" if is_number else "left",
+            no_wrap=is_number or column == "name",
+            width=widths[index] if widths else None,
+        )
     for row in rows:
         table.add_row(*(Text(cell, overflow="fold") for cell in row))
     return table
@@ -263,17 +316,28 @@ code { font-size: .9em }
 </style>
 </head>
 <body>
-<h1>$headline</h1>
-<p class="settings">$settings</p>
-<div class="bar"><div style="width: $percent%"></div></div>
-$sections
+$content
 </body>
 </html>
 """)
 
+_CONTENT = string.Template("""<h1>$headline</h1>
+<p class="settings">$settings</p>
+<div class="bar"><div style="width: $percent%"></div></div>
+$sections""")
+
 
 def html_from_report(report: CompileReport) -> str:
     """Return the report as one self-contained HTML page."""
+    return _PAGE.substitute(headline=html.escape(headline(report)), content=_content(report))
+
+
+def html_for_notebook(report: CompileReport) -> str:
+    """Return the report as a part of a page, which has its own styles."""
+    return f"<div>{_content(report)}</div>"
+
+
+def _content(report: CompileReport) -> str:
     total = report.trt_nodes + report.torch_nodes
     sections = []
     if report.engines:
@@ -298,9 +362,9 @@ def html_from_report(report: CompileReport) -> str:
     if report.notes:
         items = "".join(f"<li>{html.escape(note)}</li>" for note in report.notes)
         sections += ["<h2>Notes</h2>", f"<ul>{items}</ul>"]
-    return _PAGE.substitute(
+    return _CONTENT.substitute(
         headline=html.escape(headline(report)),
-        settings=html.escape(settings(report)),
+        settings="" if headline(report) == NOTHING_YET else html.escape(settings(report)),
         percent=f"{100 * report.trt_nodes / total:.0f}" if total else "0",
         sections="\n".join(sections),
     )

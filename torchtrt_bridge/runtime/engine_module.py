@@ -128,6 +128,7 @@ class EngineModule(TriedModule):
         else:
             self.device = torch.device("cpu") if build is None or isinstance(build, NoEngine) else build.device
             self._load(build)
+        entry.device = str(self.device) if self.device.index else ""
 
     @property
     def has_won(self) -> bool:

@@ -12,6 +12,8 @@ aten = torch.ops.aten
 layer, group, instance = aten.layer_norm.default, aten.group_norm.default, aten.instance_norm.default
 rms = aten.rms_norm.default
 batch = aten._native_batch_norm_legit_no_training.default
+unstored = aten._native_batch_norm_legit.no_stats
+native_layer, native_group = aten.native_layer_norm.default, aten.native_group_norm.default
 
 
 def rows(n: int) -> tuple[torch.Tensor]:
@@ -100,11 +102,46 @@ CASES: list[Case] = [
         lambda n: (*with_statistics(n), torch.randn(6), torch.randn(6)),
         name="affine",
     ),
+    Case(unstored, lambda x: F.batch_norm(x, None, None, training=True), image),
+    Case(unstored, nn.BatchNorm1d(6, track_running_stats=False), rows, name="module"),
+    Case(unstored, lambda x: aten._native_batch_norm_legit.no_stats(x, None, None, True, 0.1, 1e-3), image, name="all"),
+    Case(native_layer, lambda x: torch.native_layer_norm(x, x.shape[-1:], None, None, 1e-5), image),
+    Case(
+        native_layer,
+        lambda x: torch.native_layer_norm(x, x.shape[1:], x[0] + 1, x[1], 1e-3),
+        lambda n: (torch.randn(n, 6, 5),),
+        name="affine",
+    ),
+    Case(
+        native_group,
+        lambda x: torch.native_group_norm(x, None, None, x.shape[0], 6, x.shape[2] * x.shape[3], 3, 1e-5),
+        image,
+    ),
+    Case(
+        native_group,
+        lambda x: torch.native_group_norm(x, x[0, :, 0], x[1, :, 0], x.shape[0], 6, x.shape[2], 1, 1e-5),
+        sequence,
+        name="affine",
+    ),
     Case(aten.avg_pool3d.default, nn.LocalResponseNorm(3), image, name="local-response-norm", half=False),
     Case(aten.avg_pool2d.default, nn.LocalResponseNorm(2), sequence, name="local-response-norm"),
 ]
 
 REJECTED: list[Rejected] = [
+    Rejected(
+        native_layer,
+        lambda x: torch.native_layer_norm(x, x.shape[1:], None, None, 1e-5),
+        sequence,
+        "known only at run time",
+        dynamic=True,
+    ),
+    Rejected(
+        native_group,
+        lambda x: torch.native_group_norm(x, None, None, 2, x.shape[1], 5, 1, 1e-5),
+        lambda n: (torch.randn(2, n, 5),),
+        "known only at run time",
+        dynamic=True,
+    ),
     Rejected(layer, lambda x: F.layer_norm(x, x.shape[1:]), sequence, "known only at run time", dynamic=True),
     Rejected(rms, lambda x: F.rms_norm(x, x.shape[1:]), sequence, "known only at run time", dynamic=True),
     Rejected(

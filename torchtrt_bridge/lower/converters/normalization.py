@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from torchtrt_bridge.graph.shapes import is_symbolic
+from torchtrt_bridge.lower.converters.variance import moments
 from torchtrt_bridge.lower.registry import FLOATS, converter
 
 aten = torch.ops.aten
@@ -77,6 +78,52 @@ def batch_norm(ctx, input, weight, bias, running_mean, running_var, momentum, ep
 
     Called only if the statistics are no constants: a pass folds all others. The other results are empty."""
     return _scale_and_shift(ctx, ctx.tensor(input), weight, bias, running_mean, running_var, eps), None, None
+
+
+@converter(aten._native_batch_norm_legit.no_stats, dtypes=FLOATS, precision="fp32")
+def batch_norm_of_batch(ctx, input, weight, bias, training, momentum, eps):
+    """_native_batch_norm_legit.no_stats(Tensor input, Tensor? weight, Tensor? bias, bool training, float momentum,
+    float eps) -> (Tensor, Tensor, Tensor)"""
+    x = ctx.tensor(input)
+    variance, mean = moments(ctx, x, [dim for dim in range(len(x.shape)) if dim != 1], 0, False)
+    wide = ctx.cast(x, torch.float32)
+    result = ctx.cast(_scale_and_shift(ctx, wide, weight, bias, mean, variance, eps), ctx.dtype(x))
+    return result, *_statistics(ctx, variance, mean, eps)
+
+
+def of_shape_unknown(input, normalized_shape, weight, bias, eps):
+    return _unknown_shape(normalized_shape)
+
+
+@converter(aten.native_layer_norm.default, why_not=of_shape_unknown, dtypes=FLOATS, precision="fp32")
+def native_layer_norm(ctx, input, normalized_shape, weight, bias, eps):
+    """native_layer_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight, Tensor? bias, float eps)
+    -> (Tensor, Tensor, Tensor)"""
+    x = ctx.tensor(input)
+    rank = len(x.shape)
+    statistics = moments(ctx, x, range(rank - len(normalized_shape), rank), 0, True)
+    return layer_norm(ctx, x, normalized_shape, weight, bias, eps), *_statistics(ctx, *statistics, eps)
+
+
+def channels_unknown(input, weight, bias, N, C, HxW, group, eps):
+    return unknown_channels(input, group)
+
+
+@converter(aten.native_group_norm.default, why_not=channels_unknown, dtypes=FLOATS, precision="fp32")
+def native_group_norm(ctx, input, weight, bias, N, C, HxW, group, eps):
+    """native_group_norm(Tensor input, Tensor? weight, Tensor? bias, SymInt N, SymInt C, SymInt HxW, int group,
+    float eps) -> (Tensor, Tensor, Tensor)"""
+    x = ctx.tensor(input)
+    groups = ctx.reshape(x, [ctx.size(x, 0), group, -1])
+    statistics = moments(ctx, groups, [2], 0, False)
+    return group_norm(ctx, x, group, weight, bias, eps), *_statistics(ctx, *statistics, eps)
+
+
+def _statistics(ctx, variance, mean, eps):
+    """Return the second and third result of a normalization: mean and 1 / deviation, in the dtypes of the node."""
+    deviation = ctx.unary("SQRT", ctx.elementwise("SUM", variance, eps))
+    dtypes = [value.dtype for value in ctx.node.meta["val"][1:]]
+    return ctx.cast(mean, dtypes[0]), ctx.cast(ctx.unary("RECIP", deviation), dtypes[1])
 
 
 def without_a_known_shape(input, normalized_shape, weight=None, eps=None):

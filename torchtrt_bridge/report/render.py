@@ -239,7 +239,7 @@ def _tables(title: str, columns: Sequence[str], rows: Rows, width: int) -> list[
         if sum(least[i] + GAP for i in groups[-1]) + least[index] > width and len(groups[-1]) > 1:
             groups.append([0])
         groups[-1].append(index)
-    tables = []
+    tables: list[Table] = []
     for group in groups:
         widths = _widths([least[i] for i in group], [max(map(len, cells[i])) for i in group], width)
         name = title if not tables else f"{title}, continued"

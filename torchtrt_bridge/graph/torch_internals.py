@@ -164,7 +164,7 @@ def sizes_unread(values: Iterable[Any]) -> Iterator[None]:
     """
     sizes = (size for value in values for size in (value.shape if isinstance(value, torch.Tensor) else [value]))
     symbolic = (size for size in sizes if isinstance(size, (torch.SymInt, torch.SymFloat)))
-    environment = next((size.node.shape_env for size in symbolic), None)
+    environment: Any = next((size.node.shape_env for size in symbolic), None)
     if environment is None or "_check_frozen" in vars(environment):
         yield
         return

@@ -10,6 +10,9 @@ import torch
 
 import torchtrt_bridge as trtb
 from tests.models import ConvNet, image, trained
+from tests.passes.case import Called
+from torchtrt_bridge.capture.export import export_program, graph_from_program
+from torchtrt_bridge.graph.torch_internals import new_export_mode
 from torchtrt_bridge.runtime import Execution
 from torchtrt_bridge.runtime import execution as home
 
@@ -55,3 +58,21 @@ def test_in_pytorch_asks_no_engine(program: trtb.Program, monkeypatch: pytest.Mo
     expected = program(x)
     monkeypatch.setattr(run.engines[0], "forward", None)
     torch.testing.assert_close(run.in_pytorch([x])[0], expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("call", "depends"),
+    [
+        (lambda x: x.exp() * 2, False),
+        (lambda x: x[x > 0].exp(), True),
+        (lambda x: x * x.max().item(), True),
+        (lambda x: torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,)), True),
+        (lambda x: x + torch.arange(x.shape[0]).exp().to(x.device), True),
+    ],
+    ids=["nothing", "mask", "item", "cond", "cpu"],
+)
+def test_what_the_host_computes_is_in_no_cuda_graph(call: Callable[..., Any], depends: bool) -> None:
+    with new_export_mode():
+        x = torch.empty(4, device="cuda")  # fake, so that no GPU is needed
+    module = graph_from_program(export_program(Called(call).eval(), (x,))).module
+    assert home._depends_on_values(module) is depends

@@ -9,9 +9,16 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from torchtrt_bridge.errors import EngineLoadError
-from torchtrt_bridge.graph.torch_internals import autocast_disabled, current_raw_stream, is_any_autocast_enabled
+from torchtrt_bridge.graph.nodes import graph_of
+from torchtrt_bridge.graph.torch_internals import (
+    autocast_disabled,
+    current_raw_stream,
+    is_any_autocast_enabled,
+    is_operator,
+)
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.report.log import warn_once
 from torchtrt_bridge.report.model import CompileReport
@@ -50,7 +57,8 @@ class Execution:
         self.engines = [m for m in module.modules() if isinstance(m, EngineModule)]
         self.torch_subgraphs = [m for m in module.modules() if isinstance(m, TorchSubgraph)]
         self.devices = sorted({e.device for e in self.engines if e.device.type == "cuda"}, key=str)
-        self.uses_graphs = options.cuda_graphs == "auto" and len(self.devices) == 1  # a graph is of one GPU
+        has_one_gpu = len(self.devices) == 1  # a graph is of one GPU
+        self.uses_graphs = options.cuda_graphs == "auto" and has_one_gpu and not _depends_on_values(module)
         self.generation = Generation()
         device = self.devices[0] if self.devices else None
         self.graphed = GraphedModule(
@@ -210,3 +218,20 @@ def _is_static(module: fx.GraphModule) -> bool:
     """Return whether every input is a tensor of known sizes."""
     values = [node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder"]
     return all(isinstance(v, torch.Tensor) and all(isinstance(size, int) for size in v.shape) for v in values)
+
+
+def _depends_on_values(module: fx.GraphModule) -> bool:
+    """Return whether a call reads elements on the host, or computes there: a CUDA graph would repeat what it found."""
+    return any(_runs_on_the_host(node) for node in module.graph.nodes if node.op == "call_function")
+
+
+def _runs_on_the_host(node: fx.Node) -> bool:
+    if is_operator(node.target) and any(tag in node.target.tags for tag in _OF_THE_HOST):
+        return True
+    if any(map(graph_of, node.all_input_nodes)):
+        return True
+    values = [n.meta.get("val") for n in (node, *node.all_input_nodes) if n.op != "get_attr"]
+    return any(isinstance(each, torch.Tensor) and each.device.type == "cpu" for each in pytree.tree_leaves(values))
+
+
+_OF_THE_HOST = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)

@@ -25,7 +25,7 @@ DEQUANTIZE: dict[Any, float] = {own.dequantize.default: 448, own.dequantize_int4
 
 # Operators without a converter whose results are taken to be in half precision's range, as those of operators that
 # ask for fp32 are, whatever they are computed from.
-FP32_IN_PYTORCH = ("digamma", "erfinv", "lgamma", "native_group_norm", "native_layer_norm")
+FP32_IN_PYTORCH = ("digamma", "erfinv", "lgamma")
 
 # Operators whose results have any size, whatever the size of one of their two inputs.
 PRODUCTS = ("div", "mul")

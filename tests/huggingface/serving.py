@@ -1,4 +1,4 @@
-"""The part that tests of Hugging Face models share: both entry points, and the comparison of their results with eager's.
+"""Both entry points for the tests of Hugging Face models, and the comparison of their results with eager's.
 
 The reference interpreter computes; `fallback="error"` raises where PyTorch would have to.
 """

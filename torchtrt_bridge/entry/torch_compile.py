@@ -21,7 +21,7 @@ from torchtrt_bridge.entry.compiled_graph import CompiledGraph
 from torchtrt_bridge.entry.option_signature import shows_options
 from torchtrt_bridge.errors import OptionsError, UnsupportedOpError
 from torchtrt_bridge.graph.dynamo_internals import backend_of_optimized, function_of_backend
-from torchtrt_bridge.graph.torch_internals import compiled_call, set_compiled_call, uncompiled_call
+from torchtrt_bridge.graph.torch_internals import compiled_call, mode_counts, set_compiled_call, uncompiled_call
 from torchtrt_bridge.options import KeywordOptions, Options
 from torchtrt_bridge.report.log import warn_once
 from torchtrt_bridge.report.model import CompileReport, GraphBreak, merged
@@ -212,7 +212,8 @@ def backend_of(compiled: Any) -> Backend | None:
 def _alone_at_first(compiled: Callable[..., Any], backend: Backend) -> Callable[..., Any]:
     """Return `compiled` with a first call that other threads wait for.
 
-    Each thread that finds no graph has Dynamo make one, and Dynamo leaves what comes after 8 of them to PyTorch.
+    Each thread that finds no graph has Dynamo make one, and Dynamo leaves what comes after 8 of them to PyTorch. A call
+    within a trace of this thread waits for none: the trace holds a lock that the first call may wait for.
     """
     lock = threading.RLock()
     is_first = True
@@ -220,7 +221,7 @@ def _alone_at_first(compiled: Callable[..., Any], backend: Backend) -> Callable[
     @functools.wraps(compiled)
     def call(*args: Any, **kwargs: Any) -> Any:
         nonlocal is_first
-        if not is_first or torch.compiler.is_compiling():
+        if not is_first or torch.compiler.is_dynamo_compiling() or any(mode_counts()):
             return compiled(*args, **kwargs)
         with lock:
             try:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import torchtrt_bridge as trtb
-from docs import docstrings, generate
+from docs import generate
 from tests.huggingface.models import MODELS
 from tests.pages import CONTRIBUTING, PAGES, ROOT, anchors, code_of, links, names, run, text_of
 from torchtrt_bridge.cli.command import main
@@ -154,6 +154,9 @@ def test_the_table_of_tolerances_is_read() -> None:
 
 
 def test_parameters_become_a_list() -> None:
+    pytest.importorskip("griffe", reason="the site's own package, which the extra test brings")
+    from docs import docstrings
+
     docstring = (
         "Do it.\n\nname: its name,\n    or none.\nleast, most: limits.\nReturns it.\nRaises OptionsError for others."
     )

@@ -16,7 +16,7 @@ from torch._dynamo.exc import UserError, UserErrorType
 from torch.export import Dim
 from torch.fx.experimental.sym_node import SymNode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
-from torch.utils._sympy.functions import Max, Min
+from torch.utils._sympy.functions import Max, Min, Mod
 
 import torchtrt_bridge as trtb
 from tests.models import ConvNet, WithUnsupported, image, trained
@@ -238,13 +238,18 @@ SIZE = sympy.Symbol("s", positive=True, integer=True)
         (sympy.Eq(Max(SIZE, 4 * SIZE, evaluate=False), 4 * SIZE, evaluate=False), True),
         (sympy.Eq(Min(SIZE, 16, evaluate=False), SIZE, evaluate=False), False),
         (sympy.Eq(sympy.Mod(SIZE, 4), 0), False),
+        (SIZE * (8 + SIZE - Mod(SIZE, 8)) > 15, True),  # 2 * 8 is the least
+        (SIZE * (8 + SIZE - Mod(SIZE, 8)) > 16, False),
+        (SIZE * (8 + SIZE - Mod(SIZE, 8)) >= 16, True),
+        (sympy.Integer(32) >= SIZE, True),
+        (sympy.Integer(32) > SIZE, False),
     ],
 )
 def test_conditions_on_sizes_that_are_proved(condition: sympy.Expr, is_proved: bool) -> None:
     symbolic = torch.SymBool(SymNode(condition, ShapeEnv(), bool, hint=True))
     node = fx.Graph().placeholder("condition")
     node.meta["val"] = symbolic
-    assert capture._is_proved(node) is is_proved
+    assert capture._is_proved(node, {SIZE: (2, 32)}) is is_proved
 
 
 def test_what_cannot_be_exported() -> None:

@@ -25,6 +25,7 @@ from torchtrt_bridge.graph.dynamo_internals import export_is_quiet
 from torchtrt_bridge.graph.edit import copy_graph, set_constant
 from torchtrt_bridge.graph.shapes import UNBOUNDED
 from torchtrt_bridge.graph.torch_internals import (
+    expression_bounds,
     is_constraint_violation,
     is_data_dependent,
     is_unbacked_symbol,
@@ -132,22 +133,35 @@ def _in_aten(
 def _drop_proved_assertions(program: ExportedProgram) -> bool:
     """Erase the assertions on sizes that hold for all sizes; return whether no other assertion is left.
 
-    torch 2.11 takes min(8 * s, 16 * s) == 8 * s, of a size s, for a restriction of s.
+    torch 2.11 takes min(8 * s, 16 * s) == 8 * s, of a size s, for a restriction of s. For attention with a mask on
+    CUDA it pads s to a multiple of 8, and takes s * (8 + s - s % 8) > 1 for one.
     """
     assertions = program.graph.find_nodes(op="call_function", target=ASSERT)
-    proved = [node for node in assertions if _is_proved(node.args[0])]
+    ranges = {symbol: _bounds(symbol, value) for symbol, value in program.range_constraints.items()}
+    proved = [node for node in assertions if _is_proved(node.args[0], ranges)]
     for node in proved:
         program.graph.erase_node(node)
     program.graph.eliminate_dead_code()
     return len(proved) == len(assertions)
 
 
-def _is_proved(condition: Any) -> bool:
-    """Return whether a condition on sizes in a graph holds for all sizes."""
+def _is_proved(condition: Any, ranges: Mapping[Any, tuple[int, int | None]]) -> bool:
+    """Return whether a condition on sizes in a graph holds for all sizes in these ranges."""
     value = condition.meta["val"] if isinstance(condition, fx.Node) else condition
-    if isinstance(value, torch.SymBool):
-        value = with_sympy_extrema(value.node.expr)
-    return value is True or value == sympy.true
+    if not isinstance(value, torch.SymBool):
+        return value is True
+    relation = value.node.expr
+    return bool(with_sympy_extrema(relation) == sympy.true) or _holds_within(relation, ranges)
+
+
+def _holds_within(relation: Any, ranges: Mapping[Any, tuple[int, int | None]]) -> bool:
+    """Return whether an inequality follows from the ranges of its symbols by interval arithmetic."""
+    strict = (sympy.StrictGreaterThan, sympy.StrictLessThan)
+    if not isinstance(relation, (*strict, sympy.GreaterThan, sympy.LessThan)) or relation.free_symbols - ranges.keys():
+        return False
+    known = {symbol: (low, UNBOUNDED if high is None else high) for symbol, (low, high) in ranges.items()}
+    low, _ = expression_bounds(relation.gts - relation.lts, known)
+    return bool(low > 0 if isinstance(relation, strict) else low >= 0)
 
 
 @functools.cache

@@ -90,7 +90,9 @@ CALLS = [
 
 
 @entries
-@pytest.mark.parametrize("call", CALLS, ids=str)
+@pytest.mark.parametrize(
+    "call", [pytest.param(c, id=str(c), marks=[pytest.mark.full] * (c.family != "bert")) for c in CALLS]
+)
 def test_call(call: Call, entry: Any) -> None:
     model, inputs = tiny(call.family).build(call.model, num_hidden_layers=1, **call.settings), call.inputs()
     fast = entry(model, inputs)
@@ -201,8 +203,14 @@ def test_the_original_gives_its_hidden_states_once_after_the_compiled_one_did() 
 # The cache of keys and values ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "t5-decoder"])
-@pytest.mark.parametrize("capture", ["export", "quantize"])
+@pytest.mark.parametrize(
+    ("capture", "name"),
+    [
+        ("export", "gpt2"),
+        ("quantize", "gpt2"),
+        *[pytest.param(c, n, marks=pytest.mark.full) for n in ("llama", "t5-decoder") for c in ("export", "quantize")],
+    ],
+)
 def test_the_cache_is_left_out(name: str, capture: str, caplog: pytest.LogCaptureFixture) -> None:
     model, inputs = tiny(name).build(use_cache=True), tiny(name).inputs(2, 11)
     if capture == "export":

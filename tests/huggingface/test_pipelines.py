@@ -94,7 +94,7 @@ def test_text_classification(fast: Callable[..., Any], tokenizer: Any, engine_ca
     assert engine_calls == [[1, 3], [1, 8], [1, 6], [1, 4], [1, 10]]
 
 
-@either_way
+@one_way
 def test_feature_extraction_of_padded_batches(
     fast: Callable[..., Any], tokenizer: Any, engine_calls: list[list[int]]
 ) -> None:
@@ -138,7 +138,7 @@ def test_a_quantized_model_that_was_pickled_gives_what_it_gave(tokenizer: Any) -
     assert twin.config.num_labels == 3
 
 
-@either_way
+@one_way
 def test_text_generation(fast: Callable[..., Any], tokenizer: Any, engine_calls: list[list[int]]) -> None:
     model, options = (
         language_model(),

@@ -112,7 +112,7 @@ def _check_graph(content: Any) -> None:
             continue
         if field in ("target", "as_operator"):
             _check_call(value)
-        elif field == "expr_str":
+        elif field in ("expr_str", "range_constraints"):  # the keys of ranges are sizes, as 2*s77
             _check_size(value)
         elif field in ("in_spec", "out_spec"):
             _check_nesting(value, is_input=field == "in_spec")
@@ -132,7 +132,7 @@ def _fields(content: Any) -> Iterator[tuple[str, Any]]:
         field, value = rest.pop()
         yield field, value
         if isinstance(value, dict):
-            rest += [("", key) for key in value]
+            rest += [(field if field == "range_constraints" else "", key) for key in value]
             rest += [(key, part) for key, part in value.items() if key != "metadata" or not _is_text(part)]
         elif isinstance(value, list):
             rest += [(field, part) for part in value]

@@ -64,5 +64,6 @@ def _fresh_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     torch.manual_seed(0)
     monkeypatch.setattr(cache, "default_directory", lambda: tmp_path / "engines")
     monkeypatch.setattr(log, "_warned", set())
+    monkeypatch.setenv("COLUMNS", "100")  # reports fit the terminal, and tests may have none
     yield
     torch._dynamo.reset()

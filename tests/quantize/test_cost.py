@@ -14,9 +14,9 @@ pytest.importorskip("torchvision.models")
 MOST_MB = 200
 
 
-@pytest.mark.parametrize("method", ["entropy", "absmax"])
+@pytest.mark.parametrize("method", ["entropy", pytest.param("absmax", marks=pytest.mark.full)])
 def test_each_batch_costs_one_forward_pass(method: str) -> None:
-    model, images = network(), list(batches(4, size=64))
+    model, images = network(), list(batches(4, size=32))
     calibration = Calibration(model, plain(method))
     calibration.read(images[:1], QUIET)  # the first batch is traced, and computed once more
     forward = operations(lambda: model(images[0]))

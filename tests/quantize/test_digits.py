@@ -41,7 +41,9 @@ def test_the_training_is_short_and_the_network_good(residual: tuple[nn.Module, f
     assert accuracy(model) > 98
 
 
-@pytest.mark.parametrize("method", [*RANGE_METHODS, "auto"])
+@pytest.mark.parametrize(
+    "method", ["auto", *[pytest.param(method, marks=pytest.mark.full) for method in RANGE_METHODS]]
+)
 def test_each_method_keeps_the_accuracy(method: str, residual: tuple[nn.Module, float]) -> None:
     model, _ = residual
     found = trtb.quantize(model, calibration_loader(), method=method, max_error=None, table=False)

@@ -43,7 +43,9 @@ def test_equalized_channels_compute_the_same(chain: str) -> None:
     torch.testing.assert_close(rewrite.finish()(data[0])[0], expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("chain", ["pointwise", "depthwise", "grouped", "pooled"])  # a ReLU6 bounds its channels
+@pytest.mark.parametrize(  # a ReLU6 bounds its channels
+    "chain", ["pointwise", *[pytest.param(c, marks=pytest.mark.full) for c in ("depthwise", "grouped", "pooled")]]
+)
 def test_equalized_channels_are_quantized_better(chain: str) -> None:
     ratios = []
     for _ in range(8):  # in a single network the channels that matter may happen to be those with the largest range
@@ -244,7 +246,13 @@ def test_channels_of_two_dimensions_are_not_mixed_up(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*FITTING, *MISFITTING])
-@pytest.mark.parametrize("options", [{}, {"equalize": True, "smooth": 0.5, "correct_bias": True}], ids=["auto", "all"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, id="auto", marks=pytest.mark.full),
+        pytest.param({"equalize": True, "smooth": 0.5, "correct_bias": True}, id="all"),
+    ],
+)
 def test_any_rank_is_quantized(name: str, options: dict[str, Any]) -> None:
     make, shape = (FITTING | MISFITTING)[name]
     model, data = make().eval(), loader(*shape)

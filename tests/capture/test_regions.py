@@ -12,37 +12,24 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import torchtrt_bridge as trtb
-from tests.entry.reference import assert_same, compiled
+from tests.entry.reference import TwoLayers, assert_same, compiled
 
 on_cpu = torch.autocast("cpu", dtype=torch.bfloat16)
 
 
-class Model(nn.Module):
-    """Two layers, and a function of the results of the first."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function = function
-        self.layer = nn.Linear(8, 8)
-        self.inner = nn.Linear(8, 8)
-
-    def forward(self, x: torch.Tensor) -> Any:
-        return self.function(self, self.layer(x).relu())
-
-
-def cast_behind(model: Model, x: torch.Tensor) -> Any:
+def cast_behind(model: TwoLayers, x: torch.Tensor) -> Any:
     with on_cpu:
         y = model.inner(x)
     return y.float().exp().tanh()
 
 
-def cast_to_the_input(model: Model, x: torch.Tensor) -> Any:
+def cast_to_the_input(model: TwoLayers, x: torch.Tensor) -> Any:
     with on_cpu:
         y = model.inner(x)
     return (y * 2).to(x.dtype).exp()
 
 
-def region_within_a_region(model: Model, x: torch.Tensor) -> Any:
+def region_within_a_region(model: TwoLayers, x: torch.Tensor) -> Any:
     with on_cpu:
         y = model.inner(x)
         with torch.autocast("cpu", enabled=False):
@@ -51,14 +38,14 @@ def region_within_a_region(model: Model, x: torch.Tensor) -> Any:
     return y.float().tanh() + z
 
 
-def half_outside(model: Model, x: torch.Tensor) -> Any:
+def half_outside(model: TwoLayers, x: torch.Tensor) -> Any:
     with on_cpu:
         return model.inner(x)
 
 
 @pytest.mark.parametrize("function", [cast_behind, cast_to_the_input, region_within_a_region, half_outside])
 def test_regions_of_autocast(function: Callable[..., Any]) -> None:
-    model, x = Model(function).eval(), torch.randn(3, 8)
+    model, x = TwoLayers(function).eval(), torch.randn(3, 8)
     fast = compiled(model)
     with torch.no_grad():
         for _ in range(2):
@@ -69,15 +56,15 @@ def test_regions_of_autocast(function: Callable[..., Any]) -> None:
     assert {"bfloat16", "float32"} <= set(engine.dtypes)
 
 
-def one(model: Model, x: torch.Tensor) -> Any:
+def one(model: TwoLayers, x: torch.Tensor) -> Any:
     return checkpoint(lambda a: model.inner(a).sin(), x, use_reentrant=False).exp()
 
 
-def reentrant(model: Model, x: torch.Tensor) -> Any:
+def reentrant(model: TwoLayers, x: torch.Tensor) -> Any:
     return checkpoint(lambda a: model.inner(a).sin(), x, use_reentrant=True).exp()
 
 
-def several_results(model: Model, x: torch.Tensor) -> Any:
+def several_results(model: TwoLayers, x: torch.Tensor) -> Any:
     def block(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return model.inner(a).sin(), nn.functional.dropout(b, 0.1, model.training) * a
 
@@ -87,7 +74,7 @@ def several_results(model: Model, x: torch.Tensor) -> Any:
 
 @pytest.mark.parametrize("function", [one, reentrant, several_results])
 def test_checkpoints(function: Callable[..., Any]) -> None:
-    model, x = Model(function).eval(), torch.randn(3, 8)
+    model, x = TwoLayers(function).eval(), torch.randn(3, 8)
     fast = compiled(model)
     with torch.no_grad():
         for _ in range(2):
@@ -111,7 +98,7 @@ VIEWS: dict[str, Callable[[int], torch.Tensor]] = {
 @pytest.mark.parametrize("make", VIEWS.values(), ids=VIEWS)
 @pytest.mark.parametrize("dynamic", [None, True], ids=["static", "dynamic"])
 def test_views_of_changing_size(dynamic: bool | None, make: Callable[[int], torch.Tensor]) -> None:
-    model = Model(lambda model, x: model.inner(x).exp().reshape(x.shape[0], -1)).eval()
+    model = TwoLayers(lambda model, x: model.inner(x).exp().reshape(x.shape[0], -1)).eval()
     fast = compiled(model, dynamic=dynamic)
     with torch.no_grad():
         for size in (5, 7, 7, 9, 9, 12):
@@ -123,7 +110,7 @@ def test_views_of_changing_size(dynamic: bool | None, make: Callable[[int], torc
 
 
 def test_a_view_as_an_example_of_export() -> None:
-    model = Model(lambda model, x: model.inner(x).exp()).eval()
+    model = TwoLayers(lambda model, x: model.inner(x).exp()).eval()
     x = torch.randn(3, 20, 8)[:, :5]
     program = trtb.export(copy.deepcopy(model), x, engine="reference")
     assert_same(program(x), model(x))

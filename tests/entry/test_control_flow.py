@@ -9,32 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from torch.nn.attention.flex_attention import flex_attention
 
 import torchtrt_bridge as trtb
+from tests.entry.reference import TwoLayers
 from torchtrt_bridge.lower.registry import TAKES_GRAPHS
 
 
-class Model(nn.Module):
-    """Two layers, and a function of the results of the first."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function = function
-        self.layer = nn.Linear(8, 8)
-        self.inner = nn.Linear(8, 8)
-
-    def forward(self, x: torch.Tensor) -> Any:
-        return self.function(self, self.layer(x).relu())
-
-
-def cond(model: Model, x: torch.Tensor) -> Any:
+def cond(model: TwoLayers, x: torch.Tensor) -> Any:
     result = torch.cond(x.mean() > 0.5, lambda a: model.inner(a).sin(), lambda a: a.cos() * 2, (x,))
     return result.exp().tanh()
 
 
-def while_loop(model: Model, x: torch.Tensor) -> Any:
+def while_loop(model: TwoLayers, x: torch.Tensor) -> Any:
     def step(count: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return count + 1, model.inner(value).tanh()
 
@@ -42,7 +29,7 @@ def while_loop(model: Model, x: torch.Tensor) -> Any:
     return torch._higher_order_ops.while_loop(lambda count, _: count < 3, step, (start, x))[1].exp().tanh()
 
 
-def scan(model: Model, x: torch.Tensor) -> Any:
+def scan(model: TwoLayers, x: torch.Tensor) -> Any:
     def step(carry: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return carry + value, (carry * value).sin()
 
@@ -50,11 +37,11 @@ def scan(model: Model, x: torch.Tensor) -> Any:
     return results.exp().tanh() + carry
 
 
-def mapped(model: Model, x: torch.Tensor) -> Any:
+def mapped(model: TwoLayers, x: torch.Tensor) -> Any:
     return torch._higher_order_ops.map(lambda row: model.inner(row).sin(), x).exp().tanh()
 
 
-def flexible_attention(model: Model, x: torch.Tensor) -> Any:
+def flexible_attention(model: TwoLayers, x: torch.Tensor) -> Any:
     heads = x.view(1, 1, -1, 8)
 
     def nearer_is_better(score: torch.Tensor, batch: Any, head: Any, query: Any, key: Any) -> torch.Tensor:
@@ -91,7 +78,7 @@ def assert_same(actual: Any, expected: Any, bound: float = 1e-5) -> None:
 @each_operator
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_exported(precision: str, function: Callable[..., Any]) -> None:
-    model = Model(function).eval()
+    model = TwoLayers(function).eval()
     program = trtb.export(model, INPUTS[0], engine="reference", precision=precision)  # type: ignore[arg-type]
     assert_same(program, model, {"fp32": 1e-5, "fp16": 2e-2}[precision])
     assert_between_engines(program.report, function)
@@ -99,7 +86,7 @@ def test_exported(precision: str, function: Callable[..., Any]) -> None:
 
 @each_operator
 def test_compiled(function: Callable[..., Any]) -> None:
-    model = Model(function).eval()
+    model = TwoLayers(function).eval()
     fast = trtb.compile(copy.deepcopy(model), engine="reference")
     assert_same(fast, model)
     assert_same(fast, model)
@@ -108,12 +95,12 @@ def test_compiled(function: Callable[..., Any]) -> None:
 
 @each_operator
 def test_explained(function: Callable[..., Any]) -> None:
-    assert_between_engines(trtb.explain(Model(function).eval(), INPUTS[0], engine="reference"), function)
+    assert_between_engines(trtb.explain(TwoLayers(function).eval(), INPUTS[0], engine="reference"), function)
 
 
 @pytest.mark.parametrize("function", [f for f in OPERATORS if f is not flexible_attention], ids=lambda f: f.__name__)
 def test_saved_and_loaded(function: Callable[..., Any], tmp_path: Path) -> None:
-    model = Model(function).eval()
+    model = TwoLayers(function).eval()
     trtb.save(trtb.export(model, INPUTS[0], engine="reference"), tmp_path / "model.pt2")
     program = trtb.load(tmp_path / "model.pt2", device="cpu")
     assert_same(program, model)

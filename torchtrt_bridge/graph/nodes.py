@@ -39,11 +39,20 @@ def constant_of(node: Any) -> torch.Tensor | None:
 
 def gpu_of(module: fx.GraphModule) -> torch.device | None:
     """Return the GPU of the tensors in a graph; None if they are all elsewhere."""
-    for node in module.graph.nodes:
-        value = node.meta.get("val")
-        if isinstance(value, torch.Tensor) and value.device.type == "cuda":
-            return value.device if value.device.index is not None else torch.device("cuda", torch.cuda.current_device())
-    return None
+    gpu = next((gpu for node in module.graph.nodes if (gpu := gpu_of_node(node)) is not None), None)
+    return gpu if gpu is None or gpu.index is not None else torch.device("cuda", torch.cuda.current_device())
+
+
+def gpu_of_node(node: fx.Node) -> torch.device | None:
+    """Return the GPU of a node's results; None for those on the CPU, and for sizes."""
+    return next((value.device for value in tensors_of_node(node) if value.device.type == "cuda"), None)
+
+
+def tensors_of_node(node: fx.Node) -> list[torch.Tensor]:
+    """Return the fake tensors among a node's results."""
+    value = node.meta.get("val")
+    values = value if isinstance(value, (tuple, list)) else [value]
+    return [value for value in values if isinstance(value, torch.Tensor)]
 
 
 def graph_of(node: Any) -> fx.GraphModule | None:

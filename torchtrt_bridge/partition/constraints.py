@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator
 import torch
 from torch import fx
 
-from torchtrt_bridge.graph.nodes import operator_name, returns_view
+from torchtrt_bridge.graph.nodes import operator_name, returns_view, tensors_of_node
 from torchtrt_bridge.graph.torch_internals import is_contiguous_or_false, statically_known_true
 
 # Memory that is read by offsets ------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ def tensors_on_the_cpu(module: fx.GraphModule) -> dict[fx.Node, str]:
 
     An engine takes and gives tensors on its GPU. Constants are part of it, wherever they were.
     """
-    devices = {value.device.type for node in module.graph.nodes for value in _tensors(node)}
+    devices = {value.device.type for node in module.graph.nodes for value in tensors_of_node(node)}
     others = sorted(devices - {"cpu"})
     if not others or "cpu" not in devices:
         return {}
@@ -105,14 +105,8 @@ def tensors_on_the_cpu(module: fx.GraphModule) -> dict[fx.Node, str]:
     for node in module.graph.nodes:
         if node.op == "call_function":
             used = (node, *(n for n in node.all_input_nodes if n.op != "get_attr"))
-            if any(value.device.type == "cpu" for n in used for value in _tensors(n)):
+            if any(value.device.type == "cpu" for n in used for value in tensors_of_node(n)):
                 reasons[node] = reason
             elif any(n in reasons and _is_number(n) for n in node.all_input_nodes):
                 reasons[node] = "it reads the size of a tensor on the CPU"
     return {node: reason for node, reason in reasons.items() if node.target is not operator.getitem}
-
-
-def _tensors(node: fx.Node) -> list[torch.Tensor]:
-    value = node.meta.get("val")
-    values = value if isinstance(value, (tuple, list)) else [value]
-    return [value for value in values if isinstance(value, torch.Tensor)]

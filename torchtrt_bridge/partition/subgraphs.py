@@ -16,7 +16,7 @@ from torch.fx.passes.operator_support import OperatorSupportBase
 from torch.fx.passes.utils.fuser_utils import fuse_by_partitions
 
 from torchtrt_bridge.graph.edit import copy_graph
-from torchtrt_bridge.graph.nodes import operator_name, returns_view
+from torchtrt_bridge.graph.nodes import gpu_of_node, operator_name, returns_view
 from torchtrt_bridge.graph.torch_internals import is_operator
 from torchtrt_bridge.graph.views import RETURNED_VIEW
 from torchtrt_bridge.lower import ConverterProvider, only_moves_data, why_not
@@ -80,7 +80,7 @@ def _groups_on_each_gpu(module: fx.GraphModule, reasons: Mapping[fx.Node, str]) 
     The groups of one GPU are cut out of a copy before those of the next are sought, so that all of them together have
     no circle.
     """
-    gpus = list(dict.fromkeys(gpu for node in module.graph.nodes if (gpu := _gpu(node)) is not None))
+    gpus = list(dict.fromkeys(gpu for node in module.graph.nodes if (gpu := gpu_of_node(node)) is not None))
     if len(gpus) < 2:
         return groups_of(module, _Support(reasons))
     order = {node.name: index for index, node in enumerate(module.graph.nodes)}
@@ -89,21 +89,14 @@ def _groups_on_each_gpu(module: fx.GraphModule, reasons: Mapping[fx.Node, str]) 
     copied = fx.GraphModule(module, copy_graph(module.graph))
     groups = []
     for index, gpu in enumerate(gpus):
-        elsewhere = {node: "" for node in copied.graph.nodes if node.name in rejected or _gpu(node) not in (None, gpu)}
+        elsewhere = {
+            node: "" for node in copied.graph.nodes if node.name in rejected or gpu_of_node(node) not in (None, gpu)
+        }
         found = [[node.name for node in calls] for calls in groups_of(copied, _Support(elsewhere))]
         prefix = f"gpu_{index}_"
         extract_subgraphs(copied, {f"{prefix}{i}": names for i, names in enumerate(found)}, prefix)
         groups += found
     return [[nodes[name] for name in names] for names in sorted(groups, key=lambda names: order[names[0]])]
-
-
-def _gpu(node: fx.Node) -> torch.device | None:
-    """Return the GPU of a node's results; None for those on the CPU, and for sizes."""
-    values = node.meta.get("val")
-    for value in values if isinstance(values, (tuple, list)) else [values]:
-        if isinstance(value, torch.Tensor) and value.device.type == "cuda":
-            return value.device
-    return None
 
 
 def groups_of(module: fx.GraphModule, support: OperatorSupportBase) -> list[list[fx.Node]]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import fx
 
 from torchtrt_bridge.graph.edit import constant_of, fake_mode_of, finish, infer, insert_constant
-from torchtrt_bridge.graph.nodes import operator_name
+from torchtrt_bridge.graph.nodes import operator_name, tensors_of_node
 from torchtrt_bridge.graph.torch_internals import is_operator, schema_of
 from torchtrt_bridge.options import Options
 
@@ -28,7 +28,7 @@ def create_on_gpu(module: fx.GraphModule, options: Options) -> fx.GraphModule:
     Relative positions of dynamic sizes are an example: `torch.arange(n)`, some arithmetic, `.to(x.device)`. Those of
     static sizes are constants, folded before.
     """
-    devices = {value.device for node in module.graph.nodes for value in _tensors(node)} - {torch.device("cpu")}
+    devices = {value.device for node in module.graph.nodes for value in tensors_of_node(node)} - {torch.device("cpu")}
     if len(devices) != 1:
         return module
     found = _movable(module.graph)
@@ -60,7 +60,7 @@ def _may_move(node: fx.Node) -> bool:
 
 
 def _inputs_move(node: fx.Node, found: dict[fx.Node, None]) -> bool:
-    return all(n in found or n.op == "get_attr" or not _tensors(n) for n in node.all_input_nodes)
+    return all(n in found or n.op == "get_attr" or not tensors_of_node(n) for n in node.all_input_nodes)
 
 
 def _users_allow(node: fx.Node, found: dict[fx.Node, None]) -> bool:
@@ -71,7 +71,7 @@ def _takes_any_device(user: fx.Node) -> bool:
     """Return whether a call gives a tensor on the GPU, or reads only sizes."""
     if user.op != "call_function":
         return False
-    return operator_name(user.target) in _SIZES or (bool(_tensors(user)) and not _is_on_cpu(user))
+    return operator_name(user.target) in _SIZES or (bool(tensors_of_node(user)) and not _is_on_cpu(user))
 
 
 def _move(node: fx.Node, device: torch.device, mode: FakeTensorMode) -> None:
@@ -81,7 +81,7 @@ def _move(node: fx.Node, device: torch.device, mode: FakeTensorMode) -> None:
             node.replace_input_with(source, insert_constant(node, value.to(device), f"{source.name}_on_gpu", mode))
     if node.target is not operator.getitem:
         schema = schema_of(node.target)
-        creates = not any(_tensors(n) for n in node.all_input_nodes)
+        creates = not any(tensors_of_node(n) for n in node.all_input_nodes)
         if node.kwargs.get("device") is not None or (creates and any(a.name == "device" for a in schema.arguments)):
             kwargs = {name: value for name, value in node.kwargs.items() if name != "pin_memory"}
             node.kwargs = {**kwargs, "device": device}
@@ -89,11 +89,5 @@ def _move(node: fx.Node, device: torch.device, mode: FakeTensorMode) -> None:
 
 
 def _is_on_cpu(node: fx.Node) -> bool:
-    tensors = _tensors(node)
+    tensors = tensors_of_node(node)
     return bool(tensors) and all(value.device.type == "cpu" for value in tensors)
-
-
-def _tensors(node: fx.Node) -> list[torch.Tensor]:
-    value: Any = node.meta.get("val")
-    values = value if isinstance(value, (tuple, list)) else [value]
-    return [value for value in values if isinstance(value, torch.Tensor)]

@@ -70,7 +70,9 @@ class OrderedQueue:
     def __call__(self, queue: Callable[[int], bool]) -> bool:
         """Launch on the current stream what `queue` puts on the stream whose handle it is given.
 
-        queue: returns whether it succeeded; it must not allocate memory. Returns the same; nothing runs if it failed.
+        queue: returns whether it succeeded. Memory that it takes from PyTorch's allocator is of the captured graph, and
+            free once it returns: the next launch, on this stream, may have it. Returns the same; nothing runs if it
+            failed.
         """
         graph = torch.cuda.CUDAGraph()
         with capture_lock, torch.cuda.stream(self._stream):

@@ -87,10 +87,6 @@ def table() -> tuple[torch.Tensor, ...]:
     return (torch.randn(10, 4),)
 
 
-def mask() -> tuple[torch.Tensor, ...]:
-    return (torch.randn(3, 4) > 0,)
-
-
 CASES = [
     Case("aten._cdist_forward.default", torch.cdist, two_sets, name="euclidean"),
     Case("aten._cdist_forward.default", lambda x, y: torch.cdist(x, y, p=1.0), two_sets, name="manhattan"),
@@ -103,9 +99,6 @@ CASES = [
         table,
         "sum",
     ),
-    Case("aten.bitwise_and.Scalar_Tensor", lambda m: torch.bitwise_and(True, m), mask),
-    Case("aten.bitwise_or.Scalar_Tensor", lambda m: torch.bitwise_or(False, m), mask),
-    Case("aten.bitwise_xor.Scalar_Tensor", lambda m: torch.bitwise_xor(True, m), mask),
     Case("aten._reshape_copy.default", lambda x: aten._reshape_copy(x, [2, -1]), images),
     Case("prims.div.default", lambda x: prims.div(x, x.abs() + 1), images),
     Case("prims.sum.default", lambda x: prims.sum(x, [1]), images),

@@ -93,15 +93,6 @@ CASES: list[Case] = [
             Case(getattr(aten, op.__name__).default, op, bools_and_integers, name="bool_int64", half=False),
         )
     ],
-    Case(aten.bitwise_not.default, torch.bitwise_not, one_bool, half=False),
-    *[
-        case
-        for op in (torch.bitwise_and, torch.bitwise_or, torch.bitwise_xor)
-        for case in (
-            Case(getattr(aten, op.__name__).Tensor, op, bools, half=False),
-            Case(getattr(aten, op.__name__).Scalar, lambda x, op=op: op(x, True), one_bool, half=False),
-        )
-    ],
     Case(aten.isnan.default, torch.isnan, strange),
     Case(aten.isinf.default, torch.isinf, strange),
     Case(aten.isfinite.default, torch.isfinite, strange),
@@ -135,19 +126,4 @@ CASES: list[Case] = [
     Case(aten.where.self, F.softshrink, one, name="softshrink"),
 ]
 
-REJECTED: list[Rejected] = [
-    Rejected(aten.bitwise_not.default, torch.bitwise_not, one_integer, "bitwise operations on integers"),
-    *[
-        rejected
-        for op in (torch.bitwise_and, torch.bitwise_or, torch.bitwise_xor)
-        for rejected in (
-            Rejected(getattr(aten, op.__name__).Tensor, op, integers, "bitwise operations on integers"),
-            Rejected(
-                getattr(aten, op.__name__).Scalar,
-                lambda x, op=op: op(x, 3),
-                one_integer,
-                "bitwise operations on integers",
-            ),
-        )
-    ],
-]
+REJECTED: list[Rejected] = []

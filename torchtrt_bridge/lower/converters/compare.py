@@ -90,44 +90,6 @@ _logical(aten.logical_or.default, "OR")
 _logical(aten.logical_xor.default, "XOR")
 
 
-def not_of_integers(self):
-    """TensorRT has no bitwise operations on integers."""
-    return None if self.dtype == torch.bool else "bitwise operations on integers"
-
-
-@converter(aten.bitwise_not.default, why_not=not_of_integers)
-def bitwise_not(ctx, self):
-    """bitwise_not(Tensor self) -> Tensor"""
-    return ctx.unary("NOT", ctx.tensor(self))
-
-
-def bits_of_integers(self, other):
-    """TensorRT has no bitwise operations on integers."""
-    return None if torch.result_type(self, other) == torch.bool else "bitwise operations on integers"
-
-
-def _bitwise(layer, *ops):
-    @converter(*ops, why_not=bits_of_integers)
-    def lower(ctx, self, other):
-        left = ctx.tensor(self)
-        return ctx.elementwise(layer, left, _as_tensor(ctx, left, other), torch.bool)
-
-    lower.__doc__ = str(schema_of(ops[0]))
-
-
-def _as_tensor(ctx, like, value):
-    """Return a number as a computed tensor: TensorRT-RTX 1.6.1 got `x | True` wrong on an H100 with a constant."""
-    if not isinstance(value, (bool, int)):
-        return value
-    true = ctx.elementwise("EQUAL", like, like, torch.bool)
-    return true if value else ctx.unary("NOT", true)
-
-
-_bitwise("AND", aten.bitwise_and.Tensor, aten.bitwise_and.Scalar)
-_bitwise("OR", aten.bitwise_or.Tensor, aten.bitwise_or.Scalar)
-_bitwise("XOR", aten.bitwise_xor.Tensor, aten.bitwise_xor.Scalar)
-
-
 @converter(aten.isnan.default)
 def isnan(ctx, self):
     """isnan(Tensor self) -> Tensor"""

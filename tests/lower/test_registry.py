@@ -11,7 +11,6 @@ import torch
 import torchtrt_bridge as trtb
 from torchtrt_bridge.lower.converters.sizes import fake
 from torchtrt_bridge.lower.registry import CONVERTERS, converter, movement_of, precision_of
-from torchtrt_bridge.passes.precision import FP32_IN_PYTORCH
 
 aten = torch.ops.aten
 X = torch.arange(24, dtype=torch.float16).reshape(2, 3, 4)
@@ -68,11 +67,6 @@ def test_overloads_that_disagree_are_refused() -> None:
     with pytest.raises(ValueError, match="differ in movement or precision"):
         converter(aten.squeeze.dim)(lambda ctx, self, dim: self)
     assert aten.squeeze.dim not in CONVERTERS
-
-
-def test_operators_of_the_list_for_pytorch_have_no_converter() -> None:
-    names = {str(op).split(".")[1] for op in CONVERTERS if str(op).startswith("aten.")}
-    assert names.isdisjoint(FP32_IN_PYTORCH)
 
 
 def test_an_operator_of_half_precision_takes_floats_only() -> None:

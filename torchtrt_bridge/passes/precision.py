@@ -23,10 +23,6 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 # Operators that make floats of narrow numbers, with the largest of these.
 DEQUANTIZE: dict[Any, float] = {own.dequantize.default: 448, own.dequantize_int4.default: 8}
 
-# Operators without a converter whose results are taken to be in half precision's range, as those of operators that
-# ask for fp32 are, whatever they are computed from.
-FP32_IN_PYTORCH = ("digamma", "erfinv", "lgamma")
-
 # Operators whose results have any size, whatever the size of one of their two inputs.
 PRODUCTS = ("div", "mul")
 
@@ -98,7 +94,7 @@ class _Casts:
             self.lowered.add(node)
 
     def _is_wide(self, node: fx.Node) -> bool:
-        if precision_of(node) is not None or operator_name(node.target) in FP32_IN_PYTORCH:
+        if precision_of(node) is not None:
             return False
         if any(not self._fits(arg) for arg in node.args):
             return True

@@ -99,7 +99,7 @@ def square(ctx, self):
     return power(ctx, ctx.tensor(self, result_dtype(ctx)), 2)
 
 
-def _in_float32(op, function, precision="fp32"):
+def in_float32(op, function, precision="fp32"):
     """Register a composite that rounds to half precision only once, as PyTorch does."""
 
     @converter(op, precision=precision)
@@ -153,14 +153,14 @@ def erfc(ctx, x):
     return ctx.select(ctx.elementwise("LESS", x, 0.0), ctx.elementwise("SUB", 2.0, positive), positive)
 
 
-_in_float32(aten.expm1.default, expm1)
-_in_float32(aten.log1p.default, log1p)
-_in_float32(aten.erfc.default, erfc)
-_in_float32(aten.exp2.default, lambda ctx, x: ctx.elementwise("POW", 2.0, x))
-_in_float32(
+in_float32(aten.expm1.default, expm1)
+in_float32(aten.log1p.default, log1p)
+in_float32(aten.erfc.default, erfc)
+in_float32(aten.exp2.default, lambda ctx, x: ctx.elementwise("POW", 2.0, x))
+in_float32(
     aten.log2.default, lambda ctx, x: ctx.elementwise("PROD", ctx.unary("LOG", x), 1 / math.log(2)), precision="fp32"
 )
-_in_float32(
+in_float32(
     aten.log10.default, lambda ctx, x: ctx.elementwise("PROD", ctx.unary("LOG", x), 1 / math.log(10)), precision="fp32"
 )
 

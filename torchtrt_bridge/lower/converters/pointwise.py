@@ -107,6 +107,7 @@ def in_float32(op, function, precision="fp32"):
         dtype = result_dtype(ctx)
         return ctx.cast(function(ctx, ctx.tensor(self, widened(dtype))), dtype)
 
+    lower.__module__ = function.__module__  # its family's
     lower.__doc__ = str(schema_of(op))
 
 

@@ -188,6 +188,61 @@ def test_infinity_is_a_number_of_fp16() -> None:
     assert dtype_of(module, aten.masked_fill.Scalar) == torch.float16
 
 
+BEYOND: dict[str, Callable[..., Any]] = {
+    "factor": lambda x: x * 100000,
+    "added": lambda x: x + (1 << 20),
+    "taken from": lambda x: 100000 - x,
+    "divisor": lambda x: x / 100000,
+    "clamp": lambda x: x.clamp(max=100000),
+    "hardtanh": lambda x: F.hardtanh(x, -100000, 100000),
+    "filled": lambda x: x.masked_fill(x > 0.5, -100000),
+    "chosen": lambda x: torch.where(x > 0.5, x, -100000),
+    "named": lambda x: torch.add(x, x, alpha=100000),
+    "named float": lambda x: torch.add(x, x, alpha=1e6),
+    "integers": lambda x: x * torch.tensor([100000, 1, 2, 3]),
+    "floats of integers": lambda x: x * (torch.arange(4) * 50000).float(),
+    "integers of run time": lambda x: x * (x.detach() * 100000).long(),
+    "floats of these": lambda x: x * (x.detach() * 100000).long().float(),
+    "joined": lambda x: torch.cat([x, torch.full((4, 4), 1e6)]),
+    "joined integers": lambda x: torch.cat([x, (x.detach() * 100000).long()]),
+    "reshaped": lambda x: x + torch.full((2, 2), 100000.0).expand(4, 2, 2).reshape(4, 4).abs(),
+    "what follows": lambda x: (x * 100000).abs() + x,
+}
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_numbers_beyond_fp16_are_computed_with_in_fp32(name: str) -> None:
+    model, x = after_linear(BEYOND[name]), x_of()
+    module = passed(model, x, normalize, precision="fp16")
+    assert dtype_of(module, aten.linear.default) == torch.float16
+    assert_computes(module, model, x, rtol=1e-2, atol=1e-2 * float(model(x).detach().abs().max()))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x * torch.arange(4),
+        lambda x: x / 4096 * 65504,
+        lambda x: x[torch.arange(4)],
+        lambda x: x.gather(1, (x.detach() * 2).long().clamp(0, 3)),
+        lambda x: x[:, 1:],
+        lambda x: x * (x > 0.5),
+    ],
+    ids=["small integers", "the largest", "constant index", "index of run time", "slice", "booleans"],
+)
+def test_integers_that_fp16_holds_and_positions_are_no_reason_for_fp32(function: Callable[..., Any]) -> None:
+    model, x = after_linear(lambda x: function(x) * 2), x_of()
+    module = passed(model, x, normalize, precision="fp16")
+    assert [n.meta["val"].dtype for n in module.graph.nodes if n.target is aten.mul.Tensor][-1] == torch.float16
+    assert_computes(module, model, x, rtol=1e-2, atol=1e-2 * float(model(x).detach().abs().max()))
+
+
+def test_integers_are_in_the_range_of_bf16() -> None:
+    model, x = after_linear(lambda x: x * 100000), x_of()
+    module = passed(model, x, set_precision, precision="bf16")
+    assert dtype_of(module, aten.mul.Tensor) == torch.bfloat16
+
+
 class ConstantMask(nn.Module):
     """A constant mask of a number that fp16 does not hold, added to scores."""
 
@@ -198,6 +253,14 @@ class ConstantMask(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return (self.linear(x) + self.mask).softmax(1)
+
+
+class LeastMask(ConstantMask):
+    """A mask of the least fp32 number, which bf16 does not hold either."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mask = torch.full((4, 4), torch.finfo(torch.float32).min)
 
 
 class AttentionMask(ConstantMask):
@@ -212,10 +275,11 @@ class AttentionMask(ConstantMask):
         return F.scaled_dot_product_attention(x, x, x, attn_mask=self.mask)
 
 
-@pytest.mark.parametrize("make", [ConstantMask, AttentionMask])
-def test_a_constant_mask_beyond_fp16_keeps_the_result_finite(make: type[nn.Module]) -> None:
+@pytest.mark.parametrize("precision", HALVES)
+@pytest.mark.parametrize("make", [ConstantMask, LeastMask, AttentionMask])
+def test_a_constant_mask_beyond_half_precision_keeps_the_result_finite(make: type[nn.Module], precision: str) -> None:
     model, x = make(), x_of()
-    module = passed(model, x, normalize, precision="fp16")
+    module = passed(model, x, normalize, precision=precision)
     assert bool(module(x)[0].isfinite().all())
     assert_computes(module, model, x, rtol=2e-2, atol=2e-2)
 

@@ -11,7 +11,9 @@ from torch import fx
 from torchtrt_bridge.graph.edit import constant_of, fake_mode_of, infer, insert_call
 from torchtrt_bridge.graph.nodes import arguments_of, operator_name
 from torchtrt_bridge.graph.ops import own
+from torchtrt_bridge.graph.torch_internals import schema_of
 from torchtrt_bridge.lower import precision_of, why_not
+from torchtrt_bridge.lower.bounds import Bounds, bounds_of
 from torchtrt_bridge.options import Options
 
 if TYPE_CHECKING:
@@ -25,6 +27,9 @@ DEQUANTIZE: dict[Any, float] = {own.dequantize.default: 448, own.dequantize_int4
 
 # Operators whose results have any size, whatever the size of one of their two inputs.
 PRODUCTS = ("div", "mul")
+
+# Operators that make floats of integers, beside those that compute element by element.
+FLOATS_OF_INTEGERS = ("_to_copy", "cat")
 
 
 def set_precision(module: fx.GraphModule, options: Options) -> fx.GraphModule:
@@ -52,6 +57,7 @@ class _Casts:
         self.wide: set[fx.Node] = set()  # fp32 values computed from numbers beyond the range of half precision
         self.small: set[fx.Node] = set()  # fp32 values that half precision may round to zero
         self.casts: dict[tuple[fx.Node, torch.dtype], fx.Node] = {}
+        self.bounds: dict[fx.Node, Bounds] = {}
 
     def run(self) -> None:
         for node in list(self.graph.nodes):
@@ -96,16 +102,25 @@ class _Casts:
     def _is_wide(self, node: fx.Node) -> bool:
         if precision_of(node) is not None:
             return False
-        if any(not self._fits(arg) for arg in node.args):
-            return True
-        return any(n in self.wide or self._is_beyond(constant_of(n)) for n in node.all_input_nodes)
+        return torch.float32 in _float_dtypes(node.meta.get("val")) and self._reads_beyond(node)
 
     def _stays_fp32(self, node: fx.Node) -> bool:
         if node.target is operator.getitem:  # its source is a list, which no cast takes
             return False
-        if precision_of(node) == "fp32" or any(not self._fits(arg) for arg in node.args):
+        if precision_of(node) == "fp32" or not self._has_fitting_numbers(node):
+            return True
+        if precision_of(node) is None and self._reads_beyond(node):
             return True
         return str(node.target) in self.torch_ops or why_not(node) is not None
+
+    def _reads_beyond(self, node: fx.Node) -> bool:
+        """Return whether a call computes with a number, or with elements, beyond the range of half precision."""
+        sources = node.all_input_nodes
+        if not self._has_fitting_numbers(node):
+            return True
+        if any(source in self.wide or self._is_beyond(constant_of(source)) for source in sources):
+            return True
+        return _makes_floats_of_integers(node) and any(map(self._are_integers_beyond, sources))
 
     def _is_small(self, node: fx.Node) -> bool:
         """Return whether a call must stay in fp32 for a small number, as the 1e-12 that keeps a divisor from zero.
@@ -134,19 +149,27 @@ class _Casts:
         low, high = constant.aminmax()
         return self._vanishes(max(abs(float(low)), abs(float(high))))
 
-    def _fits(self, arg: Any) -> bool:
-        """Return whether a number is in the range of the half precision type."""
-        return not isinstance(arg, float) or abs(arg) in (0.0, float("inf")) or abs(arg) <= torch.finfo(self.dtype).max
+    def _has_fitting_numbers(self, node: fx.Node) -> bool:
+        """Return whether the numbers of a call are in the range of the half precision type."""
+        largest = torch.finfo(self.dtype).max
+        return all(abs(number) in (0, float("inf")) or not abs(number) > largest for number in _numbers_of(node))
 
     def _is_beyond(self, constant: torch.Tensor | None) -> bool:
         """Return whether a constant holds finite numbers that half precision would turn into infinities."""
-        if constant is None or constant.dtype != torch.float32 or self.dtype != torch.float16 or not constant.numel():
+        if constant is None or constant.dtype != torch.float32 or not constant.numel():
             return False
         largest = torch.finfo(self.dtype).max
         low, high = constant.aminmax()  # unlike the next line, this makes no tensor of the weight's size
         if -largest <= low and high <= largest:
             return False
         return bool((constant.isfinite() & (constant.abs() > largest)).any())
+
+    def _are_integers_beyond(self, source: fx.Node) -> bool:
+        """Return whether a tensor of integers may hold some that half precision turns into infinities."""
+        value = source.meta.get("val")
+        if not isinstance(value, torch.Tensor) or value.dtype.is_floating_point or value.is_complex():
+            return False
+        return max(map(abs, bounds_of(source, self.bounds))) > torch.finfo(self.dtype).max
 
     def _within_range(self, source: fx.Node, before: fx.Node) -> fx.Node:
         """Limit `source` to the range of half precision, so that a mask of -1e9 stays a large negative number."""
@@ -194,5 +217,16 @@ def _float_dtypes(value: Any) -> list[Any]:
 
 
 def _numbers_of(node: fx.Node) -> list[float]:
-    """Return the floats among the arguments of a call."""
-    return [value for value in arguments_of(node).values() if isinstance(value, float)]
+    """Return the numbers among the arguments of a call that are neither sizes nor positions."""
+    schema = schema_of(node.target)
+    if schema is None:
+        return []
+    computes = {argument.name for argument in schema.arguments if "int" not in str(argument.type)}
+    numbers = [value for name, value in arguments_of(node).items() if name in computes]
+    return [value for value in numbers if isinstance(value, (int, float)) and not isinstance(value, bool)]
+
+
+def _makes_floats_of_integers(node: fx.Node) -> bool:
+    """Return whether PyTorch converts a call's integers to its result's dtype; an index stays what it is."""
+    is_pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
+    return is_pointwise or operator_name(node.target) in FLOATS_OF_INTEGERS

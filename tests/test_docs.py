@@ -17,6 +17,7 @@ from docs import generate
 from tests.huggingface.models import MODELS
 from tests.pages import CONTRIBUTING, PAGES, ROOT, anchors, code_of, links, names, run, text_of
 from torchtrt_bridge.cli.command import main
+from torchtrt_bridge.runtime.tolerance import BOUNDS
 
 DOCS = ROOT / "docs"
 TRIED_BELOW = ("huggingface", "runtime")  # pages whose code has tests of its own
@@ -128,22 +129,42 @@ def test_the_fields_of_the_config_are_described() -> None:
     assert defaults_in("int8.md", "fields of the config") == fields
 
 
-def tolerances() -> list[tuple[str, str, str]]:
-    """Return the rows of the table of tolerances: the bound, the name of its constant, the file if it is named."""
+@dataclasses.dataclass(frozen=True)
+class Tolerance:
+    """A row of the table of tolerances: the bound, and its constant, with the dtype where that is a dict of them."""
+
+    bound: str
+    name: str
+    dtype: str | None
+    file: str
+
+    def constant(self) -> float:
+        value = getattr(importlib.import_module(f"torchtrt_bridge.{self.file}"), self.name)
+        return float(value[getattr(torch, self.dtype)] if self.dtype else value)
+
+
+def tolerances() -> list[Tolerance]:
+    """Return the rows of the table of tolerances."""
     table = text_of(DOCS / "precision.md").partition("<!-- tolerances -->\n")[2].strip().partition("\n\n")[0]
     rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in table.splitlines()[2:]]
-    found = [(row[2], re.search(r"`(\w+)`(?: in \[([\w/.]+)\])?", row[3])) for row in rows]
-    return [(bound, place[1], place[2] or "runtime/tolerance.py") for bound, place in found if place is not None]
+    found = [(row[2], re.search(r"`(\w+)(?:\[torch\.(\w+)\])?`(?: in \[([\w/.]+)\.py\])?", row[3])) for row in rows]
+    return [
+        Tolerance(bound, place[1], place[2], (place[3] or "runtime/tolerance").replace("/", "."))
+        for bound, place in found
+        if place is not None
+    ]
 
 
-@pytest.mark.parametrize(("bound", "name", "file"), tolerances())
-def test_tolerance_is_the_constant(bound: str, name: str, file: str) -> None:
-    module = importlib.import_module(f"torchtrt_bridge.{file.removesuffix('.py').replace('/', '.')}")
-    value = getattr(module, name)
-    number = re.search(r"\d[\d.]*(?:e-\d+)?", bound.replace("L2", ""))
+@pytest.mark.parametrize("row", tolerances(), ids=lambda row: f"{row.name}-{row.dtype or row.bound}")
+def test_tolerance_is_the_constant(row: Tolerance) -> None:
+    number = re.search(r"\d[\d.]*(?:e-\d+)?", row.bound.replace("L2", ""))
     assert number is not None
-    shown = float(number[0]) / (100 if "%" in bound else 1)
-    assert shown in (value.values() if isinstance(value, dict) else (value,))
+    assert float(number[0]) / (100 if "%" in row.bound else 1) == row.constant()
+
+
+def test_the_bound_of_each_dtype_has_a_row() -> None:
+    rows = [row.dtype for row in tolerances() if row.name == "BOUNDS"]
+    assert rows == [str(dtype).removeprefix("torch.") for dtype in BOUNDS]
 
 
 def test_the_table_of_tolerances_is_read() -> None:

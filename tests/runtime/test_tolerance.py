@@ -89,11 +89,15 @@ def test_tf32_is_hinted_at_where_it_may_be_the_cause(scale: float, hinted: bool)
         ([torch.float32], True, TF32_BOUND),
         ([torch.float32, torch.float16], False, BOUNDS[torch.float16]),
         ([torch.bfloat16, torch.float16], False, BOUNDS[torch.bfloat16]),
+        ([torch.int8, torch.float16, torch.float32], False, BOUNDS[torch.int8]),
+        ([torch.int8, torch.bfloat16], False, BOUNDS[torch.bfloat16]),
+        ([torch.int8, torch.float8_e4m3fn], True, BOUNDS[torch.float8_e4m3fn]),
         ([torch.int64, torch.bool], False, BOUNDS[torch.float32]),
+        ([torch.int64, torch.bool], True, TF32_BOUND),
         ([], False, BOUNDS[torch.float32]),
     ],
 )
-def test_the_narrowest_type_sets_the_bound(dtypes: list[torch.dtype], tf32: bool, bound: float) -> None:
+def test_the_largest_bound_of_the_dtypes_is_the_engines(dtypes: list[torch.dtype], tf32: bool, bound: float) -> None:
     assert error_bound(dtypes, tf32) == bound
 
 

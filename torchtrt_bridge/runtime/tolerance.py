@@ -10,9 +10,9 @@ import torch
 
 # One engine --------------------------------------------------------------------------------------------------------
 
-# Largest relative L2 distance that rounding explains, by the narrowest format at work. fp16 rounds at 5e-4, bf16 at
-# 4e-3, TF32 as fp16; networks of some hundred layers were seen to add up to ten such steps. A wrong layer gives
-# 1e-1 up. Of 8-bit values, such rounding moves some to the next step, which is up to 1 in 127, or 1 in 8 for float8.
+# Largest relative L2 distance that rounding explains, by the format that rounds. fp16 rounds at 5e-4, bf16 at 4e-3,
+# TF32 as fp16; networks of some hundred layers were seen to add up to ten such steps. A wrong layer gives 1e-1 up. Of
+# 8-bit values, such rounding moves some to the next step, which is up to 1 in 127, or 1 in 8 for float8.
 # TensorRT-RTX 1.6 was seen to use TF32 on an H100 whatever its flag said (5e-4): fp32 does not pass for it.
 BOUNDS = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 6e-2, torch.int8: 5e-2, torch.float8_e4m3fn: 8e-2}
 TF32_BOUND = 5e-3
@@ -44,9 +44,12 @@ CHUNK = 2**24
 
 
 def error_bound(dtypes: Iterable[torch.dtype], tf32: bool) -> float:
-    """Return the bound for an engine that computes in `dtypes`."""
-    widest = TF32_BOUND if tf32 else BOUNDS[torch.float32]
-    return max([BOUNDS[dtype] for dtype in dtypes if dtype in BOUNDS and dtype != torch.float32], default=widest)
+    """Return the bound for an engine that computes in `dtypes`: the largest of theirs, as it rounds to each.
+
+    tf32: whether fp32 is computed in TF32.
+    """
+    bounds = BOUNDS | ({torch.float32: TF32_BOUND} if tf32 else {})
+    return max([bounds[dtype] for dtype in (torch.float32, *dtypes) if dtype in bounds])
 
 
 def graph_tolerance(dtypes: set[torch.dtype], tf32: bool) -> tuple[float, float]:

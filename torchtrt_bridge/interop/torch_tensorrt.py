@@ -34,9 +34,6 @@ from torchtrt_bridge.trt.library import TensorRTLibrary
 
 aten = torch.ops.aten
 
-# Operators that PyTorch captures under another name, with the same arguments and results in inference.
-SAME_AS: dict[Any, Any] = {aten._embedding_bag_forward_only.default: aten._embedding_bag.default}
-
 # The converter (2.11) takes stored statistics of zeros and ones, where PyTorch computes those of the batch.
 WRONG = {aten._native_batch_norm_legit.no_stats}
 
@@ -134,7 +131,7 @@ class TorchTensorRT:
         form = ctx.tensor if ctx.node.name in self._wants_tensors else _copy_on_cpu
         args, kwargs = pytree.tree_map_only(torch.Tensor, form, (args, kwargs))
         ctx.keep((context, args, kwargs))  # the network's constants point to their memory
-        result = chosen.converter_implementation(context, _key(ctx.node), args, kwargs, ctx.node.name)
+        result = chosen.converter_implementation(context, ctx.node.target, args, kwargs, ctx.node.name)
         if context.requires_output_allocator or getattr(context, "aliased_outputs", None):
             raise LoweringError("torch_tensorrt's converter wants results that only its own runtime can return.")
         _check_kind(ctx, result)
@@ -172,7 +169,7 @@ class TorchTensorRT:
     def _candidates(self, node: fx.Node) -> Sequence[Any]:
         if self._library is None or node.target in WRONG:
             return ()
-        return self._library.converters.get(_key(node), ())
+        return self._library.converters.get(node.target, ())
 
     def _chosen(self, node: fx.Node) -> Any:
         """Return the first converter that takes the node, its sizes and its arguments; None if there is none."""
@@ -204,11 +201,6 @@ class TorchTensorRT:
             kind = "" if isinstance(cause, LoweringError) else f"{type(cause).__name__}: "
             return f"torch_tensorrt's converter fails: {kind}{cause}"
         return None
-
-
-def _key(node: fx.Node) -> Any:
-    """Return the operator under which the registry has a node's converters."""
-    return SAME_AS.get(node.target, node.target)
 
 
 def _is_function(target: Any) -> bool:

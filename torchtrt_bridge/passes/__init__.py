@@ -14,6 +14,7 @@ from torchtrt_bridge.passes.drop_quantization import (
     without_quantization,
     without_rounding,
 )
+from torchtrt_bridge.passes.embedding_bags import reduce_equal_bags
 from torchtrt_bridge.passes.precision import set_precision
 from torchtrt_bridge.passes.projections import merge_projections
 from torchtrt_bridge.passes.returned_views import take_returned_views
@@ -22,6 +23,7 @@ from torchtrt_bridge.passes.transposes import drop_transposes
 PASSES = (
     drop_metadata_checks,
     unify_quantizers,  # first: a quantized weight must not be folded to floats
+    reduce_equal_bags,  # before the offsets, which tell, are folded to a constant
     fold_constants,
     create_on_gpu,  # what is no constant, as those are computed where the model computes them
     fold_batch_norm,

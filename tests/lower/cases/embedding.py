@@ -37,12 +37,4 @@ CASES: list[Case] = [
     ),
 ]
 
-REJECTED: list[Rejected] = [
-    Rejected(
-        aten._embedding_bag.default,
-        nn.EmbeddingBag(9, 4),
-        lambda n: (negative_numbers(n, 5),),
-        "no converter",
-        name="bag",
-    ),
-]
+REJECTED: list[Rejected] = []

@@ -92,6 +92,31 @@ def rows_of_argument(model: Model, x: torch.Tensor, at: torch.Tensor) -> Any:
     return x.exp().sin()[..., None][at, 1:3, ..., 0].exp()
 
 
+def part_of_buffer(model: Model, x: torch.Tensor, at: torch.Tensor) -> Any:
+    return x.exp() + model.table[at : at + 1].sin()
+
+
+def part_by_items(model: Model, x: torch.Tensor, at: torch.Tensor) -> Any:
+    return x.exp() + model.table[at.item() - 1 : at.item()].sin()
+
+
+def part_of_argument(model: Model, x: torch.Tensor, at: torch.Tensor) -> Any:
+    return x.exp()[..., at - 1 : at + 2, None].sin()
+
+
+def part_from_the_end(model: Model, x: torch.Tensor, at: torch.Tensor) -> Any:
+    return x.exp()[:, at : at + 2] + model.table[: x.shape[0], at : at + 2]
+
+
+def beginning(model: Model, x: torch.Tensor, at: torch.Tensor) -> Any:
+    return x.exp()[:, :at].sin()
+
+
+def part_of_cache(model: Model, x: torch.Tensor, at: torch.Tensor) -> Any:
+    model.cache[:, at : at + 1] = x[:, None].exp()
+    return model.cache.exp().sum(1)
+
+
 def cache_of_model(model: Model, x: torch.Tensor, at: torch.Tensor) -> Any:
     model.cache[:, at] = x.exp()
     return model.cache.exp().sum(1)
@@ -118,6 +143,12 @@ CASES: list[tuple[Callable[..., Any], tuple[torch.Tensor, ...], str]] = [
     (item_as_size, (), "aten.full.default"),
     (row_of_buffer, (torch.tensor(2),), "aten.select.int"),
     (rows_of_argument, (torch.tensor(-1),), "aten.select.int"),
+    (part_of_buffer, (torch.tensor(2),), "aten.slice.Tensor"),
+    (part_by_items, (torch.tensor(2),), "aten.slice.Tensor"),
+    (part_of_argument, (torch.tensor(2),), "aten.slice.Tensor"),
+    (part_from_the_end, (torch.tensor(-3),), "aten.slice.Tensor"),
+    (beginning, (torch.tensor(2),), "aten.slice.Tensor"),
+    (part_of_cache, (torch.tensor(2),), "aten.slice_scatter.default"),
     (cache_of_model, (torch.tensor(2),), "aten.select_scatter.default"),
     (cache_of_caller, (torch.tensor(2), torch.zeros(3, 16, 8)), "aten.select_scatter.default"),
 ]
@@ -177,6 +208,28 @@ def test_a_number_that_pytorch_computes_is_the_reason() -> None:
     program = trtb.export(Model(item).eval(), torch.randn(3, 8), engine="reference")
     reasons = {entry.op: entry.reason for entry in program.report.in_torch}
     assert reasons["aten.mul.Tensor"] == "it reads _local_scalar_dense, a number that PyTorch computes"
+
+
+@pytest.mark.parametrize("at", [0, 15, -2])
+def test_a_part_of_a_known_length_is_anywhere(at: int) -> None:
+    model, x = Model(part_of_buffer).eval(), torch.randn(3, 8)
+    program = trtb.export(model, (x, torch.tensor(2)), engine="reference")
+    assert_same(program, model, x, torch.tensor(at))
+
+
+@pytest.mark.parametrize("at", [16, -1, -17])
+def test_a_part_that_pytorch_cuts_short_raises(at: int) -> None:
+    model, x = Model(part_of_buffer).eval(), torch.randn(3, 8)
+    program = trtb.export(model, (x, torch.tensor(2)), engine="reference")
+    with pytest.raises(trtb.ShapeRangeError, match="not what the program was exported for"):
+        program(x, torch.tensor(at))
+
+
+def test_a_size_that_the_example_contradicts_is_no_program() -> None:
+    """`torch.export` takes the part for one of three rows, as `x` has."""
+    model, x = Model(lambda m, x, at: x.exp() + m.table[at : at * 2 - 1].sin()).eval(), torch.randn(3, 8)
+    with pytest.raises(trtb.CaptureError, match=r"depends on data.* torch\.compile"):
+        trtb.export(model, (x, torch.tensor(2)), engine="reference")
 
 
 def test_no_element_at_all() -> None:

@@ -38,6 +38,10 @@ _NO_VALUES = ("data pointer", ".numpy()", "tolist()")
 COMPILE = "torch.compile(model, backend='torchtrt_bridge') leaves such lines to PyTorch and compiles the rest"
 
 
+class AssumptionError(RuntimeError):
+    """Assumption of `torch.export` about a size that depends on data, which the example inputs contradict."""
+
+
 def capture_failure(model: Any, error: Exception) -> str:
     """Return the message of CaptureError for what `torch.export` raised for `model`: reason, line and advice."""
     reason, advice = _reason_and_advice(error)
@@ -60,6 +64,11 @@ def _reason_and_advice(error: Exception) -> tuple[str, str]:
         return f"PyTorch does not know which tensors {unhashable[1]} holds", _call_for_dataclass(unhashable[1])
     if is_constraint_violation(error) or type(error).__name__ == "ConstraintViolationError":
         return text, "Give dynamic_shapes ranges that the model and the example inputs allow"
+    if isinstance(error, AssumptionError):
+        return (
+            f"a size in it depends on data, and the example inputs contradict what is assumed of it ({text})",
+            COMPILE,
+        )
     if is_data_dependent(error):
         return "its control flow, or a size in it, depends on data", COMPILE
     if any(part in text for part in _NO_VALUES):

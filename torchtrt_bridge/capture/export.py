@@ -16,9 +16,9 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from torchtrt_bridge.capture.arguments import in_order
-from torchtrt_bridge.capture.capture_errors import capture_failure
+from torchtrt_bridge.capture.capture_errors import AssumptionError, capture_failure
 from torchtrt_bridge.capture.decompositions import DECOMPOSITIONS
-from torchtrt_bridge.capture.indexing import IndicesAsNumbers
+from torchtrt_bridge.capture.indexing import indices_as_numbers
 from torchtrt_bridge.capture.transformers_classes import without_cache
 from torchtrt_bridge.errors import CaptureError
 from torchtrt_bridge.graph.dynamo_internals import export_is_quiet
@@ -28,6 +28,7 @@ from torchtrt_bridge.graph.torch_internals import (
     expression_bounds,
     is_constraint_violation,
     is_data_dependent,
+    is_failed_assertion,
     is_unbacked_symbol,
     sizes_from_zero,
     tracing_lock,
@@ -102,17 +103,17 @@ def _exported(
 ) -> ExportedProgram:
     call = functools.partial(_in_aten, model, args, kwargs, dynamic_shapes)
     try:
-        return call()
+        return _holding(call(), args, kwargs)
     except Exception as error:
         if is_constraint_violation(error):
             program = call(prefer_deferred_runtime_asserts_over_guards=True)
             if _drop_proved_assertions(program):
                 return program
-        elif is_data_dependent(error):
-            with contextlib.suppress(Exception), IndicesAsNumbers():
-                return call()
+        elif is_data_dependent(error) or isinstance(error, AssumptionError):
+            with contextlib.suppress(Exception), indices_as_numbers(model):
+                return _holding(call(), args, kwargs)
             with contextlib.suppress(Exception):
-                return call(strict=True)  # Dynamo takes int(x.item()) for a number
+                return _holding(call(strict=True), args, kwargs)  # Dynamo takes int(x.item()) for a number
         raise
 
 
@@ -128,6 +129,27 @@ def _in_aten(
     program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=strict, **options)
     decomposed: ExportedProgram = program.run_decompositions(_decompositions())
     return decomposed
+
+
+def _holding(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
+    """Return a program whose assertions hold for its example inputs; raise AssumptionError for another.
+
+    `torch.export` takes a size that depends on data for that of a tensor beside it, where PyTorch may broadcast.
+    """
+    if not program.graph.find_nodes(op="call_function", target=ASSERT):
+        return program
+    captured = graph_from_program(program)
+    _output(captured.module).args = ((),)
+    captured.module.graph.eliminate_dead_code()  # keeps assertions, and what they read
+    captured.module.recompile()
+    state = [_tensor_of(program, name) for name in captured.state]
+    try:
+        captured.module(*pytree.tree_leaves((args, kwargs), is_leaf=lambda value: value is None), *state)
+    except RuntimeError as error:
+        if is_failed_assertion(error):
+            raise AssumptionError(str(error)) from error
+        raise
+    return program
 
 
 def _drop_proved_assertions(program: ExportedProgram) -> bool:

@@ -2,29 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
+_SUMS = {"add": 1, "__add__": 1, "__radd__": 1, "sub": -1, "__sub__": -1}
+
+
+@contextlib.contextmanager
+def indices_as_numbers(model: torch.nn.Module) -> Iterator[None]:
+    """Let calls of `model` run in the mode IndicesAsNumbers, within those of `torch.export`, which it comes before."""
+    mode = IndicesAsNumbers()
+    before = model.register_forward_pre_hook(lambda *_: mode.__enter__() and None)
+    behind = model.register_forward_hook(lambda *_: mode.__exit__(None, None, None), always_call=True)
+    with contextlib.ExitStack() as hooks:
+        hooks.callback(before.remove)
+        hooks.callback(behind.remove)
+        yield
+
 
 class IndicesAsNumbers(TorchFunctionMode):
-    """Mode in which a tensor of one integer, as an index, is the number of a `select`.
+    """Mode in which a tensor of one integer, as an index or an end of a slice, is a number.
 
-    That is what PyTorch makes of it outside of a capture: the result is a view. torch 2.11 wants the number itself.
+    As an index it is the number of a `select`, which is what PyTorch makes of it outside of a capture: the result is a
+    view. torch 2.11 wants the number itself. Of a slice as `[t : t + 1]` the length is a known number.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sums: dict[int, tuple[torch.Tensor, torch.Tensor, int]] = {}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = getattr(func, "__name__", "")
         if name in ("__getitem__", "__setitem__") and isinstance(args[0], torch.Tensor):
-            items = list(args[1]) if isinstance(args[1], tuple) else [args[1]]
-            if any(map(_is_number, items)) and all(map(_is_basic, items)):
+            items = [self._with_numbers(item) for item in (args[1] if isinstance(args[1], tuple) else (args[1],))]
+            if any(map(_is_of_run_time, items)) and all(map(_is_basic, items)):
                 view = _view(args[0], items)
                 return view if name == "__getitem__" else view.__setitem__(..., args[2])
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if name in _SUMS and not kwargs and len(args) == 2:
+            self._remember_sum(result, args, _SUMS[name])
+        return result
+
+    def _remember_sum(self, result: Any, args: tuple[Any, ...], sign: int) -> None:
+        """Remember that a tensor is another one and a number, of which `item` would not know."""
+        if _is_number(result) and _is_number(args[0]) and type(args[1]) is int:
+            self._sums[id(result)] = result, args[0], sign * args[1]
+
+    def _with_numbers(self, item: Any) -> Any:
+        """Return an index with numbers in place of tensors of one integer."""
+        if isinstance(item, slice):
+            return slice(*map(self._with_numbers, (item.start, item.stop, item.step)))
+        if not _is_number(item):
+            return item
+        _, base, offset = self._sums.get(id(item), (None, None, 0))
+        return item.item() if base is None else self._with_numbers(base) + offset
 
 
 def _is_number(item: Any) -> bool:
@@ -32,24 +69,47 @@ def _is_number(item: Any) -> bool:
     return is_tensor and item.dtype in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
+def _is_of_run_time(item: Any) -> bool:
+    ends = (item.start, item.stop, item.step) if isinstance(item, slice) else (item,)
+    return any(isinstance(end, torch.SymInt) for end in ends)
+
+
 def _is_basic(item: Any) -> bool:
-    return item is None or item is Ellipsis or isinstance(item, (int, torch.SymInt, slice)) or _is_number(item)
+    return item is None or item is Ellipsis or isinstance(item, (int, torch.SymInt, slice))
 
 
 def _view(value: torch.Tensor, items: Sequence[Any]) -> torch.Tensor:
-    """Return `value[items]`, with a `select` for each item that is a tensor."""
+    """Return `value[items]`, with a `select` for each item that is a number."""
     dim = 0
     for item in _without_ellipsis(value, items):
         if item is None:
             value = value.unsqueeze(dim)
         elif isinstance(item, slice):
-            value = value if item == slice(None) else value[(slice(None),) * dim + (item,)]
+            value = _part(value, dim, item)
         else:
-            number: Any = item.item() if isinstance(item, torch.Tensor) else item
-            value = torch.select(value, dim, number)
+            value = torch.select(value, dim, item)
             continue
         dim += 1
     return value
+
+
+def _part(value: torch.Tensor, dim: int, item: slice) -> torch.Tensor:
+    """Return a slice of one dimension; of a known length if the two ends are a known number apart."""
+    if item == slice(None):
+        return value
+    length = _known_length(item)
+    if length is None:
+        return value[(slice(None),) * dim + (item,)]
+    # of [-1 : 0] PyTorch gives nothing, and `narrow` the last element
+    torch._check((item.start >= 0) | (item.stop < 0))
+    return value.narrow(dim, item.start, length)
+
+
+def _known_length(item: slice) -> int | None:
+    if not (isinstance(item.start, torch.SymInt) and isinstance(item.stop, torch.SymInt) and item.step in (None, 1)):
+        return None
+    length = (item.stop - item.start).node.maybe_as_int()
+    return length if length is not None and length > 0 else None
 
 
 def _without_ellipsis(value: torch.Tensor, items: Sequence[Any]) -> list[Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,7 +13,8 @@ from torch.utils import _pytree as pytree
 from torchtrt_bridge.capture.export import CapturedGraph
 from torchtrt_bridge.entry.call_signature import CallSignature
 from torchtrt_bridge.entry.manifest import Manifest
-from torchtrt_bridge.graph.torch_internals import is_transformed
+from torchtrt_bridge.errors import ShapeRangeError
+from torchtrt_bridge.graph.torch_internals import is_failed_assertion, is_transformed
 from torchtrt_bridge.report.log import warn_once
 from torchtrt_bridge.report.model import CompileReport
 from torchtrt_bridge.runtime import Execution
@@ -80,7 +83,7 @@ class Program:
             results = self._run.in_pytorch(inputs)
         else:
             _warn_of_gradients(inputs)
-            with torch.no_grad():
+            with torch.no_grad(), _assertions_named():
                 results = self._run(inputs)
         self._copy_back(values, given)
         return pytree.tree_unflatten(list(results), self._out_spec)
@@ -91,6 +94,20 @@ class Program:
             if position < len(given) and values[position] is not given[position]:
                 with torch.no_grad():
                     given[position].copy_(values[position])
+
+
+@contextlib.contextmanager
+def _assertions_named() -> Iterator[None]:
+    """Raise ShapeRangeError for an assertion that `torch.export` put into the graph and that a call breaks."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_failed_assertion(error):
+            raise
+        raise ShapeRangeError(
+            f"A size or an index that depends on data is not what the program was exported for: {error}. Call the "
+            "program with values like those of the example inputs, or the model itself."
+        ) from error
 
 
 def _warn_of_gradients(inputs: list[Any]) -> None:

@@ -330,6 +330,11 @@ def is_data_dependent(error: Exception) -> bool:
     )
 
 
+def is_failed_assertion(error: BaseException) -> bool:
+    """Return whether an assertion that `torch.export` put into a graph does not hold for the tensors of a call."""
+    return isinstance(error, RuntimeError) and str(error).startswith("Runtime assertion failed for expression")
+
+
 def sizes_from_zero() -> contextlib.AbstractContextManager[Any]:
     """Return a context in which a result of an operator may have any size that depends on data.
 

@@ -1,5 +1,6 @@
 """Scatters that reduce. The harness negates inputs, so indices that must not be negative are made negative."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -74,6 +75,14 @@ SCATTERS = [
     Case(aten.scatter_reduce.two, reduced("mean"), in_part, name="mean-with-self-smaller-index"),
     Case(aten.scatter_reduce.two, reduced("amax", include_self=False), integers, half=False, name="amax-int64"),
     Case(aten.scatter_reduce.two, reduced("prod"), integers, half=False, name="prod-int64"),
+    Case(aten.scatter_reduce.two, reduced("mean"), integers, half=False, name="mean-int64"),
+    Case(
+        aten.scatter_reduce.two,
+        reduced("mean", include_self=False),
+        integers,
+        half=False,
+        name="mean-without-self-int64",
+    ),
 ]
 
 ADDED = [
@@ -129,7 +138,54 @@ ADDED = [
     ),
 ]
 
-CASES: list[Case] = [*SCATTERS, *ADDED]
+
+def slices(n: int) -> Inputs:
+    """Nine slices for six places of which one gets none."""
+    return -torch.rand(n, 6, 4) - 0.5, torch.cat([places(5, 8), torch.tensor([-2])]), -torch.rand(n, 9, 4) - 0.5
+
+
+def slices_of_integers(n: int) -> Inputs:
+    index = slices(n)[1].int()
+    return torch.randint(-99, 99, (n, 6, 4)), index, torch.randint(-99, 99, (n, 9, 4))
+
+
+def strange(n: int) -> Inputs:
+    """Slices with infinities, which must not reach other places."""
+    x, index, source = slices(n)
+    x[0, 0, 0], source[0, 1, 0], source[1, 2, :2] = math.inf, -math.inf, math.inf
+    return x, index, source
+
+
+def sliced(reduce: str, include_self: bool = True, dim: int = 1) -> Callable[..., torch.Tensor]:
+    return lambda x, i, v: x.index_reduce(dim, i, v, reduce, include_self=include_self)
+
+
+SLICES = [
+    *[
+        Case(aten.index_reduce.default, sliced(reduce, include_self), inputs, half=half, name=f"{reduce}{ending}{name}")
+        for reduce in ("mean", "amax", "amin", "prod")
+        for include_self, ending in ((True, ""), (False, "-without-self"))
+        for inputs, half, name in (
+            (slices, True, ""),
+            (slices_of_integers, False, "-int64"),
+            (strange, False, "-infinite"),
+        )
+    ],
+    Case(
+        aten.index_reduce.default,
+        sliced("mean", dim=-2),
+        lambda n: (torch.randn(6, 4), places(6, n), torch.randn(n, 4)),
+        name="dynamic-index",
+    ),
+    Case(
+        aten.index_reduce.default,
+        sliced("amax", dim=0),
+        lambda n: (torch.randn(6), places(6, n), torch.randn(n)),
+        name="1d",
+    ),
+]
+
+CASES: list[Case] = [*SCATTERS, *ADDED, *SLICES]
 
 
 def large(n: int) -> Inputs:
@@ -152,11 +208,31 @@ REJECTED: list[Rejected] = [
         dynamic=True,
     ),
     Rejected(aten.scatter_reduce.two, reduced("sum"), large, "33554432 comparisons"),
-    Rejected(aten.scatter_reduce.two, reduced("mean"), integers, "means of integers", name="mean"),
     Rejected(
         aten.scatter_reduce.two,
         lambda x, i, v: x.scatter_reduce(0, i, v, "sum"),
         lambda n: (torch.randn(()), places(1), torch.randn(())),
+        "without dimensions",
+        name="0d",
+    ),
+    Rejected(
+        aten.index_reduce.default,
+        sliced("amax", dim=0),
+        lambda n: (torch.randn(1 << 12, 8), places(9, 1 << 12), torch.randn(1 << 12, 8)),
+        "134217728 comparisons",
+    ),
+    Rejected(
+        aten.index_reduce.default,
+        sliced("amax", dim=0),
+        lambda n: (torch.randn(n, 4), places(4, 9), torch.randn(9, 4)),
+        "known only at run time",
+        name="of-unknown-size",
+        dynamic=True,
+    ),
+    Rejected(
+        aten.index_reduce.default,
+        sliced("amax", dim=0),
+        lambda n: (torch.randn(()), places(1, 1), torch.randn(())),
         "without dimensions",
         name="0d",
     ),

@@ -67,8 +67,6 @@ def not_comparable(self, dim, index, src, reduce, **rest):
     """Each position is compared with each index, so their number must be known and small."""
     if not self.dim() or index.dim() != self.dim():
         return "a scatter of numbers without dimensions"
-    if reduce == "mean" and not self.dtype.is_floating_point:
-        return "means of integers"
     return too_many_comparisons(self.shape[dim], index.shape)
 
 
@@ -94,16 +92,36 @@ def scatter_reduce(ctx, self, dim, index, src, reduce, *, include_self=True):
         src = ctx.slice(src, [0] * len(src.shape), ctx.sizes(index))
     total, mask = sent(ctx, reduce, int(fake(ctx, 0).shape[dim]), index, src, dim)
     total = _grown(ctx, total, self, dim, neutral(reduce, wide))
-    if include_self and reduce != "mean":
-        return ctx.cast(ctx.elementwise(LAYERS[reduce][0], self, total), dtype)
-    count = ctx.reduce("SUM", ctx.cast(mask, wide), [dim + 1], keep_dims=False)
-    count = _grown(ctx, count, self, dim, 0)
+
+    def count():
+        return _grown(ctx, _count(ctx, mask, dim, wide), self, dim, 0)
+
+    return ctx.cast(_with_self(ctx, reduce, self, total, count, include_self), dtype)
+
+
+def _count(ctx, mask, dim, dtype):
+    """Return how many values each place gets."""
+    return ctx.reduce("SUM", ctx.cast(mask, dtype), [dim + 1], keep_dims=False)
+
+
+def _with_self(ctx, reduce, self, total, count, include_self):
+    """Reduce `self` with the values sent to it, or replace it by them where there are any.
+
+    count: returns how many values each place gets; called where that matters.
+    """
+    dtype = ctx.dtype(self)
     if include_self:
-        mean = ctx.elementwise("DIV", ctx.elementwise("SUM", self, total), ctx.elementwise("SUM", count, 1, wide))
-        return ctx.cast(mean, dtype)
+        total = ctx.elementwise(LAYERS[reduce][0], self, total)
+        return _mean(ctx, total, ctx.elementwise("SUM", count(), 1, dtype)) if reduce == "mean" else total
+    number = count()
     if reduce == "mean":
-        total = ctx.elementwise("DIV", total, ctx.elementwise("MAX", count, 1, wide))
-    return ctx.cast(ctx.select(ctx.elementwise("GREATER", count, 0, wide), total, self), dtype)
+        total = _mean(ctx, total, ctx.elementwise("MAX", number, 1, dtype))
+    return ctx.select(ctx.elementwise("GREATER", number, 0, dtype), total, self)
+
+
+def _mean(ctx, total, count):
+    """Divide; a mean of integers is rounded down."""
+    return ctx.elementwise("DIV" if ctx.dtype(total).is_floating_point else "FLOOR_DIV", total, count)
 
 
 def _grown(ctx, tensor, like, dim, fill):
@@ -112,3 +130,24 @@ def _grown(ctx, tensor, like, dim, fill):
     if all(d == dim or equal([own[d]], [index[d]]) for d in range(len(own))):
         return tensor
     return ctx.slice(tensor, [0] * len(own), ctx.sizes(like), mode="FILL", fill=fill)
+
+
+def slices_not_comparable(self, dim, index, source, reduce, **rest):
+    """Each position is compared with each number of a slice."""
+    if not self.dim() or source.dim() != self.dim():
+        return "a reduction of numbers without dimensions"
+    return too_many_comparisons(self.shape[dim], source.shape)
+
+
+@converter(aten.index_reduce.default, why_not=slices_not_comparable, dtypes=NUMBERS)
+def index_reduce(ctx, self, dim, index, source, reduce, *, include_self=True):
+    """index_reduce(Tensor self, int dim, Tensor index, Tensor source, str reduce, *, bool include_self=True)
+    -> Tensor"""
+    dtype = result_dtype(ctx)
+    wide = widened(dtype)
+    self, source = ctx.tensor(self, wide), ctx.tensor(source, wide)
+    dim %= len(self.shape)
+    index = ctx.reshape(ctx.tensor(index, rank=1), [-1 if d == dim else 1 for d in range(len(self.shape))])
+    total, mask = sent(ctx, reduce, int(fake(ctx, 0).shape[dim]), index, source, dim)
+    result = _with_self(ctx, reduce, self, total, lambda: _count(ctx, mask, dim, wide), include_self)
+    return ctx.cast(result, dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -276,3 +277,73 @@ def test_a_program_says_what_it_is() -> None:
     assert repr(program).startswith("<torchtrt_bridge.Program: ")
     assert "nodes in TensorRT, 1 engine" in repr(program)
     assert "nodes in TensorRT" in program._repr_html_()
+
+
+# Layouts of the example ---------------------------------------------------------------------------------------------
+
+ROWS, COLUMNS = Dim("rows", min=1, max=8), Dim("columns", min=2, max=16)
+LAYOUTS: dict[str, tuple[Callable[..., torch.Tensor], dict[int, Any]]] = {
+    "transposed": (lambda rows: torch.randn(8, rows).t(), {0: ROWS}),
+    "transposed, both": (lambda rows: torch.randn(rows + 3, rows).t(), {0: ROWS, 1: COLUMNS}),
+    "permuted": (lambda rows: torch.randn(rows + 1, 6, rows).permute(2, 0, 1), {0: ROWS, 1: COLUMNS}),
+    "channels last": (
+        lambda rows: torch.randn(rows, 3, rows + 3, 8).to(memory_format=torch.channels_last),
+        {0: ROWS, 2: COLUMNS},
+    ),
+    "every other row": (lambda rows: torch.randn(2 * rows, 8)[::2], {0: ROWS}),
+    "every other column": (lambda rows: torch.randn(rows, 16)[:, ::2], {0: ROWS}),
+    "some of 16 columns": (lambda rows: torch.randn(rows, 16)[:, : rows + 3], {0: ROWS, 1: COLUMNS}),
+    "expanded": (lambda rows: torch.randn(1, 8).expand(rows, 8), {0: ROWS}),
+    "windows that overlap": (lambda rows: torch.randn(2 * rows + 2).unfold(0, 4, 2), {0: ROWS}),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_an_example_may_have_any_strides(name: str) -> None:
+    example, dims = LAYOUTS[name]
+    model = Rows()
+    program = trtb.export(model, example(4), dynamic_shapes=({**dims},), engine="reference")
+    assert program.report.is_whole
+    for x in (example(4), example(7), example(7).contiguous()):
+        torch.testing.assert_close(program(x), model(x))
+
+
+class Rows(nn.Module):
+    """Each row of the input as one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.eval()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(x.shape[0], -1).relu() * 2
+
+
+class Written(nn.Module):
+    """Writes to its input."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x[:, 0] = 7.0
+        return x.exp()
+
+
+def test_what_is_written_to_a_part_is_in_the_whole() -> None:
+    program = trtb.export(
+        Written().eval(), torch.randn(4, 16)[:, :7], dynamic_shapes=({0: ROWS, 1: COLUMNS},), engine="reference"
+    )
+    whole = torch.zeros(5, 16)
+    torch.testing.assert_close(program(whole[:, 2:11]), Written()(torch.zeros(5, 9)))
+    assert whole.sum() == 5 * 7.0
+    assert bool((whole[:, 2] == 7.0).all())
+
+
+class ByOffsets(nn.Module):
+    """Reads memory of its input by offsets, and its columns."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(-1).exp().sum() + x.as_strided((2, 2), (16, 1))
+
+
+def test_memory_that_is_read_by_offsets_is_not_copied() -> None:
+    with pytest.raises(trtb.CaptureError, match="dynamic_shapes"):
+        trtb.export(ByOffsets().eval(), torch.randn(4, 16)[:, :7], dynamic_shapes=({0: ROWS, 1: COLUMNS},))

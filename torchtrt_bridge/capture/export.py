@@ -23,6 +23,7 @@ from torchtrt_bridge.capture.transformers_classes import without_cache
 from torchtrt_bridge.errors import CaptureError
 from torchtrt_bridge.graph.dynamo_internals import export_is_quiet
 from torchtrt_bridge.graph.edit import copy_graph, set_constant
+from torchtrt_bridge.graph.nodes import operator_name
 from torchtrt_bridge.graph.shapes import UNBOUNDED
 from torchtrt_bridge.graph.torch_internals import (
     expression_bounds,
@@ -109,6 +110,8 @@ def _exported(
             program = call(prefer_deferred_runtime_asserts_over_guards=True)
             if _drop_proved_assertions(program):
                 return program
+            with contextlib.suppress(Exception):
+                return _of_contiguous(model, args, kwargs, dynamic_shapes)
         elif is_data_dependent(error) or isinstance(error, AssumptionError):
             with contextlib.suppress(Exception), indices_as_numbers(model):
                 return _holding(call(), args, kwargs)
@@ -129,6 +132,21 @@ def _in_aten(
     program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=strict, **options)
     decomposed: ExportedProgram = program.run_decompositions(_decompositions())
     return decomposed
+
+
+def _of_contiguous(
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any
+) -> ExportedProgram:
+    """Export for contiguous copies of the example inputs, which a program makes of the inputs of its calls too.
+
+    `torch.export` takes strides, as the 16 of `x[:, :7]` of 16 columns, for sizes that a dynamic one must differ from.
+    Raises ValueError for a program that reads memory by offsets, which are those of the strides.
+    """
+    args, kwargs = pytree.tree_map_only(torch.Tensor, torch.Tensor.contiguous, (args, kwargs))
+    program = _in_aten(model, args, kwargs, dynamic_shapes)
+    if any(operator_name(node.target).startswith("as_strided") for node in program.graph.nodes):
+        raise ValueError("it reads the memory of a tensor by offsets")
+    return program
 
 
 def _holding(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:

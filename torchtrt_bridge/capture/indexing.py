@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import fx
 from torch.overrides import TorchFunctionMode
 
 _SUMS = {"add": 1, "__add__": 1, "__radd__": 1, "sub": -1, "__sub__": -1}
@@ -14,14 +15,23 @@ _SUMS = {"add": 1, "__add__": 1, "__radd__": 1, "sub": -1, "__sub__": -1}
 
 @contextlib.contextmanager
 def indices_as_numbers(model: torch.nn.Module) -> Iterator[None]:
-    """Let calls of `model` run in the mode IndicesAsNumbers, within those of `torch.export`, which it comes before."""
+    """Let calls of `model` run in the mode IndicesAsNumbers, before the modes of `torch.export` where that is possible.
+
+    These would make slices of their own. While Dynamo compiles, entering a mode in a call ends torch 2.11 with a
+    segmentation fault; the graphs that Dynamo gives hold no such slices.
+    """
     mode = IndicesAsNumbers()
+    if isinstance(model, fx.GraphModule):
+        with mode:
+            yield
+        return
     before = model.register_forward_pre_hook(lambda *_: mode.__enter__() and None)
     behind = model.register_forward_hook(lambda *_: mode.__exit__(None, None, None), always_call=True)
-    with contextlib.ExitStack() as hooks:
-        hooks.callback(before.remove)
-        hooks.callback(behind.remove)
+    try:
         yield
+    finally:
+        before.remove()
+        behind.remove()
 
 
 class IndicesAsNumbers(TorchFunctionMode):

@@ -49,13 +49,6 @@ VIEWS = [
     Case(aten.reshape.default, lambda x: x.view(3, -1), integers, half=False, name="int64"),
     Case(aten.reshape.default, lambda x: x.view(-1), mask, half=False, name="bool"),
     Case(aten.reshape.default, lambda x: aten._unsafe_view(x, [x.shape[0], 48]), rows, name="unsafe"),
-    Case(aten.as_strided.default, lambda x: x.as_strided((x.shape[0], 48), (48, 1)), rows),
-    Case(
-        aten.as_strided.default,
-        lambda x: x.as_strided((x.shape[0], 48, 1), (48, 1, 7)),
-        rows,
-        name="stride-of-one-element",
-    ),
 ]
 
 ORDER = [
@@ -125,13 +118,4 @@ REPEATS = [
 
 CASES: list[Case] = [*VIEWS, *ORDER, *REPEATS]
 
-REJECTED: list[Rejected] = [
-    Rejected(aten.as_strided.default, lambda x: x.as_strided((2, 3), (1, 2)), rows, "strides and offsets"),
-    Rejected(
-        aten.as_strided.default,
-        lambda x: x.as_strided((2, 6), (6, 1), 1),
-        rows,
-        "strides and offsets",
-        "offset",
-    ),
-]
+REJECTED: list[Rejected] = []

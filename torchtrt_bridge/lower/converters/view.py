@@ -82,25 +82,3 @@ def repeat(ctx, self, repeats):
     self = ctx.tensor(self, rank=len(repeats))
     sizes = [computed(ctx, operator.mul, *pair) for pair in zip(ctx.sizes(self), repeats, strict=True)]
     return ctx.slice(self, [0] * len(sizes), sizes, mode="WRAP")
-
-
-def not_a_plain_view(self, size, stride, storage_offset=None):
-    """TensorRT lays out memory as it likes, so strides mean a view only of a whole contiguous tensor."""
-    dense = [_numel(size[d + 1 :]) for d in range(len(size))]
-    strides = zip(size, stride, dense, strict=True)
-    contiguous = self.is_contiguous() and all(equal([n], [1]) or equal([a], [b]) for n, a, b in strides)
-    whole = not storage_offset and equal([_numel(size)], [self.numel()])
-    return None if contiguous and whole else "strides and offsets into memory, which TensorRT does not have"
-
-
-def _numel(sizes):
-    result = 1
-    for size in sizes:
-        result = result * size
-    return result
-
-
-@converter(aten.as_strided.default, why_not=not_a_plain_view)
-def as_strided(ctx, self, size, stride, storage_offset=None):
-    """as_strided(Tensor(a) self, SymInt[] size, SymInt[] stride, SymInt? storage_offset=None) -> Tensor(a)"""
-    return reshape(ctx, self, size)

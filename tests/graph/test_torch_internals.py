@@ -169,6 +169,9 @@ class Shifted(nn.Module):
 def test_the_tracer_of_a_pickled_graph() -> None:
     module = Shifted()
     traced = torch.fx.GraphModule(module, ReadsBuffers().trace(module))
+    for node in traced.graph.nodes:
+        node.type = None  # torch 2.11 does not pickle annotations that are strings, as those of this file
+    traced.recompile()
     torch_internals.set_tracer(traced, ReadsBuffers)
     again = pickle.loads(pickle.dumps(traced))
     assert again.graph.find_nodes(op="call_method", target="abs")

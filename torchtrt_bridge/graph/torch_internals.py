@@ -212,10 +212,14 @@ def expression_bounds(expression: Any, ranges: Mapping[Any, tuple[int, int]]) ->
 
     ranges: smallest and largest value of each of its symbols.
     """
+    from torch.utils._sympy.functions import FloorDiv, Mod
     from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
 
-    bounds = bound_sympy(expression, {symbol: ValueRanges(*ranges[symbol]) for symbol in expression.free_symbols})
-    return bounds.lower, bounds.upper
+    known = {symbol: ValueRanges(*ranges[symbol]) for symbol in expression.free_symbols}
+    # of s - Mod(s, 8), torch 2.11 does not see that it is no less than 0
+    whole = expression.replace(Mod, lambda number, divisor: number - divisor * FloorDiv(number, divisor))
+    bounds = [bound_sympy(form, known) for form in (expression, whole)]
+    return max(form.lower for form in bounds), min(form.upper for form in bounds)
 
 
 # Capture -----------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention.flex_attention import flex_attention
 
 import torchtrt_bridge as trtb
 from tests.models import ConvNet, image, trained
@@ -62,6 +63,38 @@ def test_a_class_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(trtb.OptionsError, match=r"(?s)namedtuple class .*Halves.*Register the class"):
         trtb.save(program, tmp_path / "model.pt2")
     assert os.listdir(tmp_path) == []
+
+
+class Flexible(nn.Module):
+    """A layer, and attention whose graphs and block mask `torch.export` does not write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        heads = self.layer(x).view(1, 1, 4, 8)
+        return flex_attention(heads, heads, heads, score_mod=lambda score, b, h, query, key: score + (query - key))
+
+
+def test_an_operator_that_cannot_be_written(tmp_path: Path) -> None:
+    program = trtb.export(Flexible().eval(), torch.randn(4, 8), engine="reference")
+    path = tmp_path / "model.pt2"
+    path.write_bytes(b"old")
+    with pytest.raises(trtb.OptionsError, match=r"cannot write flex_attention .*test_archive.py:\d+.*in this process"):
+        trtb.save(program, path)
+    assert path.read_bytes() == b"old"
+
+
+def test_whatever_the_writer_raises_is_named(
+    program: trtb.Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(*_: Any) -> None:
+        raise KeyError("planted")
+
+    monkeypatch.setattr(torch.export, "save", save)
+    with pytest.raises(trtb.OptionsError, match="cannot write this program: KeyError: 'planted'"):
+        trtb.save(program, tmp_path / "model.pt2")
 
 
 def test_a_file_that_save_did_not_write(tmp_path: Path) -> None:

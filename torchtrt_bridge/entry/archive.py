@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import hashlib
 import io
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,7 +34,7 @@ from torchtrt_bridge.entry.archive_check import check_archive
 from torchtrt_bridge.entry.manifest import Manifest
 from torchtrt_bridge.errors import EngineLoadError, OptionsError
 from torchtrt_bridge.graph.edit import copy_graph
-from torchtrt_bridge.graph.nodes import graph_of
+from torchtrt_bridge.graph.nodes import describe, graph_of
 from torchtrt_bridge.graph.torch_internals import set_state_dict
 
 MANIFEST = "torchtrt_bridge.json"
@@ -148,9 +149,29 @@ def _write_program(program: ExportedProgram, file: BinaryIO) -> None:
             f"torch.export cannot write how the program's arguments and results are nested: {error} "
             "Register the class with torch.utils._pytree, with a serialized_type_name, before the export."
         ) from error
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # SerializeError, or what else PyTorch's writer raises for an operator or its arguments
+        raise OptionsError(_unwritable(program, error)) from error
     if stream.failure is not None:
         raise stream.failure
     file.flush()
+
+
+def _unwritable(program: ExportedProgram, error: Exception) -> str:
+    """Return the message for a program that PyTorch does not write: the node, the reason and what to do."""
+    found = re.search(r"Failed serializing node (\w+)", str(error))
+    named = [node for node in program.graph.nodes if found is not None and node.name == found[1]]
+    what = describe(named[0]) if named else "this program"
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    reason = str(cause).strip().partition("\n")[0].rstrip(".")
+    return (
+        f"torch.export cannot write {what}: {type(cause).__name__}: {reason}. The program runs in this process; "
+        "export the model again in each process that needs it, or write that part with other operators, as "
+        "scaled_dot_product_attention with a mask in place of flex_attention."
+    )
 
 
 def _checked_records(archive: PT2ArchiveReader) -> dict[str, str]:

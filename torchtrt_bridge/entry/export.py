@@ -105,7 +105,8 @@ def save(program: Program, path: str | Path) -> None:
     """Write a program as a `.pt2` file, which `torch.export.load` reads too.
 
     An existing file stays as it was if writing fails. Raises OptionsError for a path that does not name such a file in
-    an existing folder, and for a program with arguments or results of a class that `torch.export` cannot write.
+    an existing folder, and for a program that `torch.export` cannot write: arguments or results of an unknown class, or
+    an operator such as flex_attention.
     """
     if not isinstance(program, Program):
         raise OptionsError(f"save() takes what export() returns, not {type(program).__name__}.")

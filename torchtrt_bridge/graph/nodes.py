@@ -13,7 +13,7 @@ from torch import fx
 from torchtrt_bridge.graph.torch_internals import is_operator, schema_of
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>.+)\n\s*(?P<code>.*)')
-_LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+_LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), "<")  # and code that was made
 
 
 def operator_name(op: Any) -> str:

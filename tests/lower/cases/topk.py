@@ -1,4 +1,4 @@
-"""Positions and order of values, and running sums and products."""
+"""The largest and the smallest values, and their positions."""
 
 import torch
 
@@ -27,25 +27,6 @@ def integers(n: int) -> tuple[torch.Tensor]:
 
 def bools(n: int) -> tuple[torch.Tensor]:
     return (torch.randn(n, 3, 4) > 0.5,)
-
-
-def near_one(n: int) -> tuple[torch.Tensor]:
-    return (-torch.rand(n, 3, 4) - 0.5,)
-
-
-def with_zeros(n: int) -> tuple[torch.Tensor]:
-    return (torch.randn(n, 4, 3) * (torch.rand(n, 4, 3) > 0.2),)
-
-
-def small_integers(n: int) -> tuple[torch.Tensor]:
-    return (torch.randint(-3, 4, (n, 5)),)
-
-
-def with_infinities(n: int) -> tuple[torch.Tensor]:
-    """Large numbers, of which none, some or all before one are -inf after negation."""
-    rows = torch.randn(n, 5) * 50
-    rows[0, :3], rows[1, 2] = torch.inf, torch.inf
-    return (rows,)
 
 
 def with_nan(n: int) -> tuple[torch.Tensor]:
@@ -105,55 +86,11 @@ CASES: list[Case] = [
     Case(aten.topk.default, lambda x: torch.topk(x, 2, sorted=False), distinct, name="unsorted"),
     Case(aten.topk.default, lambda x: torch.topk(x[0, 0], 2), distinct, name="1d"),
     Case(aten.topk.default, lambda x: torch.topk(x, 3), integers, name="int64", half=False),
-    Case(aten.sort.default, lambda x: torch.sort(x), distinct),
-    Case(aten.sort.default, lambda x: torch.sort(x, 1, descending=True), distinct, name="descending"),
-    Case(aten.sort.default, lambda x: torch.sort(x[0, 0]), distinct, name="1d"),
-    Case(aten.sort.default, lambda x: torch.sort(x), integers, name="int64", half=False),
-    Case(aten.sort.default, lambda x: torch.argsort(x, -1, descending=True), distinct, name="argsort"),
-    Case(aten.sort.default, lambda x: torch.msort(x.mT.mT[0]), distinct, name="msort"),
     Case(aten.topk.default, lambda x: torch.topk(x, 2)[0], with_nan, name="nan"),
     Case(aten.topk.default, lambda x: torch.topk(x, 2, largest=False)[0], with_nan, name="nan-smallest"),
-    Case(aten.sort.default, lambda x: torch.sort(x)[0], with_nan, name="nan"),
-    Case(aten.sort.default, lambda x: torch.sort(x, descending=True)[0], with_nan, name="nan-descending"),
-    *[
-        Case(
-            aten.sort.stable,
-            lambda x, d=d: torch.sort(x, dim=1, descending=d, stable=True),
-            make,
-            name=f"{name}-{d}",
-            half=half,
-        )
-        for name, make, half in (("ties", equal, True), ("nan", with_nan, True), ("int64", small_integers, False))
-        for d in (False, True)
-    ],
-    Case(aten.sort.stable, lambda x: torch.argsort(x, dim=1, stable=True), bools, name="bool", half=False),
-    Case(aten.sort.stable, lambda x: torch.sort(x[0], stable=True), line, name="0d"),
-    Case(aten.cumsum.default, over(torch.cumsum, -1), distinct),
-    Case(aten.cumsum.default, over(torch.cumsum, 0), distinct, name="dynamic"),
-    Case(aten.cumsum.default, over(torch.cumsum, 1), integers, name="int64", half=False),
-    Case(aten.cumsum.default, over(torch.cumsum, 1), bools, name="bool", half=False),
-    Case(aten.cumsum.default, over(torch.cumsum, 1, dtype=torch.float32), bools, name="dtype", half=False),
-    Case(aten.cumsum.default, lambda x: torch.cumsum(x[0], 0), line, name="0d"),
-    Case(aten.cumprod.default, over(torch.cumprod, -1), near_one),
-    Case(aten.cumprod.default, over(torch.cumprod, 1), with_zeros, name="zeros"),
-    Case(aten.cumprod.default, over(torch.cumprod, 1), small_integers, name="int64", half=False),
-    Case(aten.cumprod.default, over(torch.cumprod, 1, dtype=torch.float32), bools, name="dtype", half=False),
-    Case(aten.cumprod.default, lambda x: torch.cumprod(x[0], 0), line, name="0d"),
-    Case(aten.logcumsumexp.default, over(torch.logcumsumexp, -1), near_one),
-    Case(aten.logcumsumexp.default, over(torch.logcumsumexp, 1), with_infinities, name="infinities"),
-    Case(aten.logcumsumexp.default, lambda x: torch.logcumsumexp(x[0], 0), line, name="0d"),
 ]
 
 
-def stable(x: torch.Tensor) -> torch.Tensor:
-    return torch.sort(x, stable=True)[0]
-
-
 REJECTED: list[Rejected] = [
-    Rejected(aten.sort.stable, stable, lambda n: (torch.randn(n, 2000),), "at most 1024"),
-    Rejected(aten.sort.stable, lambda x: stable(x.mT), lambda n: (torch.randn(n, 3),), "is not known", dynamic=True),
     Rejected(aten.topk.default, over(torch.topk, 4000), lambda n: (torch.randn(n, 5000),), "at most 3840"),
-    Rejected(aten.sort.default, torch.sort, lambda n: (torch.randn(n, 5000),), "at most 3840"),
-    Rejected(aten.cumprod.default, over(torch.cumprod, 1), lambda n: (torch.randn(n, 1025),), "at most 1024"),
-    Rejected(aten.logcumsumexp.default, over(torch.logcumsumexp, 0), line, "whose size is not known", dynamic=True),
 ]

@@ -8,9 +8,9 @@ import torch
 
 from torchtrt_bridge.lower.converters.arithmetic import widened
 from torchtrt_bridge.lower.converters.index import adjacent, flat_index, in_front, indexed, merged, order_of
+from torchtrt_bridge.lower.converters.running import running_sum
 from torchtrt_bridge.lower.converters.scatter_reduce import sent, too_many_comparisons
 from torchtrt_bridge.lower.converters.sizes import equal, fake, product, scalar
-from torchtrt_bridge.lower.converters.topk import running_sum
 from torchtrt_bridge.lower.converters.view import expand_to
 from torchtrt_bridge.lower.registry import converter
 

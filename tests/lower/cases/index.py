@@ -155,29 +155,8 @@ INDEX = [
     ),
 ]
 
-BUCKETS = [
-    Case(
-        aten.bucketize.Tensor,
-        lambda x, b: torch.bucketize(x, b),
-        lambda n: (torch.randn(n, 3).round(decimals=1), -torch.tensor([-1.0, -0.3, 0.0, 0.3, 1.0])),
-    ),
-    Case(
-        aten.bucketize.Tensor,
-        lambda x: torch.bucketize(x, torch.tensor([-3, 0, 3]), right=True, out_int32=True),
-        lambda n: (torch.randint(-4, 5, (n, 3)),),
-        half=False,
-        name="right",
-    ),
-]
-
-CASES: list[Case] = [*GATHERS, *INDEX, *BUCKETS]
+CASES: list[Case] = [*GATHERS, *INDEX]
 
 REJECTED: list[Rejected] = [
     Rejected(aten.index.Tensor, lambda x, m: x[m], masked, "depends on the data"),
-    Rejected(
-        aten.bucketize.Tensor,
-        lambda x, b: torch.bucketize(x, b),
-        lambda n: (torch.randn(n), -torch.arange(2000.0)),
-        "2000 boundaries",
-    ),
 ]

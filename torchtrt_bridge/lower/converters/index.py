@@ -1,4 +1,4 @@
-"""Reading by index: gathers, rows of a table, and the numbers of classes and intervals."""
+"""Reading by index: gathers, rows of a table, and the numbers of classes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import operator
 
 import torch
 
-from torchtrt_bridge.graph.shapes import is_symbolic
 from torchtrt_bridge.lower.converters.sizes import computed, equal, fake, product, scalar
 from torchtrt_bridge.lower.registry import converter
 
@@ -133,27 +132,3 @@ def embedding(ctx, weight, indices, padding_idx=-1, scale_grad_by_freq=False, sp
 
     The other arguments are about gradients."""
     return ctx.network.add_gather(ctx.tensor(weight), ctx.tensor(indices), 0).get_output(0)
-
-
-MANY_BOUNDARIES = 1024
-
-
-def many_boundaries(self, boundaries, **rest):
-    """Each value is compared with each boundary."""
-    count = boundaries.shape[0]
-    return f"{count} boundaries" if is_symbolic(count) or count > MANY_BOUNDARIES else None
-
-
-@converter(aten.bucketize.Tensor, why_not=many_boundaries)
-def bucketize(ctx, self, boundaries, *, out_int32=False, right=False):
-    """bucketize.Tensor(Tensor self, Tensor boundaries, *, bool out_int32=False, bool right=False) -> Tensor
-
-    The number of boundaries that a value has passed; NaN passes all, as in PyTorch.
-    """
-    self = ctx.tensor(self)
-    boundaries, values = ctx.operands(boundaries, ctx.unsqueeze(self, [len(self.shape)]))
-    beyond = ctx.elementwise("GREATER", boundaries, values)
-    if not right:
-        beyond = ctx.elementwise("OR", beyond, ctx.elementwise("EQUAL", boundaries, values))
-    passed = ctx.cast(ctx.unary("NOT", beyond), torch.int32 if out_int32 else torch.int64)
-    return ctx.reduce("SUM", passed, [-1], keep_dims=False)

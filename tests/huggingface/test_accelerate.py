@@ -177,6 +177,20 @@ def test_a_model_in_a_pipeline(model: Any, ids: torch.Tensor) -> None:
     assert trtb.report(pipe).graphs == 1
 
 
+@pytest.mark.parametrize("begin", [trtb.accelerate, trtb.compile])
+def test_a_model_in_training_mode_is_told_so(
+    begin: Any, model: Any, ids: torch.Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    fast = begin(model.train(), engine="reference")
+    with torch.inference_mode():
+        fast(ids)
+    assert "call model.eval() first" in caplog.text
+    assert "call model.eval() first" in trtb.report(fast).notes[0]
+    model.eval()
+    fast.eval()
+    assert not any("model.eval()" in note for note in trtb.report(fast).notes)
+
+
 # What it refuses ---------------------------------------------------------------------------------------------
 
 

@@ -33,8 +33,8 @@ def accelerate(
     Returns `target`. `restore` undoes it.
     Raises OptionsError for any other object, and for a model that is compiled already.
     """
-    backend = Backend(Options.from_mapping(options))
     model = _model_of(target, "accelerate")
+    backend = Backend(Options.from_mapping(options), model)
     for part in _parts(model):
         if compiled_call(part) is not None:
             raise OptionsError(

@@ -14,6 +14,7 @@ from torchtrt_bridge.capture.export import CapturedGraph
 from torchtrt_bridge.engine.builder import BuildContext, Builder, RepartitionError
 from torchtrt_bridge.errors import UnsupportedOpError
 from torchtrt_bridge.graph.edit import copy_graph, own_constants
+from torchtrt_bridge.graph.kv_cache import write_in_place
 from torchtrt_bridge.graph.nodes import describe
 from torchtrt_bridge.graph.shapes import Range, TensorSpec, spec_of
 from torchtrt_bridge.lower import is_foreign
@@ -72,7 +73,7 @@ def compile_graph(
     """
     context = BuildContext.from_options(options, bounded(captured.ranges, options))
     user_tensors = [] if original is not None else list(captured.module.buffers())
-    module = normalize(captured.module, options, captured.outputs)
+    module = normalize(captured.module, options, captured.outputs, captured.mutations)
     in_float = left_in_float(module, context.library, options)
     is_reference = options.engine == "reference"
     if original is not None and is_reference:
@@ -160,6 +161,7 @@ def engine_module(
     dtypes, specs = set(dtypes_of(subgraph)), input_specs(subgraph, ranges)
     in_floats = without_rounding if quantizes(subgraph) else None
     flatten_linear_inputs(subgraph)
+    write_in_place(subgraph)
     return EngineModule(subgraph, specs, build, dtypes, entry, options, in_floats, alternative)
 
 

@@ -19,15 +19,24 @@ class Replayed(CudaGraphCall):
 
     made: list[Replayed]
 
-    def __init__(self, run: Callable[..., Any], inputs: Sequence[Any], in_place: Collection[int] = ()) -> None:
+    def __init__(
+        self,
+        run: Callable[..., Any],
+        inputs: Sequence[Any],
+        in_place: Collection[int] = (),
+        written: Collection[int] = (),
+    ) -> None:
         taken: list[Any] = []
 
         def noting(*values: Any) -> Any:
             taken.extend(values)
             return run(*values)
 
-        super().__init__(noting, inputs, in_place)
-        self.in_place = sorted(in_place)
+        before = [value.clone() for value in inputs]
+        super().__init__(noting, inputs, in_place, written)
+        for value, held in zip(inputs, before, strict=True):
+            value.copy_(held)  # a capture computes nothing
+        self.in_place = sorted(self._places)
         self._graph.replay = lambda: [o.copy_(r) for o, r in zip(self.outputs, run(*taken), strict=True)]
         self.made.append(self)
 
@@ -36,9 +45,16 @@ def computed(x: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor]:
     return (x * 2 + state,)
 
 
-def graphed(is_static: bool) -> GraphedModule:
-    module: Any = SimpleNamespace(forward=computed)
-    return GraphedModule(module, None, is_static, reuse_outputs=False, resources=list, give_up=pytest.fail)
+def counted(x: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor]:
+    """Write to the state."""
+    result = x * 2 + state
+    state.add_(1)
+    return (result,)
+
+
+def graphed(is_static: bool, forward: Any = computed, written: tuple[int, ...] = ()) -> GraphedModule:
+    module: Any = SimpleNamespace(forward=forward)
+    return GraphedModule(module, None, is_static, False, resources=list, give_up=pytest.fail, written=written)
 
 
 @pytest.fixture
@@ -102,6 +118,21 @@ def test_results_that_are_kept_and_given_back_as_inputs(pair: CudaGraphPair) -> 
         kept.append((y, expected))
     for result, expected in kept:
         torch.testing.assert_close(result, expected)
+
+
+@pytest.mark.parametrize("is_still", [True, False], ids=["still", "moving"])
+@pytest.mark.parametrize("is_inference", [True, False], ids=["inference", "plain"])
+def test_what_is_written_is_the_callers(is_still: bool, is_inference: bool, pair: CudaGraphPair) -> None:
+    """It is written once in each call, also in the one that is captured; tensors of inference mode are copied."""
+    pair = CudaGraphPair(graphed(True, counted, written=(1,)))
+    with torch.inference_mode(is_inference):
+        state = torch.zeros(3)
+        for number in range(6):
+            state = state if is_still else state.clone()
+            (result,) = pair([torch.ones(3), state])
+            assert result.tolist() == [2.0 + number] * 3
+            assert state.tolist() == [number + 1.0] * 3
+    assert Replayed.made[0].in_place == ([1] if is_still and not is_inference else [])
 
 
 def test_the_shapes_that_were_used_last_are_kept() -> None:

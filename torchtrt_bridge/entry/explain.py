@@ -94,7 +94,7 @@ class _Analysis:
     def _analyse(self, module: fx.GraphModule, args: Sequence[Any], report: CompileReport) -> None:
         weights, numbers = dynamo.weight_positions(module, args), dynamo.number_positions(module, args)
         captured, _ = dynamo.capture(module, args, weights, numbers)
-        normalized = normalize(captured.module, self.options, captured.outputs)
+        normalized = normalize(captured.module, self.options, captured.outputs, captured.mutations)
         with contextlib.suppress(EngineLoadError):  # without TensorRT there is no answer to a probe
             report.in_float = left_in_float(normalized, libraries.choose(self.options.engine), self.options)
         proposal = propose(normalized, self.options, provider_for(self.options))

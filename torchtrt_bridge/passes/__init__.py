@@ -1,5 +1,7 @@
 """Passes that bring a captured graph into the form that is lowered. None changes what the graph computes."""
 
+from collections.abc import Sequence
+
 from torch import fx
 
 from torchtrt_bridge.options import Options
@@ -15,6 +17,7 @@ from torchtrt_bridge.passes.drop_quantization import (
     without_rounding,
 )
 from torchtrt_bridge.passes.embedding_bags import reduce_equal_bags
+from torchtrt_bridge.passes.kv_caches import mark_kv_caches
 from torchtrt_bridge.passes.precision import set_precision
 from torchtrt_bridge.passes.projections import merge_projections
 from torchtrt_bridge.passes.returned_views import take_returned_views
@@ -35,11 +38,15 @@ PASSES = (
 )
 
 
-def normalize(module: fx.GraphModule, options: Options, outputs: int | None = None) -> fx.GraphModule:
+def normalize(
+    module: fx.GraphModule, options: Options, outputs: int | None = None, mutations: Sequence[int] = ()
+) -> fx.GraphModule:
     """Run all passes on `module`, in place, and return it.
 
     outputs: the number of results that the caller gets, before those that are written to inputs; None for all.
+    mutations: the indices of those inputs, as in `CapturedGraph`.
     """
+    mark_kv_caches(module, outputs, mutations)
     views = take_returned_views(module, outputs)
     for run_pass in PASSES:
         module = run_pass(module, options)

@@ -33,6 +33,7 @@ class CudaGraphCall:
     """The work of `run` on `inputs`, captured once and replayed with other values of the same shapes.
 
     in_place: the indices of the inputs that are read where they lie; `accepts` says whether others lie there too.
+    written: the indices of the inputs that `run` writes to.
     outputs: its results, which each replay overwrites.
     returns_inputs: whether an output shares memory with an input.
     resources: objects that live as long as the graph, as its kernels read their memory.
@@ -40,10 +41,16 @@ class CudaGraphCall:
     """
 
     def __init__(
-        self, run: Callable[..., Sequence[Any]], inputs: Sequence[Any], in_place: Collection[int] = ()
+        self,
+        run: Callable[..., Sequence[Any]],
+        inputs: Sequence[Any],
+        in_place: Collection[int] = (),
+        written: Collection[int] = (),
     ) -> None:
         tensors = [i for i, value in enumerate(inputs) if isinstance(value, torch.Tensor)]
+        in_place = [i for i in in_place if i not in written or not inputs[i].is_inference()]  # no writes while captured
         self._copied = [i for i in tensors if i not in in_place]
+        self._written_copies = [i for i in self._copied if i in written]
         self._places = {i: place_of(inputs[i]) for i in tensors if i in in_place}
         self._graph = torch.cuda.CUDAGraph()
         # Buffers made under the caller's inference mode could not be written to outside it.
@@ -53,6 +60,7 @@ class CudaGraphCall:
                 self.outputs = tuple(run(*values))
         self.resources: object = None
         self._buffers = [values[i] for i in self._copied]
+        self._new_values = [values[i] for i in self._written_copies]
         self._storages = storages_of(tensors_of(self.outputs))
         self.returns_inputs = _share_memory(self._storages, [values[i] for i in tensors])
         self._unused = [use_count(storage) for storage in self._storages]
@@ -66,6 +74,8 @@ class CudaGraphCall:
         if self._buffers:
             copy_all(self._buffers, [inputs[i] for i in self._copied])
         self._graph.replay()
+        if self._new_values:
+            copy_all([inputs[i] for i in self._written_copies], self._new_values)
 
     def accepts(self, inputs: Sequence[Any]) -> bool:
         """Return whether the inputs that it reads in place lie where they did."""
@@ -93,6 +103,7 @@ class GraphedModule:
     reuse_outputs: whether each call may overwrite the results of the last one.
     resources: returns what a graph's kernels read the memory of.
     give_up: called with the reason where no graph can be captured.
+    written: the indices of the inputs that the module writes to.
     """
 
     module: nn.Module
@@ -101,6 +112,7 @@ class GraphedModule:
     reuse_outputs: bool
     resources: Callable[[], object]
     give_up: Callable[[str], None]
+    written: tuple[int, ...] = ()
 
 
 class CudaGraphCache:
@@ -173,20 +185,26 @@ class CudaGraphPair:
         return self.copied.copied_outputs()
 
     def _before_capture(self, inputs: Sequence[Any]) -> Sequence[Any]:
-        results: Sequence[Any] = self.graphed.module.forward(*inputs)
         self.calls += 1
         self._places = _places_kept(self._places, inputs)
-        if self.calls > (STATIC_CALLS_BEFORE_CAPTURE if self.graphed.is_static else DYNAMIC_CALLS_BEFORE_CAPTURE):
+        least = STATIC_CALLS_BEFORE_CAPTURE if self.graphed.is_static else DYNAMIC_CALLS_BEFORE_CAPTURE
+        before = self._written(inputs) if self.calls > least else []
+        results: Sequence[Any] = self.graphed.module.forward(*inputs)
+        if self.calls > least:
             graph = self._capture(inputs)
-            if graph is not None and self._agrees(graph, inputs, results):
+            if graph is not None and self._agrees(graph, inputs, before, results):
                 self.aliased = graph
         return results
+
+    def _written(self, inputs: Sequence[Any]) -> list[torch.Tensor]:
+        """Return copies of the inputs that the module writes to."""
+        return [inputs[i].clone() for i in self.graphed.written]
 
     def _capture(self, inputs: Sequence[Any]) -> CudaGraphCall | None:
         graphed = self.graphed
         try:
             with torch.cuda.device(graphed.device):
-                graph = CudaGraphCall(graphed.module.forward, inputs, in_place=self._places or ())
+                graph = CudaGraphCall(graphed.module.forward, inputs, self._places or (), graphed.written)
             graph.resources = graphed.resources()
         except (RuntimeError, BridgeError) as error:
             graphed.give_up(f"capture failed: {error}")
@@ -196,10 +214,19 @@ class CudaGraphPair:
             return None
         return graph
 
-    def _agrees(self, graph: CudaGraphCall, inputs: Sequence[Any], expected: Sequence[Any]) -> bool:
-        """Check that a replay gives the results of the plain call: a graph leaves out what does not run on the GPU."""
+    def _agrees(
+        self, graph: CudaGraphCall, inputs: Sequence[Any], before: Sequence[torch.Tensor], results: Sequence[Any]
+    ) -> bool:
+        """Check that a replay gives the results of the plain call: a graph leaves out what does not run on the GPU.
+
+        before: what the inputs that are written to held before that call.
+        """
+        targets, after = [inputs[i] for i in self.graphed.written], self._written(inputs)
+        _set(targets, before)
         graph(inputs)
-        comparison = compare(tensors_of(graph.outputs), tensors_of(expected), REPLAY_BOUND)
+        actual = [*tensors_of(graph.outputs), *self._written(inputs)]
+        _set(targets, after)
+        comparison = compare(actual, [*tensors_of(results), *after], REPLAY_BOUND)
         if comparison.problem is not None:
             self.graphed.give_up(f"a replay differs: {comparison.problem}")
         return comparison.problem is None
@@ -218,6 +245,11 @@ def _own_workspaces() -> Iterator[None]:
         yield
     finally:
         clear_cublas_workspaces()
+
+
+def _set(targets: list[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
+    if targets:
+        copy_all(targets, list(values))
 
 
 def place_of(value: torch.Tensor) -> tuple[int, tuple[int, ...]]:

@@ -29,6 +29,7 @@ from torchtrt_bridge.runtime.result_views import take_result_views
 from torchtrt_bridge.runtime.torch_subgraph import TorchSubgraph
 from torchtrt_bridge.runtime.trial import TriedModule
 from torchtrt_bridge.runtime.weights import Holder, SpareWeights, buffers_of, memory_of
+from torchtrt_bridge.runtime.write_back import append_write_back
 
 
 class Execution:
@@ -51,7 +52,8 @@ class Execution:
     ) -> None:
         self.module = module
         self.mutations = tuple(mutations)
-        self._views, self._outputs = take_result_views(module, outputs, mutations)
+        self._views, outputs = take_result_views(module, outputs, mutations)
+        append_write_back(module, outputs, mutations)
         self.options = options
         self.report = report
         self.engines = [m for m in module.modules() if isinstance(m, EngineModule)]
@@ -62,7 +64,13 @@ class Execution:
         self.generation = Generation()
         device = self.devices[0] if self.devices else None
         self.graphed = GraphedModule(
-            module, device, _is_static(module), options.reuse_outputs, self._runners, self.give_up_graphs
+            module,
+            device,
+            _is_static(module),
+            options.reuse_outputs,
+            self._runners,
+            self.give_up_graphs,
+            self.mutations,
         )
         self.weights = SpareWeights() if options.release_weights else None
         self._releasable: list[Holder] = []
@@ -86,20 +94,13 @@ class Execution:
             results = thread(inputs)
         if self._awaits_release and self.is_settled and not is_capturing(inputs):
             self._release_weights()
-        return self._written_back(results, inputs)
+        return results if self._views is None else self._views(results, inputs)
 
     def in_pytorch(self, inputs: Sequence[Any]) -> Sequence[Any]:
         """Compute the same without engines, operator by operator."""
         self._check_process()
         with autocast_disabled():
-            results = _WithoutEngines(self.module).run(*inputs)
-        return self._written_back(results, inputs)
-
-    def _written_back(self, results: Sequence[Any], inputs: Sequence[Any]) -> Sequence[Any]:
-        if self.mutations:
-            for value, position in zip(results[self._outputs :], self.mutations, strict=True):
-                inputs[position].copy_(value)
-            results = results[: self._outputs]
+            results: Sequence[Any] = _WithoutEngines(self.module).run(*inputs)
         return results if self._views is None else self._views(results, inputs)
 
     @property

@@ -28,7 +28,10 @@ _OUT_OF_MEMORY = ("outofmemory", "allocatememory", "couldnotbeallocated")
 
 
 class Runner(Protocol):
-    """Something that computes an engine: TensorRT on a GPU, or the reference interpreter."""
+    """Something that computes an engine: TensorRT on a GPU, or the reference interpreter.
+
+    It may write caches of keys and values in place, and return them (see graph/kv_cache.py).
+    """
 
     device: torch.device
 
@@ -91,7 +94,9 @@ class GpuRunner:
         has_scratch = library.wants_scratch(self._context_config)
         outputs = [n for n in names if n not in inputs]
         is_ordered = may_overlap(self.device) and not overlap
-        self._io = EngineIO(inputs, outputs, dtypes, self.device, has_scratch, is_ordered, self._log)
+        aliased = {name: self._engine.get_aliased_input_tensor(name) for name in outputs}
+        in_place = {name: inputs.index(other) for name, other in aliased.items() if other}
+        self._io = EngineIO(inputs, outputs, dtypes, in_place, self.device, has_scratch, is_ordered, self._log)
         self._on_kernels = on_kernels
 
     def __del__(self) -> None:
@@ -158,6 +163,7 @@ class EngineIO:
     """Metadata shared by all execution contexts of an engine.
 
     Holds no reference to the runner, so that dropping the runner frees the engine at once.
+    in_place: for each output that is written in the memory of an input, the index of that input.
     has_scratch: scratch memory is given to a context for each run.
     is_ordered: kernels are kept from beginning before those they depend on have ended.
     """
@@ -165,6 +171,7 @@ class EngineIO:
     inputs: list[str]
     outputs: list[str]
     dtypes: dict[str, torch.dtype]
+    in_place: dict[str, int]
     device: torch.device
     has_scratch: bool
     is_ordered: bool
@@ -214,7 +221,9 @@ class Session:
         if shapes != self._shapes:
             self._set_shapes(shapes)
         outputs = [
-            torch.empty(shape, dtype=io.dtypes[name], device=io.device)
+            inputs[io.in_place[name]]
+            if name in io.in_place
+            else torch.empty(shape, dtype=io.dtypes[name], device=io.device)
             for name, shape in zip(io.outputs, self._output_shapes, strict=True)
         ]
         for name, value in zip((*io.inputs, *io.outputs), (*inputs, *outputs), strict=True):

@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 
 from torchtrt_bridge.errors import BridgeError
+from torchtrt_bridge.graph.kv_cache import written_inputs
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.report.log import warn_once
 from torchtrt_bridge.runtime.call_context import is_capturing
@@ -229,6 +230,7 @@ class TriedModule(nn.Module):
     """A subgraph that is computed by the candidate that won the trial of its first call.
 
     pytorch: the subgraph in PyTorch.
+    written: the indices of the inputs that are caches of keys and values, which are written in place.
     state: one of
         building: an engine is being built. The first call waits for it, or PyTorch computes calls meanwhile.
         untried: the next call begins a trial.
@@ -242,6 +244,7 @@ class TriedModule(nn.Module):
         self.name = name
         self.pytorch = pytorch
         self.options = options
+        self.written = written_inputs(pytorch)
         self.state: State = "untried"
         self.choice = choice
         self._lock = threading.RLock()
@@ -262,13 +265,19 @@ class TriedModule(nn.Module):
             if self.state != "untried":
                 results: Sequence[torch.Tensor] = self.forward(*inputs)
                 return results
-            expected = self.in_pytorch(inputs)
             if is_capturing(inputs):
-                return expected  # nothing can be looked at while the caller captures a CUDA graph
+                return self.in_pytorch(inputs)  # nothing can be looked at while the caller captures a CUDA graph
+            expected = self.in_pytorch(self._with_own_caches(inputs))
             if holds_nan((*inputs, *expected)):
                 warn_once(f"{self.name}: its inputs or results hold NaN; PyTorch runs it until they do not.")
                 return expected
-            return self._try(inputs, expected)
+            return self._try(self._with_own_caches(inputs), expected)
+
+    def _with_own_caches(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Return the inputs with copies of the caches that are written in place: each candidate finds them as given."""
+        if not self.written:
+            return inputs
+        return [value.clone() if index in self.written else value for index, value in enumerate(inputs)]
 
     def _try(self, inputs: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """Hold the trial, and return right results; expected: PyTorch's."""

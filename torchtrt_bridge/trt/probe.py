@@ -76,6 +76,18 @@ def attention(trt: Any, network: Any) -> None:
         network.mark_output(layer.get_output(0))
 
 
+@probe(layer="add_kv_cache_update")
+def kv_cache_update(trt: Any, network: Any) -> None:
+    """Write updates of a cache as the converter does, in fp16 and in fp32."""
+    rows = network.add_input("rows", trt.DataType.INT32, (1,))
+    for dtype in (torch.float16, torch.float32):
+        kind = trt_dtype_from_torch(trt, dtype)
+        cache = network.add_input(f"cache_{kind.name}", kind, (1, 2, 16, 64))
+        update = network.add_input(f"update_{kind.name}", kind, (1, 2, 1, 64))
+        layer = network.add_kv_cache_update(cache, update, rows, trt.KVCacheMode.LINEAR)
+        network.mark_output(layer.get_output(0))
+
+
 # Quantization ------------------------------------------------------------------------------------------------------
 
 # Memory of weights of any dtype and of their scales, which TensorRT reads until the network is built.

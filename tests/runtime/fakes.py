@@ -1,8 +1,7 @@
-"""Engines that are none: a runner that computes what a test wants, and a TensorRT whose memory runs out."""
+"""Engines that are none: a runner that computes what a test wants, by a clock, and a TensorRT without memory."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +17,31 @@ from torchtrt_bridge.runtime.engine_module import EngineInputs
 
 SPEC = TensorSpec("x", torch.float32, ((1, 4), (3, 3)), (2, 3), ("s0", 3))
 Compute = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Clock:
+    """Stands in for `time` in the trial: only candidates let it advance."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+clock = Clock()
+
+
+def slow(compute: Compute, seconds: float = 0.02) -> Compute:
+    """Return `compute`, which takes that long by the clock."""
+
+    def computed(x: torch.Tensor) -> torch.Tensor:
+        clock.advance(seconds)
+        return compute(x)
+
+    return computed
 
 
 def right(x: torch.Tensor) -> torch.Tensor:
@@ -55,7 +79,7 @@ class FakeRunner:
 
 
 class InPyTorch(torch.nn.Module):
-    """The subgraph itself; counts its calls."""
+    """The subgraph itself; counts its calls, each of which takes `delay` by the clock."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,7 +89,7 @@ class InPyTorch(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
         self.count += 1
-        time.sleep(self.delay)
+        clock.advance(self.delay)
         return (right(x),)
 
 

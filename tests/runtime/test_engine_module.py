@@ -17,10 +17,12 @@ from tests.runtime.fakes import (
     Compute,
     FakeRunner,
     assert_right,
+    clock,
     in_pytorch,
     module_of,
     raising,
     right,
+    slow,
     static_inputs,
     wrong,
     x_of,
@@ -31,6 +33,11 @@ from torchtrt_bridge.options import Options
 from torchtrt_bridge.report.model import EngineEntry
 from torchtrt_bridge.runtime import EngineModule
 from torchtrt_bridge.runtime.engine_module import MOST_ACCEPTED, EngineInputs
+
+
+@pytest.fixture(autouse=True)
+def _own_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchtrt_bridge.runtime.trial.time", clock)
 
 
 def test_a_right_engine_serves_after_its_check() -> None:
@@ -77,11 +84,7 @@ def test_without_a_trial_the_engine_is_trusted() -> None:
 
 
 def test_a_slow_engine_is_replaced_by_pytorch() -> None:
-    def slow(x: torch.Tensor) -> torch.Tensor:
-        time.sleep(0.02)
-        return right(x)
-
-    runner = FakeRunner(slow, slow)
+    runner = FakeRunner(slow(right), slow(right))
     module = module_of(runner, engine="auto")
     assert_right(module, x_of())
     asked = runner.count
@@ -90,7 +93,7 @@ def test_a_slow_engine_is_replaced_by_pytorch() -> None:
     assert module.entry.choice == "PyTorch"
     assert module.entry.is_ready
     assert not module.entry.serves
-    assert module.entry.milliseconds["engine"] >= 20 > module.entry.milliseconds["PyTorch"]
+    assert module.entry.milliseconds == pytest.approx({"engine": 20, "PyTorch": 0})
 
 
 def test_a_fast_engine_replaces_pytorch() -> None:
@@ -101,7 +104,7 @@ def test_a_fast_engine_replaces_pytorch() -> None:
     assert_right(module, x_of())
     assert in_pytorch(module) == calls
     assert module.entry.serves
-    assert module.entry.milliseconds["PyTorch"] >= 20 > module.entry.milliseconds["engine"]
+    assert module.entry.milliseconds == pytest.approx({"engine": 0, "PyTorch": 20})
 
 
 def test_the_check_alone_times_nothing() -> None:
@@ -119,12 +122,8 @@ def test_inductor_takes_part_when_it_may(wanted: str, tuned: bool, monkeypatch: 
         asked.append(tuned)
         return lambda x: (right(x),)
 
-    def slow(x: torch.Tensor) -> torch.Tensor:
-        time.sleep(0.02)
-        return right(x)
-
     monkeypatch.setattr("torchtrt_bridge.runtime.inductor.compiled_by_inductor", compiler)
-    module = module_of(FakeRunner(slow, slow), engine="auto", inductor=wanted)
+    module = module_of(FakeRunner(slow(right), slow(right)), engine="auto", inductor=wanted)
     module.inputs = static_inputs()
     module.pytorch.delay = 0.02  # type: ignore[assignment]
     assert_right(module, x_of())

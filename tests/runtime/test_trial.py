@@ -7,23 +7,12 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 
+from tests.runtime.fakes import clock
 from torchtrt_bridge.runtime.tolerance import Reference
 from torchtrt_bridge.runtime.trial import BUDGET_CALLS, ENGINE, INDUCTOR, PYTORCH, Candidate, Outcome, Trial, ready
 
 Tensors = Sequence[torch.Tensor]
 Run = Callable[[Tensors], Tensors]
-
-
-class Clock:
-    """Stands in for `time` in the trial: only candidates let it advance."""
-
-    now = 0.0
-
-    def perf_counter(self) -> float:
-        return self.now
-
-
-clock = Clock()
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +33,7 @@ class Sequenced:
         self.count = 0
 
     def __call__(self, inputs: Tensors) -> Tensors:
-        clock.now += self.seconds
+        clock.advance(self.seconds)
         self.count += 1
         return self.runs[min(self.count, len(self.runs)) - 1](inputs)
 
@@ -112,7 +101,7 @@ class Disturbed(Sequenced):
     """Takes four times as long in two calls of three."""
 
     def __call__(self, inputs: Tensors) -> Tensors:
-        clock.now += 0.0 if self.count % 3 == 0 else 3 * self.seconds
+        clock.advance(0.0 if self.count % 3 == 0 else 3 * self.seconds)
         return super().__call__(inputs)
 
 

@@ -14,8 +14,9 @@ from torch import nn
 from torch.export import Dim
 
 import torchtrt_bridge as trtb
-from tests.gpu import assert_one_right_engine
+from tests.gpu import CALLS, assert_one_right_engine
 from tests.models import image, trained
+from torchtrt_bridge.runtime.tolerance import BOUNDS, compare
 
 models = pytest.importorskip("torchvision.models")
 
@@ -249,6 +250,36 @@ def test_export_segmentation(segmenter: nn.Module) -> None:
     assert all(entry.is_ready for entry in program.report.engines)
 
 
+@pytest.mark.gpu
+def test_compile_segmentation_on_a_gpu(segmenter: nn.Module) -> None:
+    model, x = segmenter.cuda(), image(1, 64).cuda()
+    fast = trtb.compile(model, precision="fp16", trial="check")
+    assert_same_maps(fast, model, x)
+    assert trtb.report(fast).trt_nodes > 100
+    assert_engines_serve(trtb.report(fast))
+
+
+@pytest.mark.gpu
+def test_export_segmentation_on_a_gpu(segmenter: nn.Module) -> None:
+    model, x = segmenter.cuda(), image(2, 64).cuda()
+    program = trtb.export(model, x, precision="fp16", trial="check")
+    assert_same_maps(program, model, x)
+    assert_engines_serve(program.report)
+
+
+@torch.inference_mode()
+def assert_same_maps(fast: Callable[..., Any], model: nn.Module, x: torch.Tensor) -> None:
+    expected = model(x)["out"]
+    for _ in range(CALLS):
+        assert compare([fast(x)["out"]], [expected], BOUNDS[torch.float16]).problem is None
+
+
+def assert_engines_serve(report: trtb.CompileReport) -> None:
+    assert report.engines
+    assert all(entry.is_ready and entry.serves for entry in report.engines), str(report)
+    assert not [note for note in report.notes if "whole graph" in note], str(report)
+
+
 # Detection ---------------------------------------------------------------------------------------------------
 
 
@@ -284,3 +315,21 @@ def test_compile_detection(make: Callable[[], nn.Module]) -> None:
     report = trtb.report(fast)
     assert report.trt_nodes > 50
     assert all(entry.is_ready for entry in report.engines), str(report)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("make", [_ssd, _faster_rcnn], ids=["ssdlite320", "fasterrcnn"])
+def test_compile_detection_on_a_gpu(make: Callable[[], nn.Module]) -> None:
+    """The best scores are the same; TF32, which an H100 computes in, orders detections that are nearly equal."""
+    model = make().cuda()
+    pictures = [torch.rand(3, 96, 96).cuda(), torch.rand(3, 80, 96).cuda()]
+    fast = trtb.compile(copy.deepcopy(model), tf32=True, trial="check")
+    with torch.inference_mode():
+        expected = model(pictures)
+        for _ in range(CALLS):
+            actual = fast(pictures)
+    for found, wanted in zip(actual, expected, strict=True):
+        torch.testing.assert_close(found["scores"][:20], wanted["scores"][:20], rtol=5e-2, atol=5e-3)
+        assert found["boxes"].device.type == "cuda"
+    assert trtb.report(fast).trt_nodes > 50
+    assert_engines_serve(trtb.report(fast))

@@ -133,7 +133,66 @@ CASES: list[Case] = [
     ),
 ]
 
+
+INTEGERS = [
+    Case(aten.mm.default, torch.mm, lambda n: (integers(n, 3), integers(3, n)), name="int64", half=False),
+    Case(aten.mm.default, torch.mm, lambda n: (integers(n, 3).int(), integers(3, 4).int()), name="int32", half=False),
+    Case(aten.mm.default, torch.mm, lambda n: (integers(n, 3) * 2**61, integers(3, 4)), name="overflow", half=False),
+    Case(aten.bmm.default, torch.bmm, lambda n: (integers(n, 3, 5), integers(n, 5, 2)), name="int64", half=False),
+    Case(
+        aten.addmm.default,
+        functools.partial(torch.addmm, beta=3, alpha=-2),
+        lambda n: (integers(4), integers(n, 3), integers(3, 4)),
+        name="int64",
+        half=False,
+    ),
+    *[
+        Case(
+            matmul,
+            torch.matmul,
+            lambda n, make=make: tuple(integers(*(size or n for size in shape)) for shape in make),
+            name=f"int64-{len(make[0])}d-{len(make[1])}d",
+            half=False,
+        )
+        for make in (
+            ((0,), (0,)),
+            ((0, 3), (3,)),
+            ((3,), (3, 0)),
+            ((3,), (0, 3, 2)),
+            ((0, 3), (2, 3, 4)),
+            ((2, 1, 0, 3), (5, 3, 0)),
+            ((2, 5, 4, 3), (0, 1, 5, 3, 2)),
+            ((0, 5, 4, 3), (3,)),
+        )
+    ],
+]
+
+CASES += INTEGERS
+
+
+def many(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return integers(256, 256), integers(256, 128)
+
+
 REJECTED: list[Rejected] = [
-    Rejected(aten.mm.default, torch.mm, lambda n: (integers(n, 3), integers(3, n)), "int64", name="integers"),
-    Rejected(matmul, torch.matmul, lambda n: (integers(n, 3), integers(3)), "int64", name="integers"),
+    Rejected(aten.mm.default, torch.mm, many, "8388608 products of integers", name="integers"),
+    Rejected(
+        aten.bmm.default,
+        torch.bmm,
+        lambda n: (integers(n, 256, 256), integers(n, 256, 128)),
+        "8388608 products of integers",
+        dynamic=True,
+    ),
+    Rejected(
+        aten.addmm.default, lambda x, y: torch.addmm(x[0, :128], x, y), many, "8388608 products of integers, at most"
+    ),
+    Rejected(matmul, torch.matmul, many, "8388608 products of integers", name="integers"),
+    Rejected(
+        matmul,
+        torch.matmul,
+        lambda n: (integers(*[2] * 8), integers(2, 3)),
+        "integers in 8 dimensions",
+        name="deep",
+    ),
+    Rejected(aten.mv.default, torch.mv, lambda n: (integers(n, 3), integers(3)), "int64", name="integers"),
 ]

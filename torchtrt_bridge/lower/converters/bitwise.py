@@ -6,16 +6,13 @@ flipped before and after.
 
 from __future__ import annotations
 
-import itertools
-import math
 import re
 
 import torch
 
-from torchtrt_bridge.graph.shapes import is_symbolic
 from torchtrt_bridge.graph.torch_internals import schema_of
 from torchtrt_bridge.lower.converters.arithmetic import result_dtype
-from torchtrt_bridge.lower.converters.sizes import scalar
+from torchtrt_bridge.lower.converters.sizes import known_elements, scalar
 from torchtrt_bridge.lower.registry import MAX_RANK, converter
 
 aten = torch.ops.aten
@@ -63,14 +60,8 @@ def too_many_bits(self, other):
     shapes = [getattr(value, "shape", ()) for value in (self, other)]
     if max(map(len, shapes)) == MAX_RANK:
         return f"bits of integers in {MAX_RANK} dimensions"
-    count = _known_elements(*shapes) * torch.iinfo(dtype).bits
+    count = known_elements(*shapes) * torch.iinfo(dtype).bits
     return f"{count} bits of integers, at most {MOST_BITS}" if count > MOST_BITS else None
-
-
-def _known_elements(*shapes):
-    """Return the number of elements of a broadcast along the dimensions of known size."""
-    dims = itertools.zip_longest(*map(reversed, shapes), fillvalue=1)
-    return math.prod(max((size for size in sizes if not is_symbolic(size)), default=1) for sizes in dims)
 
 
 def _bitwise(layer, *ops):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from torchtrt_bridge.lower.registry import FLOATS, converter
+from torchtrt_bridge.lower.converters.sizes import known_elements
+from torchtrt_bridge.lower.registry import FLOATS, MAX_RANK, converter
 
 aten = torch.ops.aten
+NUMBERS = (*FLOATS, torch.int64, torch.int32)
 HALF_FLOATS = (torch.float16, torch.bfloat16)
 
 
@@ -45,19 +47,45 @@ def _with_zeros(value, rows):
     return torch.cat([value, value.new_zeros(rows, *value.shape[1:])]) if rows and value is not None else value
 
 
-@converter(aten.matmul.default, dtypes=FLOATS, precision="half")
+# The most products of integers of known sizes: TensorRT multiplies matrices of floats only.
+MOST_PRODUCTS = 2**22
+
+
+def too_many_products(self, other):
+    """Products of integers stand along a new dimension before they are added up."""
+    if self.is_floating_point():
+        return None
+    pair = _facing(self.shape, other.shape)
+    if max(map(len, pair)) > MAX_RANK:
+        return f"a product of integers in {MAX_RANK} dimensions"
+    count = known_elements(*pair)
+    return f"{count} products of integers, at most {MOST_PRODUCTS}" if count > MOST_PRODUCTS else None
+
+
+def _facing(left, right):
+    """Return the shapes that broadcast to all products of two matrices, stacks of them, or vectors."""
+    if len(right) == 1:
+        return tuple(left), tuple(right)
+    return (*left, 1), tuple(right) if len(left) == 1 else (*right[:-2], 1, *right[-2:])
+
+
+@converter(aten.matmul.default, why_not=too_many_products, dtypes=NUMBERS, precision="half")
 def matmul(ctx, self, other):
     """matmul(Tensor self, Tensor other) -> Tensor"""
     return _product(ctx, self, other, "VECTOR" if len(other.shape) == 1 else "NONE")
 
 
-@converter(aten.mm.default, dtypes=FLOATS, precision="half")
+def too_many_products_of_matrices(self, mat2):
+    return too_many_products(self, mat2)
+
+
+@converter(aten.mm.default, why_not=too_many_products_of_matrices, dtypes=NUMBERS, precision="half")
 def mm(ctx, self, mat2):
     """mm(Tensor self, Tensor mat2) -> Tensor"""
     return _product(ctx, self, mat2)
 
 
-@converter(aten.bmm.default, dtypes=FLOATS, precision="half")
+@converter(aten.bmm.default, why_not=too_many_products_of_matrices, dtypes=NUMBERS, precision="half")
 def bmm(ctx, self, mat2):
     """bmm(Tensor self, Tensor mat2) -> Tensor"""
     return _product(ctx, self, mat2)
@@ -75,7 +103,11 @@ def dot(ctx, self, tensor):
     return _product(ctx, self, tensor, "VECTOR")
 
 
-@converter(aten.addmm.default, dtypes=FLOATS, precision="half")
+def too_many_products_to_add(self, mat1, mat2, **rest):
+    return too_many_products(mat1, mat2)
+
+
+@converter(aten.addmm.default, why_not=too_many_products_to_add, dtypes=NUMBERS, precision="half")
 def addmm(ctx, self, mat1, mat2, beta=1, alpha=1):
     """addmm(Tensor self, Tensor mat1, Tensor mat2, *, Scalar beta=1, Scalar alpha=1) -> Tensor"""
     return _weighted_sum(ctx, self, _product(ctx, mat1, mat2), beta, alpha)
@@ -89,12 +121,24 @@ def baddbmm(ctx, self, batch1, batch2, beta=1, alpha=1):
 
 def _product(ctx, left, right, right_operation="NONE"):
     """Multiply over the last dimension of `left`; leading dimensions broadcast."""
+    if not ctx.dtype(left).is_floating_point:
+        return _integer_product(ctx, ctx.tensor(left), ctx.tensor(right))
     left_operation = "VECTOR" if len(left.shape) == 1 else "NONE"
     own = [1 if operation == "VECTOR" else 2 for operation in (left_operation, right_operation)]
     batch = max(len(left.shape) - own[0], len(right.shape) - own[1])
     a, b = (_with_rank(ctx, v, batch + n) for v, n in zip((left, right), own, strict=True))
     operations = [getattr(ctx.trt.MatrixOperation, name) for name in (left_operation, right_operation)]
     return ctx.network.add_matrix_multiply(a, operations[0], b, operations[1]).get_output(0)
+
+
+def _integer_product(ctx, left, right):
+    """Multiply each row with each column, element by element, and add up the products."""
+    if len(right.shape) == 1:
+        return ctx.reduce("SUM", ctx.elementwise("PROD", left, right), [-1], keep_dims=False)
+    if len(left.shape) > 1:
+        right = ctx.unsqueeze(right, [len(right.shape) - 2])
+    products = ctx.elementwise("PROD", ctx.unsqueeze(left, [len(left.shape)]), right)
+    return ctx.reduce("SUM", products, [-2], keep_dims=False)
 
 
 def _with_rank(ctx, value, rank):

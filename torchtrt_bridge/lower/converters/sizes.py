@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 
@@ -29,6 +30,12 @@ def equal(sizes, others):
 def known(sizes, given):
     """Return `given`, with a number for each of the fake `sizes` that is known."""
     return [b if is_symbolic(a) else int(a) for a, b in zip(sizes, given, strict=True)]
+
+
+def known_elements(*shapes):
+    """Return how many elements a broadcast of fake shapes has along the dimensions of known size."""
+    dims = itertools.zip_longest(*map(reversed, shapes), fillvalue=1)
+    return math.prod(max((size for size in sizes if not is_symbolic(size)), default=1) for sizes in dims)
 
 
 def arithmetic(ctx, op, left, right):

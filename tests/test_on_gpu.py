@@ -10,7 +10,7 @@ import torch
 from torch.export import Dim
 
 import torchtrt_bridge as trtb
-from tests.gpu import assert_near, assert_serves_threads, images
+from tests.gpu import CALLS, assert_near, assert_serves_threads, images
 from tests.models import ConvNet, WithUnsupported, image, trained
 
 pytestmark = pytest.mark.gpu
@@ -115,3 +115,16 @@ def test_inputs_on_the_cpu_are_served_by_pytorch(model: ConvNet, tmp_path: Path)
     x = image(2, 16)
     with torch.inference_mode():
         assert_near(loaded(x), copy.deepcopy(model).cpu()(x))
+
+
+def test_inputs_on_the_cpu_that_are_moved_and_numbers_leave_the_rest_to_engines(model: ConvNet) -> None:
+    fast = trtb.compile(lambda x, scale: model(x.cuda()) * scale, precision="fp16", trial="check")
+    with torch.inference_mode():
+        for scale in (0.5, 3.0):
+            x, number = image(2, 16), torch.tensor(scale)
+            for _ in range(CALLS):
+                assert_near(fast(x, number), model(x.cuda()) * number)
+    report = trtb.report(fast)
+    assert [entry.serves for entry in report.engines] == [True]
+    assert report.notes == []
+    assert {entry.op for entry in report.in_torch} == {"aten._to_copy.default"}

@@ -16,6 +16,8 @@ from tests.entry.reference import REFERENCE, assert_same, compiled
 from tests.models import ConvNet, WithUnsupported, image, trained
 from torchtrt_bridge import pipeline
 from torchtrt_bridge.engine import builder
+from torchtrt_bridge.entry.compiled_graph import why_not_these_devices
+from torchtrt_bridge.options import Options
 
 
 def test_backend_is_found_by_name() -> None:
@@ -290,6 +292,22 @@ def test_a_real_engine_leaves_cpu_tensors_to_pytorch(caplog: pytest.LogCaptureFi
         assert_same(fast(x), model(x))
     assert "tensors are on cpu" in caplog.text
     assert "trtb.export" in trtb.report(fast).notes[0]
+
+
+@pytest.mark.parametrize(
+    ("engine", "devices", "may"),
+    [
+        ("auto", {"cuda"}, True),
+        ("auto", {"cuda", "cpu"}, True),
+        ("auto", {"cpu"}, False),
+        ("auto", {"cuda", "xpu"}, False),
+        ("reference", {"cpu"}, True),
+        ("reference", {"cuda", "cpu"}, False),
+        ("auto", set(), True),
+    ],
+)
+def test_beside_a_gpu_tensors_may_be_on_the_cpu(engine: Any, devices: set[str], may: bool) -> None:
+    assert (why_not_these_devices(devices, Options(engine=engine)) is None) is may
 
 
 @pytest.mark.parametrize(

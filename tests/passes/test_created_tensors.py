@@ -103,3 +103,37 @@ def test_a_graph_on_the_cpu_is_no_reason() -> None:
     module = captured(Positions(), ("cpu", (2, 6, 4)))
     assert devices(module) == {"cpu"}
     assert propose(module, Options()).rejections == []
+
+
+# Numbers ------------------------------------------------------------------------------------------------------------
+
+
+class Scaled(nn.Module):
+    """A tensor on the GPU, and numbers that are tensors on the CPU."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> Any:
+        return (x.to(self.dtype).relu() * scale + shift.exp()).exp(), scale * 2
+
+
+def test_numbers_on_the_cpu_are_copied_to_the_gpu() -> None:
+    module = captured(Scaled(), ("cuda", (2, 3)), ("cpu", ()), ("cpu", ()), is_dynamic=False)
+    proposal = propose(module, Options())
+    assert len(proposal.subgraphs) == 1
+    assert {name.partition("_")[0] for name in proposal.subgraphs["trt_0"]} == {"relu", "mul", "add", "exp"}
+    reasons = [rejection.reason for rejection in proposal.rejections]
+    assert sorted(reasons) == [ON_CPU] * 4  # two copies, and what the CPU computes: the other product, the exponential
+
+
+def test_half_precision_is_computed_with_the_cpus_number() -> None:
+    module = captured(Scaled(torch.float16), ("cuda", (2, 3)), ("cpu", ()), ("cpu", ()), is_dynamic=False)
+    assert not [n for n in module.graph.nodes if n.kwargs.get("device") is not None]
+    assert {r.reason for r in propose(module, Options()).rejections} == {ON_CPU}
+
+
+def test_a_row_on_the_cpu_is_not_copied() -> None:
+    module = captured(Given(), ("cuda", (2, 3)), ("cpu", (2, 3)), is_dynamic=False)
+    assert len([n for n in module.graph.nodes if n.kwargs.get("device") is not None]) == 1  # the model's own

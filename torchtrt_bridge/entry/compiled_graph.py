@@ -43,7 +43,7 @@ class CompiledGraph:
         self.weights = dynamo.weight_positions(module, example_inputs)
         self.weight_tensors = [example_inputs[i] for i in self.weights]
         self._numbers = dynamo.number_positions(module, example_inputs)
-        self._returned = dynamo.arguments_returned(module)
+        self._returned = dynamo.returned_from_arguments(module)
         self._inputs: list[int] = []
         self._frozen: list[int] = []
         self._bound: ConstantGuard | None = None
@@ -95,7 +95,7 @@ class CompiledGraph:
             results = compiled.run([args[i] for i in inputs])
         if not self._returned:
             return results
-        return [args[self._returned[i]] if i in self._returned else result for i, result in enumerate(results)]
+        return [self._returned[i](args) if i in self._returned else result for i, result in enumerate(results)]
 
     def _first_call(self, compiled: EngineGraph, check: GraphAccuracyCheck, args: Sequence[Any]) -> Any:
         """Run a call and compare its results with the model's own; PyTorch alone runs it while engines are built."""
@@ -127,14 +127,10 @@ class CompiledGraph:
         tensors = [inputs[i] for i in used]
         if torch.is_grad_enabled() and any(value.requires_grad for value in tensors):
             return "gradients are needed; call the model under torch.inference_mode() or torch.no_grad() for TensorRT"
-        wanted = "cpu" if self.options.engine == "reference" else "cuda"
-        others = sorted({value.device.type for value in tensors} - {wanted})
-        if others:
-            return (
-                f"its tensors are on {' and '.join(others)}, and engines run on {wanted}; move model and inputs there, "
-                "or build for a GPU elsewhere with trtb.export(..., targets=...)"
-            )
-        if wanted == "cuda" and is_fork_of_cuda_process():
+        reason = why_not_these_devices({value.device.type for value in tensors}, self.options)
+        if reason is not None:
+            return reason
+        if self.options.engine != "reference" and is_fork_of_cuda_process():
             return "this process was forked from one that uses CUDA, so it cannot; start it with 'spawn'"
         return None
 
@@ -192,3 +188,18 @@ class CompiledGraph:
         self._changed = None
         self._compile(args)
         return self.compiled
+
+
+def why_not_these_devices(devices: set[str], options: Options) -> str | None:
+    """Return why engines compute nothing of a graph whose tensors are on these devices; None if they may.
+
+    Beside tensors on a GPU there may be some on the CPU: what reads them stays in PyTorch.
+    """
+    wanted = "cpu" if options.engine == "reference" else "cuda"
+    others = sorted(devices - {wanted})
+    if not others or (others == ["cpu"] and wanted in devices):
+        return None
+    return (
+        f"its tensors are on {' and '.join(others)}, and engines run on {wanted}; move model and inputs there, "
+        "or build for a GPU elsewhere with trtb.export(..., targets=...)"
+    )

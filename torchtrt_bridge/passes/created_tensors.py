@@ -1,4 +1,4 @@
-"""Tensors that the graph creates on the CPU and copies to the GPU: they are created there."""
+"""Tensors on the CPU that the GPU computes with: those that the graph creates are created there, numbers are copied."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
-from torchtrt_bridge.graph.edit import constant_of, fake_mode_of, finish, infer, insert_constant
+from torchtrt_bridge.graph.edit import constant_of, fake_mode_of, finish, infer, insert_call, insert_constant
 from torchtrt_bridge.graph.nodes import operator_name, tensors_of_node
 from torchtrt_bridge.graph.torch_internals import is_operator, schema_of
 from torchtrt_bridge.options import Options
 
 if TYPE_CHECKING:
     from torchtrt_bridge.graph.torch_internals import FakeTensorMode
+
+aten = torch.ops.aten
 
 # Tags of operators whose results are others on another device, or go to the CPU in any case.
 _OF_THE_CPU = (torch.Tag.nondeterministic_seeded, torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
@@ -26,7 +28,7 @@ def create_on_gpu(module: fx.GraphModule, options: Options) -> fx.GraphModule:
     """Let calls compute on the GPU if they need no input on the CPU and their results are wanted on the GPU only.
 
     Relative positions of dynamic sizes are an example: `torch.arange(n)`, some arithmetic, `.to(x.device)`. Those of
-    static sizes are constants, folded before.
+    static sizes are constants, folded before. A tensor of no dimensions that the GPU computes with is copied to it.
     """
     devices = {value.device for node in module.graph.nodes for value in tensors_of_node(node)} - {torch.device("cpu")}
     if len(devices) != 1:
@@ -35,7 +37,10 @@ def create_on_gpu(module: fx.GraphModule, options: Options) -> fx.GraphModule:
     (device,), mode = devices, fake_mode_of(module)
     for node in found:
         _move(node, device, mode)
-    return finish(module, changed=bool(found))
+    numbers = {node: users for node in module.graph.nodes if (users := _users_of_number(node))}
+    for node, users in numbers.items():
+        _copy_number(node, users, device, mode)
+    return finish(module, changed=bool(found or numbers))
 
 
 def _movable(graph: fx.Graph) -> list[fx.Node]:
@@ -86,6 +91,32 @@ def _move(node: fx.Node, device: torch.device, mode: FakeTensorMode) -> None:
             kwargs = {name: value for name, value in node.kwargs.items() if name != "pin_memory"}
             node.kwargs = {**kwargs, "device": device}
     infer(node, mode)
+
+
+def _users_of_number(node: fx.Node) -> list[fx.Node]:
+    """Return the calls on the GPU that compute with a tensor of no dimensions on the CPU, which PyTorch takes there."""
+    value = node.meta.get("val")
+    if node.op == "get_attr" or not _is_on_cpu(node) or not isinstance(value, torch.Tensor) or value.dim():
+        return []
+    return [user for user in node.users if _computes_by_element(user) and not _is_on_cpu(user)]
+
+
+def _computes_by_element(user: fx.Node) -> bool:
+    """Return whether a copy on the GPU is the same to a call; beside half precision PyTorch keeps a CPU's in fp32."""
+    if user.op != "call_function" or torch.Tag.pointwise not in getattr(user.target, "tags", ()):
+        return False
+    dtypes = {value.dtype for n in (user, *user.all_input_nodes) for value in tensors_of_node(n)}
+    return not dtypes & {torch.float16, torch.bfloat16}
+
+
+def _copy_number(node: fx.Node, users: list[fx.Node], device: torch.device, mode: FakeTensorMode) -> None:
+    following = node.next
+    while following.op == "placeholder":
+        following = following.next
+    copied = insert_call(following, mode, aten._to_copy.default, node, device=device)
+    for user in users:
+        user.replace_input_with(node, copied)
+        infer(user, mode)
 
 
 def _is_on_cpu(node: fx.Node) -> bool:

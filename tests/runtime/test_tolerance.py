@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from torchtrt_bridge.runtime.tolerance import BOUNDS, TF32_BOUND, compare, error_bound, relative_distance
+from torchtrt_bridge.runtime.tolerance import BOUNDS, TF32_BOUND, compare, error_bound, holds_nan, relative_distance
 
 FP32 = BOUNDS[torch.float32]
 
@@ -55,6 +55,17 @@ def test_the_right_answer_passes() -> None:
     expected = expected_of()
     assert compare([expected.clone()], [expected], FP32) == compare([expected], [expected], 0.0)
     assert compare([expected.clone()], [expected], 0.0).problem is None
+
+
+def test_complex_numbers_are_compared_as_their_parts() -> None:
+    expected = torch.view_as_complex(expected_of(4, 4, 2))
+    assert compare([expected.conj()], [expected.conj().resolve_conj()], 0.0).problem is None
+    assert compare([expected * (1 + 1e-5)], [expected], FP32).problem is None
+    problem = compare([expected.conj()], [expected], FP32).problem
+    assert problem is not None
+    assert "relative L2" in problem
+    expected[0, 0] = complex(0, float("nan"))
+    assert holds_nan([expected])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)

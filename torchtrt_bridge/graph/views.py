@@ -21,8 +21,9 @@ from torchtrt_bridge.graph.torch_internals import (
     symbolic_dispatch,
 )
 
-# Names, in the `meta` of a node, the calls that make results from what engines return.
-RETURNED_VIEW = "returned_view"
+# Names, in the `meta` of a node, the calls that bring inputs into a form that engines take, and those that make results
+# from what engines return. PyTorch runs them in any case, and no report counts them.
+AT_BORDER = "at_border"
 
 # These give a view where the strides allow it, else a copy.
 _VIEWS_IF_POSSIBLE = ("reshape", "contiguous", "flatten", "to", "_reshape_alias")

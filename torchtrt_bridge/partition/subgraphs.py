@@ -18,7 +18,7 @@ from torch.fx.passes.utils.fuser_utils import fuse_by_partitions
 from torchtrt_bridge.graph.edit import copy_graph
 from torchtrt_bridge.graph.nodes import gpu_of_node, operator_name, returns_view
 from torchtrt_bridge.graph.torch_internals import is_operator
-from torchtrt_bridge.graph.views import RETURNED_VIEW
+from torchtrt_bridge.graph.views import AT_BORDER
 from torchtrt_bridge.lower import ConverterProvider, only_moves_data, why_not
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.partition.constraints import (
@@ -144,7 +144,7 @@ def _with_constants(calls: list[fx.Node]) -> dict[fx.Node, int | None]:
 
 
 def _reason(node: fx.Node, options: Options, provider: ConverterProvider | None) -> str | None:
-    if node.op != "call_function" or node.target is operator.getitem or node.meta.get(RETURNED_VIEW):
+    if node.op != "call_function" or node.target is operator.getitem or node.meta.get(AT_BORDER):
         return None
     if str(node.target) in options.torch_ops:
         return "the option torch_ops names it"
@@ -158,7 +158,7 @@ class _Support(OperatorSupportBase):
         self.reasons = reasons
 
     def is_node_supported(self, submodules: Mapping[str, torch.nn.Module], node: fx.Node) -> bool:
-        if node.meta.get(RETURNED_VIEW):
+        if node.meta.get(AT_BORDER):
             return False
         if node.op == "get_attr":
             return not any(user in self.reasons or user.op == "output" for user in node.users)

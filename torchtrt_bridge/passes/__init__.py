@@ -8,6 +8,7 @@ from torchtrt_bridge.options import Options
 from torchtrt_bridge.passes.attention_masks import simplify_masks
 from torchtrt_bridge.passes.batch_norm import fold_batch_norm
 from torchtrt_bridge.passes.cleanup import drop_metadata_checks, unify_quantizers
+from torchtrt_bridge.passes.complex_pairs import use_complex_pairs
 from torchtrt_bridge.passes.constant_folding import fold_constants
 from torchtrt_bridge.passes.created_tensors import create_on_gpu
 from torchtrt_bridge.passes.drop_quantization import (
@@ -28,6 +29,7 @@ PASSES = (
     unify_quantizers,  # first: a quantized weight must not be folded to floats
     reduce_equal_bags,  # before the offsets, which tell, are folded to a constant
     fold_constants,
+    use_complex_pairs,  # on the constants, of which many were made of real ones
     create_on_gpu,  # what is no constant, as those are computed where the model computes them
     fold_batch_norm,
     drop_transposes,

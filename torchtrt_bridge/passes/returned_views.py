@@ -18,7 +18,7 @@ from torchtrt_bridge.errors import CaptureError
 from torchtrt_bridge.graph.edit import fake_mode_of, insert_call
 from torchtrt_bridge.graph.shapes import expression_of
 from torchtrt_bridge.graph.torch_internals import is_contiguous_or_false
-from torchtrt_bridge.graph.views import RETURNED_VIEW, is_strided, memory_order, views_from
+from torchtrt_bridge.graph.views import AT_BORDER, is_strided, memory_order, views_from
 
 aten = torch.ops.aten
 
@@ -142,7 +142,7 @@ class _Taker:
 
     def _call(self, op: Any, args: Any, kwargs: Any, like: fx.Node) -> fx.Node:
         node = self.recipe.call_function(op, args, kwargs)
-        node.meta = dict(like.meta) | {RETURNED_VIEW: True}
+        node.meta = dict(like.meta) | {AT_BORDER: True}
         return node
 
     def _base(self, node: fx.Node) -> fx.Node:

@@ -112,7 +112,7 @@ def compare(
 ) -> Comparison:
     """Compare an engine's outputs with PyTorch's for the same inputs; `most` is a reference's share."""
     worst = share = 0.0
-    for index, (result, wanted) in enumerate(zip(actual, expected, strict=True)):
+    for index, (result, wanted) in enumerate(zip(in_reals(actual), in_reals(expected), strict=True)):
         if result.shape != wanted.shape or result.dtype != wanted.dtype:
             return Comparison(worst, f"output {index} is {_kind(result)}, PyTorch gives {_kind(wanted)}")
         if not wanted.is_floating_point():
@@ -142,9 +142,14 @@ def _agree_beyond_numbers(actual: torch.Tensor, expected: torch.Tensor) -> bool:
     return torch.allclose(actual[beyond].float(), expected[beyond].float(), equal_nan=True)
 
 
+def in_reals(values: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """Return tensors with complex ones as their real and imaginary parts."""
+    return [torch.view_as_real(value.resolve_conj()) if value.is_complex() else value for value in values]
+
+
 def holds_nan(values: Iterable[torch.Tensor]) -> bool:
     """Return whether there is a NaN in any of the tensors: such results show nothing about an engine."""
-    return any(bool(value.isnan().any()) for value in values if value.is_floating_point())
+    return any(bool(value.isnan().any()) for value in in_reals(values) if value.is_floating_point())
 
 
 def relative_distance(actual: torch.Tensor, expected: torch.Tensor) -> float:

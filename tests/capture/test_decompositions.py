@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -71,3 +72,48 @@ def test_a_mask_that_pytorch_looks_at_leaves_nothing_to_compile_and_reports_say_
     assert trtb.report(fast).trt_nodes == 0
     assert trtb.report(fast).breaks
     assert trtb.explain(model, (x, later)).breaks
+
+
+class Quantile(nn.Module):
+    def __init__(self, q: float, **options: Any) -> None:
+        super().__init__()
+        self.q, self.options = q, options
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.quantile(-x, self.q, **self.options)
+
+
+def with_infinities() -> torch.Tensor:
+    torch.manual_seed(0)
+    x = torch.randn(3, 6)
+    x[1, [0, 4]], x[2] = torch.inf, -torch.inf
+    return x
+
+
+def with_nan() -> torch.Tensor:
+    x = with_infinities()
+    x[0, 3] = torch.nan
+    return x
+
+
+EXPORTS_QUANTILES = torch.torch_version.TorchVersion(torch.__version__) >= (2, 14)
+
+
+@pytest.mark.skipif(not EXPORTS_QUANTILES, reason="torch 2.11 does not export quantiles")
+@pytest.mark.parametrize("options", [{}, {"dim": 1}, {"dim": -2, "keepdim": True}, {"keepdim": True}], ids=str)
+@pytest.mark.parametrize("q", [0, 0.3, 0.8, 1.0])
+@pytest.mark.parametrize("make", [with_infinities, with_nan])
+def test_a_quantile_along_a_known_size(make: Callable[[], torch.Tensor], q: float, options: dict[str, Any]) -> None:
+    model, x = Quantile(q, **options).eval(), make()
+    fast = trtb.compile(model, engine="reference", trial="off", cache_dir="", fallback="error")
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), model(x), equal_nan=True)
+
+
+@pytest.mark.skipif(not EXPORTS_QUANTILES, reason="torch 2.11 does not export quantiles")
+@pytest.mark.parametrize("option", [{"interpolation": "nearest"}, {}], ids=["interpolation", "dynamic"])
+def test_pytorch_runs_other_quantiles(option: dict[str, Any]) -> None:
+    model, shapes = Quantile(0.3, dim=0, **option).eval(), None if option else ({0: torch.export.Dim("n", max=9)},)
+    program = trtb.export(model, (with_nan(),), dynamic_shapes=shapes, engine="reference")
+    assert [entry.op for entry in program.report.in_torch] == ["aten.quantile.scalar"]
+    torch.testing.assert_close(program(with_nan()), model(with_nan()), equal_nan=True)

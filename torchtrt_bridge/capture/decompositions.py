@@ -1,7 +1,9 @@
-"""Decompositions of PyTorch's fused operators for inference into operators that have converters."""
+"""Decompositions of operators without a converter into operators that have one."""
 
 from __future__ import annotations
 
+import ctypes
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -74,5 +76,29 @@ def _allowed(mask: Tensor | None, mask_type: int | None) -> Tensor | None:
     return allowed[:, None, None, :] if mask_type == 1 else allowed
 
 
-# Operators without a converter that PyTorch itself does not decompose.
-DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {aten._transformer_encoder_layer_fwd.default: encoder_layer}
+def quantile(
+    self: Tensor, q: float, dim: int | None = None, keepdim: bool = False, interpolation: str = "linear"
+) -> Any:
+    """Compute a quantile along a dimension of known size, so that its place in the order is a number.
+
+    PyTorch's own decomposition computes the place in float64 at run time, which TensorRT does not have.
+    """
+    x, along = (self.flatten(), 0) if dim is None else (self, dim)
+    is_known = self.dim() > 0 and isinstance(x.shape[along], int) and 0 <= q <= 1
+    if not is_known or interpolation != "linear" or self.dtype != torch.float32:
+        return NotImplemented  # then PyTorch runs it
+    place = ctypes.c_float(q).value * (x.shape[along] - 1)
+    values = x.sort(along).values
+    below, above = values.select(along, math.floor(place)), values.select(along, math.ceil(place))
+    between = torch.lerp(below, above, place - math.floor(place))
+    result = between.masked_fill(x.isnan().any(along), math.nan)
+    if not keepdim:
+        return result
+    return result.unsqueeze(along) if dim is not None else result.reshape([1] * self.dim())
+
+
+# Operators without a converter that PyTorch itself does not decompose, or only into what TensorRT does not have.
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
+    aten._transformer_encoder_layer_fwd.default: encoder_layer,
+    aten.quantile.scalar: quantile,
+}

@@ -155,3 +155,42 @@ def test_arguments_that_nothing_reads_are_left_out() -> None:
     assert dynamo.number_positions(module, args) == []
     assert dynamo.input_positions(module, args, ()) == [0]
     assert dynamo.capture(module, args, (), ())[1] == [0]
+
+
+class Counted:
+    """Counts its calls, as a cache counts what it holds."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.rest = 100
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        self.rest -= 2 * x.shape[0]
+        return x.relu() * 2
+
+
+def test_a_number_that_only_counts_is_no_constant(caplog: pytest.LogCaptureFixture) -> None:
+    counted = Counted()
+    fast = compiled(counted, fallback="error")
+    for number in range(1, 7):
+        torch.testing.assert_close(fast(X), X.relu() * 2)
+        assert (counted.calls, counted.rest) == (number, 100 - 8 * number)
+    assert len(engines(fast)) <= 2, "Dynamo takes a number for a constant at first"
+    assert "has changed" not in caplog.text
+
+
+class Shifted(Counted):
+    """Computes with its count."""
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return x.relu() * self.calls
+
+
+def test_a_number_that_is_computed_with_is_one() -> None:
+    shifted = Shifted()
+    fast = compiled(shifted)
+    for number in range(1, 7):
+        torch.testing.assert_close(fast(X), X.relu() * number)
+        assert shifted.calls == number

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -67,14 +68,25 @@ def weight_positions(module: fx.GraphModule, inputs: Sequence[Any]) -> list[int]
 def number_positions(module: fx.GraphModule, inputs: Sequence[Any]) -> list[int]:
     """Return the indices of the placeholders that are Python numbers and not sizes; `dynamic=True` makes such inputs.
 
-    A float is a tensor of one element, an int is a symbol.
+    A float is a tensor of one element, an int is a symbol. An int that only counts, as a cache counts its calls, is
+    none of them: no tensor depends on it.
     """
     nodes = placeholders(module)
     return [
-        index
-        for index, (node, value) in enumerate(zip(nodes, inputs, strict=True))
-        if node.users and (_is_float(node, value) if isinstance(value, torch.Tensor) else _is_no_size(node, nodes))
+        index for index, (node, value) in enumerate(zip(nodes, inputs, strict=True)) if _is_number(node, value, nodes)
     ]
+
+
+def _is_number(node: fx.Node, value: Any, nodes: Sequence[fx.Node]) -> bool:
+    if isinstance(value, torch.Tensor):
+        return bool(node.users) and _is_float(node, value)
+    return _is_no_size(node, nodes) and not all(map(_is_counted, node.users))
+
+
+def _is_counted(node: fx.Node) -> bool:
+    """Return whether a node is an int, from which only ints that are returned are computed, or returns them."""
+    is_int = isinstance(node.meta.get("example_value"), torch.SymInt)
+    return node.op == "output" or (is_int and all(map(_is_counted, node.users)))
 
 
 def input_positions(module: fx.GraphModule, inputs: Sequence[Any], bound: Sequence[int]) -> list[int]:
@@ -171,10 +183,12 @@ def _replace(node: fx.Node, other: Any) -> None:
 
 
 def _size(node: fx.Node, nodes: Sequence[fx.Node], value: Any) -> Any:
-    """Return a node that reads the number `node` as the size of a tensor; the number itself if it is not symbolic."""
-    source = _size_source(node, nodes) if is_symbolic(node.meta.get("example_value")) else None
-    if source is None:
+    """Return a node that reads the number `node` as the size of a tensor; the number itself if it is none."""
+    if not is_symbolic(node.meta.get("example_value")):
         return value
+    source = _size_source(node, nodes)
+    if source is None:
+        return number_from(value)
     with node.graph.inserting_after(nodes[-1]):
         return node.graph.call_function(aten.sym_size.int, source)
 
@@ -207,11 +221,47 @@ def output_sharing(module: fx.GraphModule, inputs: Sequence[int]) -> int | None:
     return None
 
 
-def arguments_returned(module: fx.GraphModule) -> dict[int, int]:
-    """Return the outputs that are placeholders, with the index of each: a caller expects its own argument there."""
+def returned_from_arguments(module: fx.GraphModule) -> dict[int, Callable[[Sequence[Any]], Any]]:
+    """Return the outputs that need no engine, each with what makes it from the arguments.
+
+    They are placeholders, where a caller expects its own argument, and ints that are computed from ints.
+    """
     nodes = placeholders(module)
     output = next(node for node in module.graph.nodes if node.op == "output")
-    return {index: nodes.index(value) for index, value in enumerate(output.args[0]) if value in nodes}
+    found: dict[int, Callable[[Sequence[Any]], Any]] = {}
+    for index, value in enumerate(output.args[0]):
+        if value in nodes:
+            found[index] = operator.itemgetter(nodes.index(value))
+        elif isinstance(value, fx.Node) and (sources := _ints_of(value, nodes)):
+            found[index] = _from_ints(value, [nodes.index(node) for node in sources], sources)
+    return found
+
+
+def _ints_of(node: fx.Node, nodes: Sequence[fx.Node]) -> list[fx.Node]:
+    """Return the placeholders of ints that an int is computed from; none if anything else is needed."""
+    if not isinstance(node.meta.get("example_value"), torch.SymInt):
+        return []
+    if node in nodes:
+        return [node]
+    parts = [_ints_of(source, nodes) for source in node.all_input_nodes]
+    return list(dict.fromkeys(n for part in parts for n in part)) if all(parts) else []
+
+
+def _from_ints(node: fx.Node, positions: Sequence[int], sources: Sequence[fx.Node]) -> Callable[[Sequence[Any]], Any]:
+    """Return what computes an int from the arguments at `positions`."""
+    graph = fx.Graph()
+    copies = {source: graph.placeholder(source.name) for source in sources}
+
+    def copied(each: fx.Node) -> fx.Node:
+        if each not in copies:
+            for source in each.all_input_nodes:
+                copied(source)
+            copies[each] = graph.node_copy(each, copies.__getitem__)
+        return copies[each]
+
+    graph.output(copied(node))
+    compute = fx.GraphModule(torch.nn.Module(), graph).forward
+    return lambda args: compute(*[args[position] for position in positions])
 
 
 def _memory(value: Any) -> int | None:

@@ -210,6 +210,9 @@ def test_one_group_is_copied_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 APART: dict[str, Callable[..., Any]] = {
     "strides": lambda x, a, b: a(x).as_strided((2, 5), (80, 16)) + b(x).as_strided((2, 5), (80, 16)),
+    "copies": lambda x, a, b: (
+        torch.as_strided_copy(a(x), (2, 5), (80, 16)) + torch.as_strided_copy(b(x), (2, 5), (80, 16))
+    ),
 }
 
 

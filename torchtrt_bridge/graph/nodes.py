@@ -28,6 +28,11 @@ def returns_view(node: fx.Node) -> bool:
     return schema is not None and any(result.alias_info is not None for result in schema.returns)
 
 
+def reads_memory(node: fx.Node) -> bool:
+    """Return whether a call reads by offsets into the memory of its first argument, not by its elements."""
+    return operator_name(node.target).startswith("as_strided")
+
+
 def constant_of(node: Any) -> torch.Tensor | None:
     """Return the tensor that `node` reads if it is a constant, else None."""
     if not isinstance(node, fx.Node) or node.op != "get_attr":

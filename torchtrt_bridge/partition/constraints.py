@@ -8,13 +8,10 @@ from collections.abc import Callable, Collection, Iterator
 import torch
 from torch import fx
 
-from torchtrt_bridge.graph.nodes import operator_name, returns_view, tensors_of_node
+from torchtrt_bridge.graph.nodes import reads_memory, returns_view, tensors_of_node
 from torchtrt_bridge.graph.torch_internals import is_contiguous_or_false, statically_known_true
 
 # Memory that is read by offsets ------------------------------------------------------------------------------------
-
-# These read by offsets into the memory of their first argument, not by its elements.
-_MEMORY_READERS = ("as_strided", "as_strided_", "as_strided_copy", "as_strided_scatter")
 
 
 def memory_that_pytorch_reads(module: fx.GraphModule, in_pytorch: Collection[fx.Node]) -> dict[fx.Node, str]:
@@ -25,7 +22,7 @@ def memory_that_pytorch_reads(module: fx.GraphModule, in_pytorch: Collection[fx.
     """
     reasons: dict[fx.Node, str] = {}
     for node in module.graph.nodes:
-        if node.op == "call_function" and operator_name(node.target) in _MEMORY_READERS:
+        if node.op == "call_function" and reads_memory(node):
             source = node.all_input_nodes[0]
             behind = _ancestors(source, lambda n: n in in_pytorch or _shares_memory(n))
             if not all(_is_plain(value) for value in behind):

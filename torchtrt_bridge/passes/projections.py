@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from torchtrt_bridge.graph.edit import constant_of, fake_mode_of, finish, insert_call, insert_constant, is_call
-from torchtrt_bridge.graph.nodes import returns_view
+from torchtrt_bridge.graph.nodes import reads_memory, returns_view
 from torchtrt_bridge.graph.ops import own
 from torchtrt_bridge.graph.torch_internals import symbolic_dispatch
 from torchtrt_bridge.lower import why_not
@@ -144,10 +144,10 @@ def _views(layer: fx.Node, part: torch.Tensor, mode: FakeTensorMode) -> Views | 
     Returns None if a view needs the result in memory of its own: PyTorch runs this graph too.
     """
     values: Views = {layer: part}
-    waiting = [user for user in layer.users if _is_view(user)]
+    waiting = [user for user in layer.users if _depends_on_memory(user)]
     while waiting:
         view = waiting.pop()
-        if view.target is aten.as_strided.default:
+        if reads_memory(view):
             return None
         args, kwargs = fx.map_arg((view.args, view.kwargs), lambda n: values.get(n, n.meta["val"]))
         try:
@@ -155,12 +155,12 @@ def _views(layer: fx.Node, part: torch.Tensor, mode: FakeTensorMode) -> Views | 
                 values[view] = view.target(*args, **kwargs)  # type: ignore[operator]
         except (RuntimeError, ValueError):
             return None
-        waiting += [user for user in view.users if _is_view(user)]
+        waiting += [user for user in view.users if _depends_on_memory(user)]
     return values
 
 
-def _is_view(node: fx.Node) -> bool:
-    return node.target is operator.getitem or returns_view(node)
+def _depends_on_memory(node: fx.Node) -> bool:
+    return node.target is operator.getitem or returns_view(node) or reads_memory(node)
 
 
 # The merge -------------------------------------------------------------------------------------------------------

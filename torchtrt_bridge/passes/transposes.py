@@ -12,7 +12,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from torchtrt_bridge.graph.edit import fake_mode_of, finish, infer, insert_call, insert_constant, is_call
-from torchtrt_bridge.graph.nodes import arguments_of
+from torchtrt_bridge.graph.nodes import arguments_of, reads_memory
 from torchtrt_bridge.graph.ops import own
 from torchtrt_bridge.graph.shapes import expression_of
 from torchtrt_bridge.graph.torch_internals import has_unbacked_symbols, is_operator
@@ -33,8 +33,8 @@ def drop_transposes(module: fx.GraphModule, options: Options) -> fx.GraphModule:
     copies is left if the batch comes first. Rows of divided dimensions, such as windows of an image, stay as they are.
     A convolution over patches becomes a linear layer, and its results are moved only as far as their reader needs.
     """
-    if module.graph.find_nodes(op="call_function", target=aten.as_strided.default):
-        return module  # it reads memory by offsets, in any order
+    if any(map(reads_memory, module.graph.nodes)):  # in the order in which it lies
+        return module
     carrier = _Carrier(module, options)
     for node in list(module.graph.nodes):
         carrier.visit(node)

@@ -42,6 +42,11 @@ class AssumptionError(RuntimeError):
     """Assumption of `torch.export` about a size that depends on data, which the example inputs contradict."""
 
 
+def is_failed_assertion(error: BaseException) -> bool:
+    """Return whether an assertion that `torch.export` put into a graph does not hold for the tensors of a call."""
+    return isinstance(error, RuntimeError) and str(error).startswith("Runtime assertion failed for expression")
+
+
 def capture_failure(model: Any, error: Exception) -> str:
     """Return the message of CaptureError for what `torch.export` raised for `model`: reason, line and advice."""
     reason, advice = _reason_and_advice(error)

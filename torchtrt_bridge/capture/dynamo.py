@@ -98,8 +98,8 @@ def input_positions(module: fx.GraphModule, inputs: Sequence[Any], bound: Sequen
     ]
 
 
-def number_name(module: fx.GraphModule, index: int) -> str:
-    """Return the name of the number at `index` in the user's code, as ``L['logits_to_keep']``."""
+def argument_name(module: fx.GraphModule, index: int) -> str:
+    """Return the name of the argument at `index` in the user's code, as ``L['logits_to_keep']``."""
     return source_name(placeholders(module)[index])
 
 

@@ -16,9 +16,10 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from torchtrt_bridge.capture.arguments import in_order
-from torchtrt_bridge.capture.capture_errors import AssumptionError, capture_failure
+from torchtrt_bridge.capture.capture_errors import AssumptionError, capture_failure, is_failed_assertion
 from torchtrt_bridge.capture.decompositions import DECOMPOSITIONS
 from torchtrt_bridge.capture.indexing import indices_as_numbers
+from torchtrt_bridge.capture.shared_memory import apart
 from torchtrt_bridge.capture.transformers_classes import without_cache
 from torchtrt_bridge.errors import CaptureError
 from torchtrt_bridge.graph.dynamo_internals import export_is_quiet
@@ -29,7 +30,6 @@ from torchtrt_bridge.graph.torch_internals import (
     expression_bounds,
     is_constraint_violation,
     is_data_dependent,
-    is_failed_assertion,
     is_unbacked_symbol,
     sizes_from_zero,
     tracing_lock,
@@ -128,7 +128,7 @@ def _in_aten(
     strict: bool = False,
     **options: Any,
 ) -> ExportedProgram:
-    args, kwargs = pytree.tree_map_only(torch.Tensor, without_base, (args, kwargs))
+    args, kwargs = apart(pytree.tree_map_only(torch.Tensor, without_base, (args, kwargs)))
     program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=strict, **options)
     decomposed: ExportedProgram = program.run_decompositions(_decompositions())
     return decomposed

@@ -20,7 +20,7 @@ from torchtrt_bridge.graph.shapes import UNBOUNDED, SharedSizes, TensorSpec, spe
 class CallSignature:
     """Nesting of the arguments of a program, and the tensor or constant that each of them must be.
 
-    module: the graph with its engines, whose placeholders these are.
+    module: the graph with its engines, whose placeholders these are. names: those of the placeholders.
     """
 
     def __init__(self, exported: ExportedProgram, module: fx.GraphModule, captured: CapturedGraph) -> None:
@@ -31,6 +31,7 @@ class CallSignature:
         specs = [spec for spec in exported.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
         placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
         nodes = placeholders[: len(placeholders) - len(captured.state)]  # those of the state come last
+        self.names = [node.name for node in nodes]
         self._wanted: list[_Tensor | _Constant | None] = []
         for spec, node in zip(specs, nodes, strict=True):
             if isinstance(spec.arg, ConstantArgument):

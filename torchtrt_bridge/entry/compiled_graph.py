@@ -14,6 +14,7 @@ from torchtrt_bridge.capture.capture_cache import load_or_capture
 from torchtrt_bridge.capture.capture_key import environment
 from torchtrt_bridge.capture.constant_guard import ConstantGuard
 from torchtrt_bridge.capture.export import CapturedGraph
+from torchtrt_bridge.capture.shared_memory import MemoryGuard
 from torchtrt_bridge.entry.graph_accuracy import GraphAccuracyCheck
 from torchtrt_bridge.errors import BridgeError, CaptureError
 from torchtrt_bridge.graph.torch_internals import is_fork_of_cuda_process, is_transformed, tracing_disabled
@@ -49,6 +50,7 @@ class CompiledGraph:
         self._bound: ConstantGuard | None = None
         self._changed: ConstantGuard | None = None
         self._accuracy: GraphAccuracyCheck | None = None
+        self._memory = MemoryGuard(())
         self._is_postponed = is_capturing(example_inputs)
         if self._is_postponed:
             warn_once(
@@ -89,6 +91,9 @@ class CompiledGraph:
         if compiled is None or compiled is not self.compiled:  # another thread has had it compiled anew since
             return self.original(*args)
         assert accuracy is not None
+        if (shared := self._memory.shared([args[i] for i in inputs])) is not None:
+            self._note_shared(*shared)
+            return self.original(*args)
         if accuracy.is_due and not is_capturing(args):
             results = self._first_call(compiled, accuracy, args)
         else:
@@ -112,6 +117,17 @@ class CompiledGraph:
             hint = "; precision='bf16' has the range of fp32" if self.options.precision == "fp16" else ""
             self._leave_to_pytorch(f"with engines its results are not the model's own: {comparison.problem}{hint}")
         return results
+
+    def _note_shared(self, written: int, other: int) -> None:
+        """Say that PyTorch runs a call in which a write to one input changes another."""
+        names = [dynamo.argument_name(self.original, self._inputs[index]) for index in (written, other)]
+        reason = (
+            f"{names[0]}, which it writes to, shares memory with {names[1]}; a copy of one of them lets engines run"
+        )
+        if self.options.fallback == "error":
+            raise CaptureError(f"PyTorch would run a call: {reason}.")
+        self.report.note(f"PyTorch runs calls in which {reason}")
+        warn_once(f"PyTorch runs a call: {reason}.")
 
     def _begin(self, args: Sequence[Any]) -> None:
         """Build the engines, unless PyTorch is to run the graph."""
@@ -160,6 +176,7 @@ class CompiledGraph:
         self._frozen = [i for i in self.weights if i not in state]
         self._bound = ConstantGuard(args, self._frozen, self._numbers)
         self._accuracy = GraphAccuracyCheck(self.original, compiled.run, self._inputs, self.options)
+        self._memory = MemoryGuard(captured.mutations)
         self.compiled = compiled  # last, as other threads run PyTorch until then
 
     def _check_aliases(self, captured: CapturedGraph, inputs: Sequence[int]) -> None:
@@ -181,7 +198,7 @@ class CompiledGraph:
             return self.compiled
         if self.options.fallback == "pytorch" and (self._changed is None or not self._changed.matches(args)):
             self._changed = ConstantGuard(args, self._frozen, self._numbers)
-            names = [dynamo.number_name(self.original, index) for index in bound.changed_numbers(args)]
+            names = [dynamo.argument_name(self.original, index) for index in bound.changed_numbers(args)]
             changed = f"the value of {', '.join(names)} has" if names else "weights have"
             warn_once(f"{changed} changed since the engines were built; PyTorch runs until two calls agree.")
             return None

@@ -10,11 +10,13 @@ import torch
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
+from torchtrt_bridge.capture.capture_errors import is_failed_assertion
 from torchtrt_bridge.capture.export import CapturedGraph
+from torchtrt_bridge.capture.shared_memory import MemoryGuard
 from torchtrt_bridge.entry.call_signature import CallSignature
 from torchtrt_bridge.entry.manifest import Manifest
 from torchtrt_bridge.errors import ShapeRangeError
-from torchtrt_bridge.graph.torch_internals import is_failed_assertion, is_transformed
+from torchtrt_bridge.graph.torch_internals import is_transformed
 from torchtrt_bridge.report.log import warn_once
 from torchtrt_bridge.report.model import CompileReport
 from torchtrt_bridge.runtime import Execution
@@ -44,6 +46,7 @@ class Program:
         self._state = [exported.state_dict[name] for name in captured.state]
         run.track_releasable(exported.state_dict, needed=self._state)
         self._signature = CallSignature(exported, run.module, captured)
+        self._memory = MemoryGuard([i for i in captured.mutations if i < len(self._signature.names)])
 
     @property
     def exported(self) -> ExportedProgram:
@@ -78,6 +81,7 @@ class Program:
         """
         given = self._signature.flat(args, kwargs)
         values = self._signature.laid_out(given)
+        self._check_memory(given)
         inputs = [*values, *self._state]
         if is_transformed():
             results = self._run.in_pytorch(inputs)
@@ -87,6 +91,16 @@ class Program:
                 results = self._run(inputs)
         self._copy_back(values, given)
         return pytree.tree_unflatten(list(results), self._out_spec)
+
+    def _check_memory(self, given: list[Any]) -> None:
+        """Raise ShapeRangeError if a write to an argument would change another one."""
+        shared = self._memory.shared(given)
+        if shared is not None:
+            written, other = (self._signature.names[index] for index in shared)
+            raise ShapeRangeError(
+                f"Argument {written} shares memory with {other}, and the program writes to {written}: it reads both as "
+                f"they were before the call. Give it a copy of {other}."
+            )
 
     def _copy_back(self, values: list[Any], given: list[Any]) -> None:
         """Copy to the arguments that the model changes the values written to their contiguous copies."""

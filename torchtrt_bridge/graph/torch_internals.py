@@ -212,13 +212,11 @@ def expression_bounds(expression: Any, ranges: Mapping[Any, tuple[int, int]]) ->
 
     ranges: smallest and largest value of each of its symbols.
     """
-    from torch.utils._sympy.functions import FloorDiv, Mod
-    from torch.utils._sympy.value_ranges import ValueRanges, bound_sympy
+    from torch.utils._sympy import functions, value_ranges
 
-    known = {symbol: ValueRanges(*ranges[symbol]) for symbol in expression.free_symbols}
-    # of s - Mod(s, 8), torch 2.11 does not see that it is no less than 0
-    whole = expression.replace(Mod, lambda number, divisor: number - divisor * FloorDiv(number, divisor))
-    bounds = [bound_sympy(form, known) for form in (expression, whole)]
+    floored = expression.replace(functions.Mod, lambda a, n: a - n * functions.FloorDiv(a, n))  # tighter in 2.11
+    known = {symbol: value_ranges.ValueRanges(*ranges[symbol]) for symbol in expression.free_symbols}
+    bounds = [value_ranges.bound_sympy(form, known) for form in (expression, floored)]
     return max(form.lower for form in bounds), min(form.upper for form in bounds)
 
 
@@ -332,11 +330,6 @@ def is_data_dependent(error: Exception) -> bool:
     return any(isinstance(each, GuardOnDataDependentSymNode) for each in causes) or (
         isinstance(error, UserError) and "data-dependent" in str(error)
     )
-
-
-def is_failed_assertion(error: BaseException) -> bool:
-    """Return whether an assertion that `torch.export` put into a graph does not hold for the tensors of a call."""
-    return isinstance(error, RuntimeError) and str(error).startswith("Runtime assertion failed for expression")
 
 
 def sizes_from_zero() -> contextlib.AbstractContextManager[Any]:

@@ -22,7 +22,7 @@ from torchtrt_bridge.entry import archive
 from torchtrt_bridge.entry.manifest import FORMAT, Manifest, versions
 from torchtrt_bridge.entry.option_signature import shows_options
 from torchtrt_bridge.entry.program import Program
-from torchtrt_bridge.entry.rounded_program import why_not_in_half
+from torchtrt_bridge.entry.rounded_program import why_not_in_fp32, why_not_in_half
 from torchtrt_bridge.errors import BridgeError, CaptureError, EngineLoadError, OptionsError, UnsupportedOpError
 from torchtrt_bridge.options import AT_LOAD, KeywordOptions, LoadOptions, Options
 from torchtrt_bridge.partition import extract_subgraphs
@@ -64,12 +64,12 @@ def export(
     if module.training:
         warn_once(f"{type(model).__name__} is exported in training mode; call model.eval() first to deploy it.")
     original = export_program(module, *arguments_from(model, example_inputs, kwargs), dynamic_shapes)
-    checked, problem = _holding(original, checked)
+    checked, problems = _holding(original, checked)
     captured = graph_from_program(original)
     can_run = checked.engine == "reference" or (torch.cuda.is_available() and not checked.targets)
     compiled = compile_graph(captured, checked, run=can_run, original=original)
     _check_engines(compiled.report, module)
-    if problem is not None:
+    for problem in problems:
         compiled.report.note(problem)
     assert compiled.flat is not None
     exported = archive.program_from_graph(original, captured, compiled.flat)
@@ -77,18 +77,29 @@ def export(
     return Program(exported, captured, compiled.run, manifest, compiled.plans)
 
 
-def _holding(original: ExportedProgram, options: Options) -> tuple[Options, str | None]:
-    """Return the options with a precision that holds the program's values, and why it is another; None if it is not."""
-    problem = why_not_in_half(original, options)
-    if problem is None:
-        return options, None
-    problem = f"in {options.precision} the results for the example inputs are not the model's own: {problem}"
-    hint = "; precision='bf16' has the range of fp32" if options.precision == "fp16" else ""
+def _holding(original: ExportedProgram, options: Options) -> tuple[Options, list[str]]:
+    """Return the options with a precision that holds the program's values, and why it is another, if it is."""
+    problems = []
+    if (problem := why_not_in_fp32(original, options)) is not None:
+        problems.append(_told("fp32", "leaves float64 to PyTorch", problem, options))
+        options = dataclasses.replace(options, float64="pytorch")
+    if (problem := why_not_in_half(original, options)) is not None:
+        hint = "; precision='bf16' has the range of fp32" if options.precision == "fp16" else ""
+        problems.append(_told(options.precision, "computes in fp32", f"{problem}{hint}", options))
+        options = dataclasses.replace(options, precision="fp32")
+    return options, problems
+
+
+def _told(precision: str, remedy: str, problem: str, options: Options) -> str:
+    """Warn of a precision that does not hold a program's values, and return the message.
+
+    Raises CaptureError with ``fallback="error"``.
+    """
+    problem = f"in {precision} the results for the example inputs are not the model's own: {problem}"
     if options.fallback == "error":
-        raise CaptureError(f"{problem}{hint}. fallback='pytorch' exports the model in fp32.")
-    problem = f"the program computes in fp32, as {problem}{hint}"
-    warn_once(f"{problem}.")
-    return dataclasses.replace(options, precision="fp32"), problem
+        raise CaptureError(f"{problem}. With fallback='pytorch' the program {remedy}.")
+    warn_once(f"the program {remedy}, as {problem}.")
+    return f"the program {remedy}, as {problem}"
 
 
 def _check_engines(report: CompileReport, module: nn.Module) -> None:

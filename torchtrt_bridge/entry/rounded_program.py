@@ -1,4 +1,4 @@
-"""Check of an export: whether half precision holds what a program computes from its example inputs.
+"""Check of an export: whether a lower precision holds what a program computes from its example inputs.
 
 Nobody compares a program with the model when it runs, and the machine that exports it may have no GPU. So the graph is
 computed as an engine would: each call in fp32, each result rounded to the dtype that the graph gives it.
@@ -6,6 +6,7 @@ computed as an engine would: each call in fp32, each result rounded to the dtype
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -23,12 +24,27 @@ from torchtrt_bridge.runtime.tolerance import GRAPH_FACTOR, compare, error_bound
 
 
 def why_not_in_half(program: ExportedProgram, options: Options) -> str | None:
-    """Return why a program has other results in the half precision of `options`; None if it has not.
+    """Return why a program has other results in the half precision of `options`; None if it has not."""
+    if options.precision not in DTYPES:
+        return None
+    return _difference(program, options, GRAPH_FACTOR * error_bound([DTYPES[options.precision]], tf32=False))
+
+
+def why_not_in_fp32(program: ExportedProgram, options: Options) -> str | None:
+    """Return why a program has other results if `options` let float64 be fp32; None if it has not."""
+    if options.float64 == "pytorch":
+        return None
+    in_fp32 = dataclasses.replace(options, precision="fp32")
+    return _difference(program, in_fp32, GRAPH_FACTOR * error_bound([torch.float32], tf32=False))
+
+
+def _difference(program: ExportedProgram, options: Options, bound: float) -> str | None:
+    """Return how a program computed as `options` say differs from itself beyond `bound`.
 
     None too where no check is wanted (``trial="off"``), or possible: the program has no example inputs, or computes
     with random numbers.
     """
-    if options.precision not in DTYPES or options.trial == "off" or program.example_inputs is None:
+    if options.trial == "off" or program.example_inputs is None:
         return None
     captured = graph_from_program(program)
     if any(map(is_random, captured.module.graph.nodes)):
@@ -39,8 +55,8 @@ def why_not_in_half(program: ExportedProgram, options: Options) -> str | None:
         expected = captured.module(*values)
         actual = _Rounded(rounded).run(*values)
     pairs = [(a.to(b.dtype), b) for a, b in zip(actual, expected, strict=True) if isinstance(b, torch.Tensor)]
-    bound = math.inf if quantizes(rounded) else GRAPH_FACTOR * error_bound([DTYPES[options.precision]], tf32=False)
-    return compare([a for a, _ in pairs], [b for _, b in pairs], bound, 1.0).problem
+    most = math.inf if quantizes(rounded) else bound
+    return compare([a for a, _ in pairs], [b for _, b in pairs], most, 1.0).problem
 
 
 class _Rounded(fx.Interpreter):

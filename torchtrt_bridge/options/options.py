@@ -18,6 +18,7 @@ from torchtrt_bridge.errors import OptionsError
 from torchtrt_bridge.options.declaration import Declaration, checked, option, suggestion, text_of
 
 Precision = Literal["fp32", "fp16", "bf16"]
+Float64 = Literal["pytorch", "fp32"]
 Fallback = Literal["pytorch", "error"]
 EngineKind = Literal["auto", "tensorrt", "tensorrt_rtx", "reference"]
 CudaGraphs = Literal["auto", "off"]
@@ -42,6 +43,12 @@ class Options:
         False,
         "Let fp32 matrix products and convolutions use TF32 (10 mantissa bits) where the GPU has it.",
         shapes="engine",
+    )
+    float64: Float64 = option(
+        "pytorch",
+        """`"pytorch"` leaves float64 to PyTorch, as TensorRT does not have it; `"fp32"` lets engines compute it in
+        fp32. Inputs and results keep their dtypes.""",
+        shapes="graph",
     )
     fallback: Fallback = option(
         "pytorch",
@@ -225,6 +232,7 @@ class KeywordOptions(LoadOptions, total=False):
 
     precision: Precision
     tf32: bool
+    float64: Float64
     engine: EngineKind
     targets: tuple[str, ...]
     torch_ops: tuple[str, ...]

@@ -18,6 +18,7 @@ from torchtrt_bridge.passes.drop_quantization import (
     without_rounding,
 )
 from torchtrt_bridge.passes.embedding_bags import reduce_equal_bags
+from torchtrt_bridge.passes.float64 import narrow_float64
 from torchtrt_bridge.passes.kv_caches import mark_kv_caches
 from torchtrt_bridge.passes.precision import set_precision
 from torchtrt_bridge.passes.projections import merge_projections
@@ -30,6 +31,7 @@ PASSES = (
     reduce_equal_bags,  # before the offsets, which tell, are folded to a constant
     fold_constants,
     use_complex_pairs,  # on the constants, of which many were made of real ones
+    narrow_float64,
     create_on_gpu,  # what is no constant, as those are computed where the model computes them
     fold_batch_norm,
     drop_transposes,

@@ -7,6 +7,7 @@ one, as a Fourier transform, stays complex, in PyTorch, between `view_as_complex
 from __future__ import annotations
 
 import operator
+from collections.abc import Set
 
 import torch
 from torch import fx
@@ -15,19 +16,23 @@ from torchtrt_bridge.graph.edit import finish
 from torchtrt_bridge.graph.nodes import arguments_of
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.passes.complex_parts import Pairs, complex_dtype
-from torchtrt_bridge.passes.complex_rules import REALS, RULES
+from torchtrt_bridge.passes.complex_rules import RULES
 
 aten = torch.ops.aten
 
 
 def use_complex_pairs(module: fx.GraphModule, options: Options) -> fx.GraphModule:
-    """Compute with pairs of reals where numbers are complex64, as far as there are rules for it."""
+    """Compute with pairs of reals where numbers are complex64, as far as there are rules for it.
+
+    Complex128 is float64 in pairs, and stays in PyTorch unless the options let float64 be fp32.
+    """
     if not any(map(complex_dtype, module.graph.nodes)):
         return module
+    dtypes = {torch.complex64} if options.float64 == "pytorch" else {torch.complex64, torch.complex128}
     pairs = Pairs(module)
     for node in list(module.graph.nodes):
         pairs.here = node
-        found = _rewritten(node, pairs)
+        found = _rewritten(node, pairs, dtypes)
         if found is None:
             _give_complex(node, pairs)
         elif complex_dtype(node):
@@ -38,11 +43,11 @@ def use_complex_pairs(module: fx.GraphModule, options: Options) -> fx.GraphModul
     return finish(module, changed=True)
 
 
-def _rewritten(node: fx.Node, pairs: Pairs) -> fx.Node | None:
-    """Return what a call gives by its rule; None if it has none."""
+def _rewritten(node: fx.Node, pairs: Pairs, dtypes: Set[torch.dtype]) -> fx.Node | None:
+    """Return what a call gives by its rule; None if it has none, or other complex dtypes than `dtypes`."""
     rule = RULES.get(node.target) if node.op == "call_function" else None
-    dtypes = {complex_dtype(each) for each in (node, *node.all_input_nodes)} - {None}
-    if rule is None or not dtypes or not dtypes <= REALS.keys():
+    own = {dtype for each in (node, *node.all_input_nodes) if (dtype := complex_dtype(each)) is not None}
+    if rule is None or not own or not own <= dtypes:
         return None
     return rule(pairs, *node.args) if node.target is operator.getitem else rule(pairs, **arguments_of(node))
 

@@ -24,7 +24,7 @@ Rule = Callable[..., "fx.Node | None"]
 RULES: dict[Any, Rule] = {}
 
 # The dtypes that have pairs, with that of the pair.
-REALS = {torch.complex64: torch.float32}
+REALS = {torch.complex64: torch.float32, torch.complex128: torch.float64}
 
 
 def _rule(*ops: Any) -> Callable[[Rule], Rule]:

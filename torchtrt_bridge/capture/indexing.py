@@ -20,13 +20,13 @@ def indices_as_numbers(model: torch.nn.Module) -> Iterator[None]:
     These would make slices of their own. While Dynamo compiles, entering a mode in a call ends torch 2.11 with a
     segmentation fault; the graphs that Dynamo gives hold no such slices.
     """
-    mode = IndicesAsNumbers()
+    mode, entered = IndicesAsNumbers(), contextlib.ExitStack()
     if isinstance(model, fx.GraphModule):
         with mode:
             yield
         return
-    before = model.register_forward_pre_hook(lambda *_: mode.__enter__() and None)
-    behind = model.register_forward_hook(lambda *_: mode.__exit__(None, None, None), always_call=True)
+    before = model.register_forward_pre_hook(lambda *_: entered.enter_context(mode) and None)
+    behind = model.register_forward_hook(lambda *_: entered.close(), always_call=True)
     try:
         yield
     finally:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from tests.lower.case import Case, Rejected
-from tests.lower.cases.topk import bools, distinct, equal, integers, line, over, with_nan
+from tests.lower.cases.topk import beside_infinity, bools, distinct, equal, integers, line, over, with_nan
 
 aten = torch.ops.aten
 
@@ -84,6 +84,14 @@ SORTS = [
     Case(aten.sort.default, short(lambda x: torch.sort(x, 0)), distinct, name="dynamic"),
     Case(aten.sort.default, short(lambda x: torch.argsort(x, 0, descending=True)), line, name="dynamic-1d"),
     Case(aten.sort.default, short(lambda x: torch.sort(x, 0)[0]), with_nan, name="dynamic-nan"),
+    Case(aten.sort.default, lambda x: torch.sort(x), beside_infinity, name="beside-infinity", half=False),
+    Case(
+        aten.sort.default,
+        lambda x: torch.sort(x, descending=True),
+        beside_infinity,
+        name="beside-infinity-descending",
+        half=False,
+    ),
     Case(aten.sort.default, nucleus, distinct, name="nucleus"),
 ]
 

@@ -38,6 +38,13 @@ def with_nan(n: int) -> tuple[torch.Tensor]:
     return (rows,)
 
 
+def beside_infinity(n: int) -> tuple[torch.Tensor]:
+    """Infinities before and behind the largest and the smallest number."""
+    largest = torch.finfo(torch.float32).max
+    row = torch.tensor([1.0, largest, torch.inf, -torch.inf, -largest])
+    return (torch.stack([row.roll(i) for i in range(n)]),)
+
+
 def over(call, *args, **kwargs):
     return lambda x: call(x, *args, **kwargs)
 
@@ -56,6 +63,7 @@ def along(op, call) -> list[Case]:
         Case(op, lambda x: tuple(call(x, 1)), integers, name="int64", half=False),
         Case(op, lambda x: call(x, 1)[0], bools, name="bool", half=False),
         Case(op, lambda x: tuple(call(x, 1)), with_nan, name="nan"),
+        Case(op, lambda x: tuple(call(x, 1)), beside_infinity, name="beside-infinity", half=False),
     ]
 
 
@@ -72,6 +80,7 @@ def position(op, call) -> list[Case]:
         Case(op, over(call, -1), integers, name="int64", half=False),
         Case(op, over(call, -1), with_nan, name="nan"),
         Case(op, call, with_nan, name="flat_nan"),
+        Case(op, over(call, -1), beside_infinity, name="beside-infinity", half=False),
     ]
 
 

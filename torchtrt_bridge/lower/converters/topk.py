@@ -28,13 +28,20 @@ def largest(ctx, op, value, k, dim, nan=math.inf):
     return taken(ctx, tensor, dim, positions), positions
 
 
+# NaN takes the place of infinity, infinity that of the largest number, and the largest that of the number before.
+LARGEST = torch.finfo(torch.float32).max
+NEXT_LARGEST = LARGEST - 2.0**104
+
+
 def ranked(ctx, tensor, nan):
     """Return numbers in the order of PyTorch: TensorRT does not say where NaN stands."""
     tensor = numbers(ctx, tensor)
     if not ctx.dtype(tensor).is_floating_point:
         return tensor
-    limit = math.copysign(torch.finfo(torch.float32).max, nan)
-    return ctx.select(ctx.unary("ISNAN", tensor), nan, ctx.elementwise("MIN" if nan > 0 else "MAX", tensor, limit))
+    largest_, next_largest = (math.copysign(number, nan) for number in (LARGEST, NEXT_LARGEST))
+    finite = ctx.elementwise("MIN" if nan > 0 else "MAX", tensor, next_largest)
+    order = ctx.select(ctx.elementwise("EQUAL", tensor, nan), largest_, finite)
+    return ctx.select(ctx.unary("ISNAN", tensor), nan, order)
 
 
 def numbers(ctx, tensor):

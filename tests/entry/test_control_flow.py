@@ -76,7 +76,7 @@ def assert_same(actual: Any, expected: Any, bound: float = 1e-5) -> None:
 
 
 @each_operator
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.full)])
 def test_exported(precision: str, function: Callable[..., Any]) -> None:
     model = TwoLayers(function).eval()
     program = trtb.export(model, INPUTS[0], engine="reference", precision=precision)  # type: ignore[arg-type]
@@ -93,6 +93,7 @@ def test_compiled(function: Callable[..., Any]) -> None:
     assert_between_engines(trtb.report(fast), function)
 
 
+@pytest.mark.full
 @each_operator
 def test_explained(function: Callable[..., Any]) -> None:
     assert_between_engines(trtb.explain(TwoLayers(function).eval(), INPUTS[0], engine="reference"), function)

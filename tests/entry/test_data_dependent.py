@@ -181,7 +181,7 @@ def test_exported(function: Callable[..., Any], others: tuple[torch.Tensor, ...]
 
 
 @each_case
-@pytest.mark.parametrize("dynamic", [None, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("dynamic", [None, pytest.param(True, marks=pytest.mark.full)], ids=["static", "dynamic"])
 def test_compiled(
     dynamic: bool | None, function: Callable[..., Any], others: tuple[torch.Tensor, ...], operator: str
 ) -> None:

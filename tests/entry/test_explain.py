@@ -39,7 +39,8 @@ def test_compiled_models_keep_their_graphs() -> None:
     assert len(backend.sizes) == count
 
 
-@pytest.mark.parametrize("is_compiled_before", [True, pytest.param(False, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("is_compiled_before", [True, False])
 def test_many_explanations_leave_a_model_its_graphs(is_compiled_before: bool) -> None:
     """Dynamo leaves to PyTorch what comes after 8 graphs of a function."""
     model = Broken().eval()

@@ -139,6 +139,7 @@ def test_dynamo_traces_them_whole() -> None:
         assert torch.equal(compiled(x), model(x))
 
 
+@pytest.mark.full
 def test_a_saved_program_loads_where_the_package_was_only_used(tmp_path: Path) -> None:
     """A use of any public name registers the operators."""
     model, x = net("linear layers")
@@ -148,6 +149,7 @@ def test_a_saved_program_loads_where_the_package_was_only_used(tmp_path: Path) -
     assert "torchtrt_bridge.dequantize.default" in done.stdout
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("module", ["graph.ops", "lower", "passes.drop_quantization"])
 def test_each_part_registers_them_by_itself(module: str) -> None:
     script = f"import torch, torchtrt_bridge.{module}; torch.ops.torchtrt_bridge.dequantize_int4.default"

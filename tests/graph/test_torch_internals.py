@@ -402,6 +402,7 @@ def test_the_current_stream_and_the_workspaces_of_cublas() -> None:
 # Inductor ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("tuned", [False, True])
 def test_inductor_compiles_a_graph(tuned: bool) -> None:
     x = torch.randn(3)

@@ -87,6 +87,7 @@ def test_generate_of_ones_own_reaches_the_engine(ids: torch.Tensor) -> None:
     assert trtb.report(fast).is_whole
 
 
+@pytest.mark.full
 def test_many_models_of_one_process_have_engines(ids: torch.Tensor) -> None:
     """Dynamo counts graphs by the outermost frame, which Hugging Face's models have in common."""
     configs = [transformers.BertConfig(**TINY), transformers.GPT2Config(
@@ -139,6 +140,7 @@ def test_an_accelerated_model_can_be_explained_and_exported(model: Any, ids: tor
     assert_near(program(ids).logits, expected)
 
 
+@pytest.mark.full
 def test_text_models_take_every_length_and_images_one_size(model: Any, ids: torch.Tensor) -> None:
     vision = transformers.ViTConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24, image_size=16, patch_size=8
@@ -151,6 +153,7 @@ def test_text_models_take_every_length_and_images_one_size(model: Any, ids: torc
     assert [".." in str(trtb.report(target).engines[0].inputs) for target in (model, sees)] == [True, False]
 
 
+@pytest.mark.full
 def test_the_encoder_that_generate_calls_is_compiled_too(ids: torch.Tensor) -> None:
     config = transformers.T5Config(
         vocab_size=30, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, decoder_start_token_id=0, pad_token_id=0

@@ -11,8 +11,8 @@ import torchtrt_bridge as trtb
 from tests.huggingface.models import text, tiny
 from torchtrt_bridge.graph.torch_internals import forward_hooks
 
-MORE = [("bert", "BertForSequenceClassification"), ("llama", None)]
-MODELS = [("bert", None), ("vit", None), *[pytest.param(*model, marks=pytest.mark.full) for model in MORE]]
+MORE = [("bert", "BertForSequenceClassification"), ("llama", None), ("vit", None)]
+MODELS = [("bert", None), *[pytest.param(*model, marks=pytest.mark.full) for model in MORE]]
 models = pytest.mark.parametrize(("family", "name"), MODELS)
 
 

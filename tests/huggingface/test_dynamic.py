@@ -55,6 +55,7 @@ def test_sizes_that_change_get_one_dynamic_engine(model: torch.nn.Module) -> Non
     assert len(trtb.report(fast).engines) == trtb.report(fast).graphs == 2
 
 
+@pytest.mark.full
 def test_dynamic_from_the_start(model: torch.nn.Module) -> None:
     fast = trtb.compile(model, dynamic=True, **OPTIONS)
     assert_serves_all(fast, model, MORE_SHAPES)
@@ -69,6 +70,7 @@ def test_marked_ranges_are_the_engines(model: torch.nn.Module) -> None:
     assert_one_engine(fast)
 
 
+@pytest.mark.full
 def test_outside_marked_ranges_there_is_another_engine(model: torch.nn.Module) -> None:
     fast = trtb.compile(model, **OPTIONS)
     assert_serves(fast, model, marked(2, 11))
@@ -76,6 +78,7 @@ def test_outside_marked_ranges_there_is_another_engine(model: torch.nn.Module) -
     assert served_shapes(fast) == ["int64[2..8, 4..32]", f"int64[2..4096, 2..{LONGEST}]"]
 
 
+@pytest.mark.full
 def test_a_batch_of_one_has_its_own_engine(model: torch.nn.Module) -> None:
     """PyTorch takes a size of 1 for a constant, as it broadcasts."""
     fast = trtb.compile(model, dynamic=True, **OPTIONS)
@@ -92,6 +95,7 @@ def test_above_max_dynamic_size_pytorch_serves(model: torch.nn.Module, caplog: p
     assert "max_dynamic_size" in message
 
 
+@pytest.mark.full
 def test_above_max_dynamic_size_error_raises(model: torch.nn.Module) -> None:
     fast = trtb.compile(model, dynamic=True, max_dynamic_size=6, **OPTIONS)
     with torch.no_grad(), pytest.raises(trtb.ShapeRangeError, match=r"\[7, 11\], .*\[2\.\.6, .*mark_dynamic"):
@@ -133,6 +137,7 @@ def program() -> dict[str, trtb.Program]:
     return {fallback: exported(model, *ranges, fallback=fallback, **REFERENCE) for fallback in ("pytorch", "error")}
 
 
+@pytest.mark.full
 def test_an_exported_range_without_end(model: torch.nn.Module, caplog: pytest.LogCaptureFixture) -> None:
     """The graph holds for all sizes, the engine up to `max_dynamic_size`."""
     program = exported(model, Dim("batch"), Dim("length", max=32), max_dynamic_size=6, **REFERENCE)

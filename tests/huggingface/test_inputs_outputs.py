@@ -14,6 +14,7 @@ from tests.huggingface.models import VOCABULARY, text, tiny, typed_text
 from tests.huggingface.serving import OPTIONS, assert_one_engine, assert_serves, compiled, exported
 
 entries = pytest.mark.parametrize("entry", [compiled, exported], ids=["compile", "export"])
+exports = pytest.mark.parametrize("entry", [pytest.param(compiled, marks=pytest.mark.full), exported])
 Inputs = dict[str, Any]
 
 
@@ -89,9 +90,12 @@ CALLS = [
 ]
 
 
+FAST = {"bert-mask", "bert-left-padding", "bert-hidden-states", "bert-labels"}
+
+
 @entries
 @pytest.mark.parametrize(
-    "call", [pytest.param(c, id=str(c), marks=[pytest.mark.full] * (c.family != "bert")) for c in CALLS]
+    "call", [pytest.param(c, id=str(c), marks=[pytest.mark.full] * (str(c) not in FAST)) for c in CALLS]
 )
 def test_call(call: Call, entry: Any) -> None:
     model, inputs = tiny(call.family).build(call.model, num_hidden_layers=1, **call.settings), call.inputs()
@@ -100,6 +104,7 @@ def test_call(call: Call, entry: Any) -> None:
     assert_one_engine(fast)
 
 
+@pytest.mark.full
 def test_positional_arguments_compiled() -> None:
     model, inputs = tiny("bert").build(num_hidden_layers=1), tuple(text(2, 11).values())
     with torch.no_grad():
@@ -139,6 +144,7 @@ def test_the_same_model_with_and_without_labels() -> None:
     assert len(report.engines) == report.graphs == 2
 
 
+@pytest.mark.full
 @entries
 def test_eager_and_sdpa_attention_agree(entry: Any) -> None:
     inputs = text(2, 11)
@@ -147,7 +153,7 @@ def test_eager_and_sdpa_attention_agree(entry: Any) -> None:
     torch.testing.assert_close(eager.last_hidden_state, sdpa.last_hidden_state)
 
 
-@entries
+@exports
 def test_padding_changes_nothing(entry: Any) -> None:
     """A sentence in a padded batch has the states that it has alone."""
     model, inputs = tiny("bert").build(num_hidden_layers=1), text(2, 11)
@@ -187,6 +193,7 @@ def test_a_change_of_tied_weights_is_noticed() -> None:
     assert not torch.allclose(assert_serves(fast, model, inputs).logits, before, atol=1e-2)
 
 
+@pytest.mark.full
 def test_shared_layers_are_kept_once() -> None:
     model, inputs = tiny("albert").build(num_hidden_layers=6), typed_text(2, 11)
     program = exported(model, inputs)
@@ -195,6 +202,7 @@ def test_shared_layers_are_kept_once() -> None:
     assert sum(kept.values()) <= sum(value.numel() for value in (*model.parameters(), *model.buffers()))
 
 
+@pytest.mark.full
 def test_the_original_gives_its_hidden_states_once_after_the_compiled_one_did() -> None:
     model = tiny("bert").build()
     fast = trtb.compile(model, engine="reference")
@@ -211,7 +219,7 @@ def test_the_original_gives_its_hidden_states_once_after_the_compiled_one_did() 
     ("capture", "name"),
     [
         ("export", "gpt2"),
-        ("quantize", "gpt2"),
+        pytest.param("quantize", "gpt2", marks=pytest.mark.full),
         *[pytest.param(c, n, marks=pytest.mark.full) for n in ("llama", "t5-decoder") for c in ("export", "quantize")],
     ],
 )

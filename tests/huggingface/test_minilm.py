@@ -29,7 +29,7 @@ def tokens(sentences: list[str]) -> dict[str, torch.Tensor]:
     return RECIPE["tokens"](sentences, "cpu")
 
 
-@pytest.fixture(scope="module", params=["fp32", pytest.param("fp16", marks=pytest.mark.full)])
+@pytest.fixture(scope="module", params=[pytest.param(each, marks=pytest.mark.full) for each in ("fp32", "fp16")])
 def program(request: pytest.FixtureRequest, model: nn.Module) -> trtb.Program:
     """One engine for every batch size and length."""
     sizes = {0: Dim("batch", min=1, max=64), 1: Dim("length", min=3, max=128)}

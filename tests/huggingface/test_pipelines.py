@@ -53,7 +53,7 @@ def accelerated(model: nn.Module, **options: Any) -> Any:
     return trtb.accelerate(copy.deepcopy(model), **(STRICT | options))
 
 
-either_way = pytest.mark.parametrize("fast", [compiled, accelerated])
+either_way = pytest.mark.parametrize("fast", [pytest.param(compiled, marks=pytest.mark.full), accelerated])
 one_way = pytest.mark.parametrize("fast", [compiled, pytest.param(accelerated, marks=pytest.mark.full)])
 
 
@@ -94,6 +94,7 @@ def test_text_classification(fast: Callable[..., Any], tokenizer: Any, engine_ca
     assert engine_calls == [[1, 3], [1, 8], [1, 6], [1, 4], [1, 10]]
 
 
+@pytest.mark.full
 @one_way
 def test_feature_extraction_of_padded_batches(
     fast: Callable[..., Any], tokenizer: Any, engine_calls: list[list[int]]
@@ -111,7 +112,9 @@ def encodings(tokenizer: Any) -> list[Any]:
     return [tokenizer(TEXTS[at : at + 2], padding=True, return_tensors="pt") for at in range(4)]
 
 
-@pytest.mark.parametrize("fast", [None, compiled, pytest.param(accelerated, marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "fast", [None, *[pytest.param(way, marks=pytest.mark.full) for way in (compiled, accelerated)]]
+)
 def test_a_quantized_model_goes_into_a_pipeline(
     fast: Callable[..., Any] | None, tokenizer: Any, engine_calls: list[list[int]], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -127,6 +130,7 @@ def test_a_quantized_model_goes_into_a_pipeline(
     assert len(engine_calls) == (len(TEXTS) if fast else 0)
 
 
+@pytest.mark.full
 def test_a_quantized_model_that_was_pickled_gives_what_it_gave(tokenizer: Any) -> None:
     batches = encodings(tokenizer)
     model = trtb.quantize(classifier(), batches, method="absmax", table=False)
@@ -138,6 +142,7 @@ def test_a_quantized_model_that_was_pickled_gives_what_it_gave(tokenizer: Any) -
     assert twin.config.num_labels == 3
 
 
+@pytest.mark.full
 @one_way
 def test_text_generation(fast: Callable[..., Any], tokenizer: Any, engine_calls: list[list[int]]) -> None:
     model, options = (
@@ -158,6 +163,7 @@ def test_generation_with_a_cache_of_keys_and_values(fast: Callable[..., Any]) ->
     assert torch.equal(found, model.generate(ids, max_new_tokens=6, do_sample=False))
 
 
+@pytest.mark.full
 def test_lengths_make_two_engines_where_pytorch_finds_them_out(tokenizer: Any) -> None:
     pipe = pipeline("text-classification", trtb.compile(classifier(), **STRICT), tokenizer)
     pipe(TEXTS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 import torchtrt_bridge as trtb
-from tests.compare import assert_matches
+from tests.lower.batch import Batch, batches_of, parameters
 from tests.lower.case import TRACED, Case, Point, points_of
 from tests.lower.cases.attention import CASES, attend, grouped, heads, sdpa, shown
-from tests.lower.lowering import Lowered, flat_tensors, in_float64, lower
+from tests.lower.lowering import Lowered, Results, assert_right, flat_tensors, lower, lower_batch
 from torchtrt_bridge.engine import builder
 from torchtrt_bridge.engine.build import engine_from_network
 from torchtrt_bridge.lower.converters.attention import not_one_attention
@@ -63,27 +63,24 @@ def count(network: Network, kind: str) -> int:
 # In parts ----------------------------------------------------------------------------------------------------------
 
 
-def most_general_first(case: Case) -> list[Any]:
-    """Return the points of a form; all but the most general one (dynamic sizes, fp16) are slow."""
-    last, *others = points_of(case)[::-1]
-    return [pytest.param(last, id=last.id), *[pytest.param(p, id=p.id, marks=pytest.mark.full) for p in others]]
+POINTS = [point for case in FORMS.values() for point in points_of(case)]
 
 
-@pytest.mark.parametrize("point", [point for case in FORMS.values() for point in most_general_first(case)])
-def test_in_parts(point: Point) -> None:
-    found = lowered(point, nothing)
+def in_parts(points: Sequence[Point]) -> list[Results]:
+    """Build one network without attention layers for all of `points`, and compute it."""
+    library = libraries.load("tensorrt_rtx")
+    found = lower_batch(points, library, nothing)
     assert count(found.network, "ATTENTION_INPUT") == 0
-    for inputs in map(point.make_inputs, point.sizes):
-        with torch.no_grad():
-            expected = flat_tensors(found.model(*inputs))
-        assert_matches(computed(found, inputs), expected, functools.partial(in_float64, found.model, inputs))
+    interpreter = NetworkInterpreter(library.trt, found.network.definition, found.network.constants)
+    assert engine_from_network(found.network, library, Options(targets=("sm_89",)))
+    return found.results(points, lambda tensors: interpreter(*tensors))
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("point", [p for case in FORMS.values() for p in points_of(case)], ids=lambda point: point.id)
-def test_parts_are_built(point: Point) -> None:
-    network = lowered(point, nothing).network
-    assert engine_from_network(network, libraries.load("tensorrt_rtx"), Options(targets=("sm_89",)))
+@pytest.mark.parametrize(
+    ("batch", "index"), parameters(batches_of("in_parts", POINTS, lambda point: (point.dynamic, point.dtype)))
+)
+def test_in_parts(batch: Batch[Point], index: int) -> None:
+    assert_right(batch.items[index], batch.compute(index, in_parts))
 
 
 @pytest.mark.parametrize("size", [9, 15, 16])
@@ -153,7 +150,7 @@ WITH_MASK = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("can", [anything, nothing], ids=["layer", "parts"])
+@pytest.mark.parametrize("can", [anything, pytest.param(nothing, marks=pytest.mark.full)], ids=["layer", "parts"])
 @pytest.mark.parametrize("name", WITH_MASK)
 def test_no_form_loses_its_mask(name: str, can: Callable[[str], bool]) -> None:
     """TensorRT drops a mask beside a causal one, and builds without a word."""

@@ -107,7 +107,7 @@ def compiled(model: nn.Module, inputs: tuple[torch.Tensor, ...], **options: Any)
     return torch.compile(model, backend="torchtrt_bridge", options=options)
 
 
-ROADS = pytest.mark.parametrize("road", [exported, compiled])
+ROADS = pytest.mark.parametrize("road", [exported, pytest.param(compiled, marks=pytest.mark.full)])
 OPTIONS = {"engine": "reference", "fallback": "error"}
 
 

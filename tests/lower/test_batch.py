@@ -67,7 +67,7 @@ def raising(ctx: Any, x: Any) -> Any:
     raise RuntimeError("planted")
 
 
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.full)], ids=["static", "dynamic"])
 class TestMistakes:
     def test_there_are_none(self, dynamic: bool) -> None:
         assert failures(CASES, dynamic) == {}

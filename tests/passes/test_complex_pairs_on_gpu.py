@@ -34,7 +34,7 @@ def test_compiled_llama_is_one_engine(kind: str, is_dynamic: bool) -> None:
 
 def test_exported_llama_is_one_engine() -> None:
     model = Llama("buffer").eval().cuda()
-    shapes = {"x": {1: torch.export.Dim("length", min=2, max=32)}, "rotations": None}
+    shapes = {"x": {1: torch.export.Dim("length", min=2, max=32)}}
     fast = trtb.export(model, (x_of(6),), dynamic_shapes=shapes, **WHOLE)
     assert_one_right_engine(fast, model, x_of(6))
     assert_one_right_engine(fast, model, x_of(9))

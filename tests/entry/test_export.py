@@ -126,6 +126,51 @@ def test_mutated_buffers_keyword_arguments_and_nested_outputs(tmp_path: Path) ->
         assert (float(first["calls"]), float(second["calls"])) == (1.0, 2.0)
 
 
+class Last(nn.Module):
+    """Returns what it was called with before, from a buffer that is in no state_dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("last", torch.zeros(3), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        before = self.last * 2
+        self.last.copy_(x)
+        return before
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_mutated_buffer_that_is_not_persistent(precision: Any, tmp_path: Path) -> None:
+    program = trtb.export(Last(), torch.ones(3), engine="reference", precision=precision)
+    trtb.save(program, tmp_path / "model.pt2")
+    for model in (program, trtb.load(tmp_path / "model.pt2", device="cpu")):
+        assert [model(torch.full((3,), value)).tolist() for value in (1.0, 5.0, 7.0)] == [[0] * 3, [2] * 3, [10] * 3]
+
+
+class Turned(nn.Module):
+    """Holds a weight whose elements are negated only when they are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = negated_when_read()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight
+
+
+def negated_when_read() -> torch.Tensor:
+    torch.manual_seed(0)
+    value = torch.randn(4, 4, dtype=torch.complex64).conj().imag
+    assert value.is_neg()
+    return value
+
+
+def test_a_weight_that_is_negated_when_it_is_read() -> None:
+    x = torch.randn(2, 4)
+    program = trtb.export(Turned(), x, engine="reference", fallback="error")
+    torch.testing.assert_close(program(x), Turned()(x))
+
+
 def test_a_function_is_exported() -> None:
     x = torch.randn(3)
     program = trtb.export(lambda x: x.sigmoid() * 2, x, engine="reference")

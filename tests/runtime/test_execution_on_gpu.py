@@ -283,3 +283,44 @@ def test_a_graph_outlives_others_and_pytorchs_workspaces() -> None:
         second([x])
         torch.testing.assert_close(second.outputs[0], x @ weight)
         assert not any(bool(other.any()) for other in others)
+
+
+def test_an_input_that_is_negated_when_it_is_read(model: ConvNet) -> None:
+    fast = compiled(model)
+    with torch.inference_mode():
+        for _ in range(4):
+            x = torch.complex(images(), images()).conj().imag
+            assert x.is_neg()
+            assert_near(fast(x), model(x))
+
+
+class Decoder(nn.Module):
+    """One step of a decoder: writes a key to a cache, reads the cache, and counts."""
+
+    def forward(self, cache: torch.Tensor, new: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+        cache[:, :, torch.arange(new.shape[2], device=new.device) + count] = new
+        count.add_(new.shape[2])
+        return torch.softmax(cache @ new.transpose(-1, -2), 2)
+
+
+@pytest.mark.parametrize("is_inference", [True, False])
+@pytest.mark.parametrize("moves", [True, False])
+def test_a_cache_is_written_in_place(is_inference: bool, moves: bool) -> None:
+    """It is written once a call, in the trial, call by call, while captured, and in replays."""
+    model = Decoder().eval()
+    fast = compiled(model, precision="fp32", tf32=True, fallback="error")
+    with torch.inference_mode(is_inference), torch.no_grad():
+        cache, count = torch.zeros(2, 4, 16, 64, device="cuda"), torch.zeros((), dtype=torch.int64, device="cuda")
+        expected_cache, expected_count = cache.clone(), count.clone()
+        for number in range(1, 9):
+            if moves:
+                cache = cache.clone()
+            new = torch.randn(2, 4, 1, 64, device="cuda")
+            result = fast(cache, new, count)
+            assert_near(result, model(expected_cache, new, expected_count))
+            assert int(count) == number
+            assert_near(cache, expected_cache)
+    (engine,) = trtb.report(fast).engines
+    assert engine.is_ready
+    assert "torchtrt_bridge.kv_cache_update.default" in engine.nodes
+    assert [pair.aliased is not None for pair in pairs()] == [True]

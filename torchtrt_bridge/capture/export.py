@@ -64,6 +64,12 @@ class CapturedGraph:
     origins: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
+def tensor_of(program: ExportedProgram, name: str) -> torch.Tensor:
+    """Return the parameter or buffer of a program; buffers that are not persistent are among its constants."""
+    tensor: torch.Tensor = program.state_dict[name] if name in program.state_dict else program.constants[name]
+    return tensor
+
+
 def export_program(
     model: torch.nn.Module,
     args: tuple[Any, ...],

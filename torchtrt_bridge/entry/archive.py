@@ -29,7 +29,7 @@ from torch.export.graph_signature import (
 from torch.export.pt2_archive import PT2ArchiveReader
 
 from torchtrt_bridge.cache import written_aside
-from torchtrt_bridge.capture.export import CapturedGraph
+from torchtrt_bridge.capture.export import CapturedGraph, tensor_of
 from torchtrt_bridge.entry.archive_check import check_archive
 from torchtrt_bridge.entry.manifest import Manifest
 from torchtrt_bridge.errors import EngineLoadError, OptionsError
@@ -89,7 +89,7 @@ def _input_specs(original: ExportedProgram, captured: CapturedGraph, state: dict
     mutated = [spec for spec in original.graph_signature.input_specs if spec.target in captured.state]
     for spec in mutated:
         assert spec.target is not None
-        state[spec.target] = original.state_dict[spec.target].detach().clone()
+        state[spec.target] = tensor_of(original, spec.target).detach().clone()
     buffers = [InputSpec(InputKind.BUFFER, spec.arg, spec.target, persistent=True) for spec in mutated]
     return [*copy.deepcopy(user), *buffers]
 

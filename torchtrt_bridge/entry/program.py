@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from torchtrt_bridge.capture.capture_errors import is_failed_assertion
-from torchtrt_bridge.capture.export import CapturedGraph
+from torchtrt_bridge.capture.export import CapturedGraph, tensor_of
 from torchtrt_bridge.capture.shared_memory import MemoryGuard
 from torchtrt_bridge.entry.call_signature import CallSignature
 from torchtrt_bridge.entry.manifest import Manifest
@@ -43,7 +43,7 @@ class Program:
         self.plans = plans
         self._run = run
         self._out_spec = exported.call_spec.out_spec
-        self._state = [exported.state_dict[name] for name in captured.state]
+        self._state = [tensor_of(exported, name) for name in captured.state]
         run.track_releasable(exported.state_dict, needed=self._state)
         self._signature = CallSignature(exported, run.module, captured)
         self._memory = MemoryGuard([i for i in captured.mutations if i < len(self._signature.names)])

@@ -15,7 +15,7 @@ from torch import fx
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from torchtrt_bridge.capture.export import graph_from_program
+from torchtrt_bridge.capture.export import graph_from_program, tensor_of
 from torchtrt_bridge.graph.nodes import is_random
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.passes import normalize, quantizes
@@ -50,7 +50,7 @@ def _difference(program: ExportedProgram, options: Options, bound: float) -> str
     if any(map(is_random, captured.module.graph.nodes)):
         return None
     rounded = normalize(graph_from_program(program).module, options, captured.outputs)
-    values = [*pytree.tree_leaves(program.example_inputs), *(program.state_dict[name] for name in captured.state)]
+    values = [*pytree.tree_leaves(program.example_inputs), *(tensor_of(program, name) for name in captured.state)]
     with torch.no_grad():
         expected = captured.module(*values)
         actual = _Rounded(rounded).run(*values)

@@ -80,7 +80,7 @@ class Context:
 
     def constant(self, value: Any, dtype: torch.dtype | None = None) -> Any:
         """Add a constant layer for a torch tensor, a number or a (nested) list of numbers, and return its tensor."""
-        host = torch.as_tensor(value, dtype=dtype).detach().to("cpu").contiguous()
+        host = torch.as_tensor(value, dtype=dtype).detach().to("cpu").resolve_neg().contiguous()
         layer = self.network.add_constant(tuple(host.shape), self.weights(host))
         self.constants[layer.name] = host
         return layer.get_output(0)
@@ -89,7 +89,7 @@ class Context:
         """Return weights that point at `value`'s memory, which stays alive until the engine is built."""
         if value is None:
             return self.trt.Weights()
-        host = value.detach().to("cpu").contiguous()
+        host = value.detach().to("cpu").resolve_neg().contiguous()
         self._kept.append(host)
         return self.trt.Weights(trt_dtype_from_torch(self.trt, host.dtype), host.data_ptr(), host.numel())
 

@@ -268,8 +268,8 @@ class Session:
 
 
 def _as_tensorrt_takes(value: torch.Tensor) -> torch.Tensor:
-    """Return the same values, contiguous and at an address that TensorRT takes."""
-    value = value.contiguous()
+    """Return the same values, contiguous, at an address that TensorRT takes, and with the signs in memory."""
+    value = value.resolve_neg().contiguous()
     return value if value.data_ptr() % ALIGNMENT == 0 else value.clone()
 
 

@@ -14,9 +14,10 @@ import torch
 
 import torchtrt_bridge as trtb
 from docs import generate
-from tests.huggingface.models import MODELS
+from tests.huggingface.models import MODELS, tiny
 from tests.pages import CONTRIBUTING, PAGES, ROOT, anchors, code_of, links, names, run, text_of
 from torchtrt_bridge.cli.command import main
+from torchtrt_bridge.entry.generation import TESTED
 from torchtrt_bridge.runtime.tolerance import BOUNDS
 
 DOCS = ROOT / "docs"
@@ -46,7 +47,7 @@ def test_the_code_of_huggingface_answers_as_before() -> None:
     given = names()
     texts = ["A fine film.", "Not for me: too long."]
     expected = given["pipe"](texts)
-    accelerated, compiled = code_of(DOCS / "huggingface.md")
+    accelerated, compiled, _ = code_of(DOCS / "huggingface.md")
     code = accelerated.code.replace("trtb.accelerate(pipe,", 'trtb.accelerate(pipe, engine="reference",')
     run(dataclasses.replace(accelerated, code=code), given)
     assert [answer["label"] for answer in given["answers"]] == [answer["label"] for answer in expected]
@@ -56,6 +57,16 @@ def test_the_code_of_huggingface_answers_as_before() -> None:
     assert len(trtb.report(given["pipe"]).engines) == 2  # batches, and a batch of one
     trtb.restore(given["pipe"])
     run(compiled, given)
+
+
+@pytest.mark.full
+def test_the_code_of_generate_gives_the_tokens_of_the_model() -> None:
+    given = {"decoder": tiny("gpt2").build(use_cache=True), "ids": torch.arange(3, 9).reshape(2, 3)}
+    *_, steps = code_of(DOCS / "huggingface.md")
+    code = steps.code.replace('{"precision": "fp16"}', '{"engine": "reference", "fallback": "error"}')
+    code = code.replace("\ntokens", "\nstep._compile_all_devices = True\ntokens")  # transformers' hook is for GPUs
+    run(dataclasses.replace(steps, code=code), given)
+    assert torch.equal(given["tokens"], given["decoder"].generate(given["ids"], max_new_tokens=20))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -92,6 +103,12 @@ def test_the_families_are_those_tested() -> None:
     shown = re.search(r"<!-- families -->\n(.*)\n", text_of(DOCS / "huggingface.md"))
     assert shown is not None
     assert re.findall(r"`(.+?)`", shown[1]) == [model.name for model in MODELS]
+
+
+def test_decoders_are_those_that_use_a_static_cache() -> None:
+    shown = re.search(r"<!-- static caches -->\n(.*)\n", text_of(DOCS / "huggingface.md"))
+    assert shown is not None
+    assert re.findall(r"`(.+?)`", shown[1]) == sorted(TESTED)
 
 
 def test_the_folders_are_those_of_the_package() -> None:

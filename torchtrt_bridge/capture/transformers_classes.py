@@ -29,6 +29,11 @@ def is_pipeline(target: Any) -> bool:
     return _is_a(target, "transformers.pipelines.base", "Pipeline")
 
 
+def is_static_cache(target: Any) -> bool:
+    """Return whether an object is a `transformers.StaticCache`, a cache of keys and values of a fixed length."""
+    return _is_a(target, "transformers.cache_utils", "StaticCache")
+
+
 def install_hooks(model: Any) -> None:
     """Let transformers install its hooks for hidden states and attentions, as it does at a model's first call.
 

@@ -7,10 +7,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import nn
 
 from torchtrt_bridge.capture.transformers_classes import is_for_pipelines, is_model, is_pipeline
+from torchtrt_bridge.entry.generation import by_cache, has_static_steps, install, uninstall
 from torchtrt_bridge.entry.option_signature import shows_options
-from torchtrt_bridge.entry.torch_compile import Backend, backend_of_calls, compile_calls, uncompile_calls
+from torchtrt_bridge.entry.torch_compile import (
+    Backend,
+    backend_of_calls,
+    compile_calls,
+    compiled_anew,
+    set_call,
+    uncompile_calls,
+)
 from torchtrt_bridge.errors import OptionsError
-from torchtrt_bridge.graph.torch_internals import compiled_call
+from torchtrt_bridge.graph.torch_internals import compiled_call, uncompiled_call
 from torchtrt_bridge.options import KeywordOptions, Options
 
 if TYPE_CHECKING:
@@ -49,7 +57,16 @@ def accelerate(
         dynamic = True
     for part in _parts(model):
         compile_calls(part, backend, dynamic, fullgraph)
+    if has_static_steps(model):
+        _compile_steps(model, backend, fullgraph)
     return target
+
+
+def _compile_steps(model: nn.Module, backend: Backend, fullgraph: bool) -> None:
+    """Let `generate` use a static cache, and compile its steps apart from other calls."""
+    step = compiled_anew(model, backend, None, fullgraph)
+    set_call(model, by_cache(compiled_call(model), step, uncompiled_call(model)), backend)
+    install(model)
 
 
 def restore(target: T) -> T:
@@ -59,6 +76,7 @@ def restore(target: T) -> T:
     """
     model = _model_of(target, "restore")
     undone = [uncompile_calls(part) for part in _parts(model)]
+    uninstall(model)
     if not any(undone):
         raise OptionsError(f"This {type(model).__name__} is not accelerated.")
     return target

@@ -184,8 +184,17 @@ def _compile(target: Any, dynamic: bool | None, fullgraph: bool, options: Option
 
 def compile_calls(module: nn.Module, backend: Backend, dynamic: bool | None, fullgraph: bool) -> None:
     """Compile `module` in place, as `nn.Module.compile` does: every call of it runs the graphs of `backend`."""
+    set_call(module, compiled_anew(module, backend, dynamic, fullgraph), backend)
+
+
+def compiled_anew(module: nn.Module, backend: Backend, dynamic: bool | None, fullgraph: bool) -> Callable[..., Any]:
+    """Return the call of `module`, compiled apart from all other compiled calls of it."""
     call = with_own_code(uncompiled_call(module), f"{type(module).__name__}_{next(_numbers)}")
-    compiled = _alone_at_first(torch.compile(call, backend=backend, dynamic=dynamic, fullgraph=fullgraph), backend)
+    return _alone_at_first(torch.compile(call, backend=backend, dynamic=dynamic, fullgraph=fullgraph), backend)
+
+
+def set_call(module: nn.Module, compiled: Callable[..., Any], backend: Backend) -> None:
+    """Let every call of `module` run `compiled`, whose graphs are those of `backend`."""
     setattr(compiled, _ATTRIBUTE, backend)
     set_compiled_call(module, compiled)
 

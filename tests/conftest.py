@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from torchtrt_bridge import cache
+from torchtrt_bridge.graph.torch_internals import mode_counts
 from torchtrt_bridge.report import log
 
 # Their assertions say what differs, as those of tests do.
@@ -68,3 +69,4 @@ def _fresh_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     monkeypatch.setenv("COLUMNS", "100")  # reports fit the terminal, and tests may have none
     yield
     torch._dynamo.reset()
+    assert not any(mode_counts()), "a mode that looks at each function was entered and not left"

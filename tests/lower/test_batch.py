@@ -130,11 +130,11 @@ def test_sizes_of_cases_are_independent() -> None:
 
 def test_reasons_belong_to_their_call() -> None:
     """Two calls of one operator in one graph, of which the converter declines one."""
-    op = aten.bucketize.Tensor
-    many = Rejected(op, torch.bucketize, lambda n: (torch.randn(n), -torch.arange(2000.0)), "boundaries")
-    few = Rejected(op, torch.bucketize, lambda n: (torch.randn(n), -torch.arange(20.0)), "")
+    op = aten.topk.default
+    many = Rejected(op, lambda x: torch.topk(x, 4000), lambda n: (torch.randn(n, 5000),), "4000")
+    few = Rejected(op, lambda x: torch.topk(x, 4), lambda n: (torch.randn(n, 5000),), "")
     first, second = reasons_of([many, few])
-    assert "2000 boundaries" in first[0]
+    assert "finding 4000 values" in first[0]
     assert second == [""]
 
 

@@ -71,7 +71,7 @@ class Network:
         if build:
             self.build()
         del outputs, self.net
-        gc.collect()
+        gc.collect(1)  # what this test made; a look at all objects of a long run takes seconds
         return interpreter(*self.values)
 
 

@@ -35,6 +35,9 @@ class Copying(FakeTensorRT):
     def get_tensor_dtype(self, name: str) -> torch.dtype:
         return torch.float32
 
+    def get_aliased_input_tensor(self, name: str) -> None:
+        """Return that no output lies in the memory of an input."""
+
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         """As TensorRT does, it takes no shape outside the ranges that it was built for."""
         self.shape = shape if len(shape) < 3 else (-1,)

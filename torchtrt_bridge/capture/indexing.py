@@ -32,6 +32,7 @@ def indices_as_numbers(model: torch.nn.Module) -> Iterator[None]:
     finally:
         before.remove()
         behind.remove()
+        entered.close()  # as after a call that a capture gave up, without the hooks behind it
 
 
 class IndicesAsNumbers(TorchFunctionMode):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
 import pytest
@@ -59,10 +59,18 @@ def batches_of(family: str, items: Iterable[Item], kind: Callable[[Item], Hashab
     ]
 
 
-def parameters(batches: Iterable[Batch[Any]]) -> list[Any]:
-    """Return a parameter set, (batch, index), for each case; pytest-xdist gives all cases of a batch to one worker."""
+def parameters(batches: Iterable[Batch[Any]], full: Collection[str] = ()) -> list[Any]:
+    """Return a parameter set, (batch, index), for each case; pytest-xdist gives all cases of a batch to one worker.
+
+    full: ids of the cases that run with `--full` only; no batch has some of them beside others.
+    """
     return [
-        pytest.param(batch, index, id=item.id, marks=pytest.mark.xdist_group(batch.name))
+        pytest.param(
+            batch,
+            index,
+            id=item.id,
+            marks=[pytest.mark.xdist_group(batch.name), *[pytest.mark.full] * (item.id in full)],
+        )
         for batch in batches
         for index, item in enumerate(batch.items)
     ]

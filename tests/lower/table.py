@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from tests.lower import cases
 from tests.lower.batch import Batch, batches_of
@@ -17,6 +19,23 @@ CASES: list[Case] = [case for module in _FAMILIES.values() for case in module.CA
 REJECTED: list[Rejected] = [case for module in _FAMILIES.values() for case in module.REJECTED]
 POINTS: list[Point] = [point for case in CASES for point in points_of(case)]
 
+# Each operator has so many cases that are tested at all their points in each run.
+WHOLE_CASES = 2
+
+
+def one_more(cases: Iterable[Case]) -> set[str]:
+    """Return the points that `--full` adds: of an operator's further cases, all but the most general point."""
+    counts: Counter[Any] = Counter()
+    found: set[str] = set()
+    for case in cases:
+        counts[case.op] += 1
+        if counts[case.op] > WHOLE_CASES:
+            found.update(point.id for point in points_of(case)[:-1])
+    return found
+
+
+ONE_MORE = one_more(CASES)
+
 
 def batches_of_points(takes: Callable[[Point], bool] = lambda point: True) -> list[Batch[Point]]:
     """Return the batches of all points of all cases that `takes` accepts."""
@@ -26,7 +45,7 @@ def batches_of_points(takes: Callable[[Point], bool] = lambda point: True) -> li
         for batch in batches_of(
             family,
             filter(takes, (point for case in module.CASES for point in points_of(case))),
-            lambda point: (point.dynamic, point.dtype),
+            lambda point: (point.dynamic, point.dtype, point.id in ONE_MORE),
         )
     ]
 

@@ -15,6 +15,7 @@ from tests.lower.batch import Batch, batches_of, parameters
 from tests.lower.case import TRACED, Case, Point, points_of
 from tests.lower.cases.attention import CASES, attend, grouped, heads, sdpa, shown
 from tests.lower.lowering import Lowered, Results, assert_right, flat_tensors, lower, lower_batch
+from tests.lower.table import ONE_MORE
 from torchtrt_bridge.engine import builder
 from torchtrt_bridge.engine.build import engine_from_network
 from torchtrt_bridge.lower.converters.attention import not_one_attention
@@ -76,9 +77,10 @@ def in_parts(points: Sequence[Point]) -> list[Results]:
     return found.results(points, lambda tensors: interpreter(*tensors))
 
 
-@pytest.mark.parametrize(
-    ("batch", "index"), parameters(batches_of("in_parts", POINTS, lambda point: (point.dynamic, point.dtype)))
-)
+IN_PARTS = batches_of("in_parts", POINTS, lambda point: (point.dynamic, point.dtype, point.id in ONE_MORE))
+
+
+@pytest.mark.parametrize(("batch", "index"), parameters(IN_PARTS, ONE_MORE))
 def test_in_parts(batch: Batch[Point], index: int) -> None:
     assert_right(batch.items[index], batch.compute(index, in_parts))
 

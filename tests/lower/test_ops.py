@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from tests.lower.batch import Batch, parameters
 from tests.lower.case import Point, Rejected
 from tests.lower.lowering import Results, assert_right, lower_batch, reasons_of
-from tests.lower.table import CASES, REJECTED, batches_of_points, batches_of_rejected
+from tests.lower.table import CASES, ONE_MORE, POINTS, REJECTED, batches_of_points, batches_of_rejected
 from torchtrt_bridge.engine.build import engine_from_network
 from torchtrt_bridge.lower import CONVERTERS
 from torchtrt_bridge.options import Options
@@ -17,7 +18,7 @@ from torchtrt_bridge.reference import NetworkInterpreter
 from torchtrt_bridge.trt import library as libraries
 
 
-@pytest.mark.parametrize(("batch", "index"), parameters(batches_of_points()))
+@pytest.mark.parametrize(("batch", "index"), parameters(batches_of_points(), ONE_MORE))
 def test_case(batch: Batch[Point], index: int) -> None:
     assert_right(batch.items[index], batch.compute(index, interpreted))
 
@@ -42,6 +43,14 @@ def test_every_converter_has_a_case() -> None:
     covered = {case.op for case in CASES}
     missing = [str(op) for op in CONVERTERS if hasattr(op, "_schema") and op not in covered]
     assert missing == []
+
+
+def test_every_converter_has_all_kinds_of_points_in_each_run() -> None:
+    """What `--full` adds is one more of a kind: static or dynamic, fp32 or fp16."""
+    kinds: dict[bool, set[Any]] = {True: set(), False: set()}
+    for point in POINTS:
+        kinds[point.id in ONE_MORE].add((point.case.op, point.dynamic, point.dtype))
+    assert kinds[True] <= kinds[False]
 
 
 def test_every_why_not_has_a_rejecting_case() -> None:

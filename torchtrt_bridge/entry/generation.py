@@ -1,7 +1,7 @@
 """`generate` of accelerated decoders: a static cache, of which one engine computes each step.
 
-transformers keeps its own loop, its processors and its criteria. It is told to use a static cache, whose length is
-rounded up, so that another number of new tokens builds no other engine.
+transformers keeps its own loop, its processors and its criteria. The length of the cache is rounded up, so that another
+number of new tokens builds no other engine.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ CHUNK = 2**24
 
 
 def error_bound(dtypes: Iterable[torch.dtype], tf32: bool) -> float:
-    """Return the bound for an engine that computes in `dtypes`: the largest of theirs, as it rounds to each.
+    """Return the bound for an engine that computes in `dtypes`: the largest of their bounds, as it rounds to each.
 
     tf32: whether fp32 is computed in TF32.
     """

@@ -193,7 +193,7 @@ _median(aten.nanmedian.default, skips_nan=True)
 
 
 def many_to_count(self, dim=-1, keepdim=False):
-    """How often a value occurs is found by comparing it with all others."""
+    """Each value is compared with all others, to find how often it occurs."""
     return many_comparisons(self, dim, "the most frequent")
 
 
@@ -217,7 +217,7 @@ def _mode(ctx, tensor, dim):
     same = ctx.cast(ctx.elementwise("EQUAL", *pairs(ctx, tensor, dim)), torch.int32)
     count = ctx.reduce("SUM", same, [dim + 1], False)
     is_frequent = ctx.elementwise("EQUAL", count, ctx.reduce("MAX", count, [dim], True))
-    rivals = ctx.select(is_frequent, tensor, end_of(ctx.dtype(tensor), "MAX"))
-    is_smallest = ctx.elementwise("EQUAL", rivals, ctx.reduce("MIN", rivals, [dim], True))
+    candidates = ctx.select(is_frequent, tensor, end_of(ctx.dtype(tensor), "MAX"))
+    is_smallest = ctx.elementwise("EQUAL", candidates, ctx.reduce("MIN", candidates, [dim], True))
     positions = counted(ctx, length(ctx, tensor, dim), dim, len(tensor.shape))
     return ctx.reduce("MAX", ctx.select(ctx.elementwise("AND", is_smallest, is_frequent), positions, 0), [dim], True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,9 +45,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.option.markexpr:
         return
     marks = ["gpu", "slow"] if config.option.full else ["gpu", "slow", "full"]
-    left_out = [item for item in items if any(map(item.get_closest_marker, marks))]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if not any(map(item.get_closest_marker, marks))]
+    left_out = {item for item in items if any(map(item.get_closest_marker, marks))}
+    if not config.option.full:
+        left_out |= _behind_the_first([item for item in items if item not in left_out])
+    config.hook.pytest_deselected(items=list(left_out))
+    items[:] = [item for item in items if item not in left_out]
+
+
+def _behind_the_first(items: list[pytest.Item]) -> set[pytest.Item]:
+    """Return the tests behind the first n of a function that is marked `first(n)`."""
+    counts: Counter[object] = Counter()
+    found = set()
+    for item in items:
+        mark = item.get_closest_marker("first")
+        function = item.nodeid.partition("[")[0]
+        counts[function] += 1
+        if mark is not None and counts[function] > mark.args[0]:
+            found.add(item)
+    return found
 
 
 def pytest_collectstart() -> None:

@@ -173,11 +173,13 @@ families = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.first(2)
 @families
 def test_compile(vision: Vision) -> None:
     check_compile(vision)
 
 
+@pytest.mark.first(1)
 @families
 def test_export(vision: Vision) -> None:
     check_export(vision)

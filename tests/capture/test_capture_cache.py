@@ -232,6 +232,7 @@ def deep(levels: int) -> list[Any]:
     return nested
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_graph_that_cannot_be_read_is_captured_again(
     damage: str, captures: list[Any], tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -34,6 +34,7 @@ def layer(**options: Any) -> nn.TransformerEncoderLayer:
     return nn.TransformerEncoderLayer(WIDTH, HEADS, 32, batch_first=True, **options).eval()
 
 
+@pytest.mark.first(6)
 @pytest.mark.parametrize("mask", masks())
 @pytest.mark.parametrize("norm_first", [False, True])
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
@@ -99,6 +100,7 @@ def with_nan() -> torch.Tensor:
 EXPORTS_QUANTILES = torch.torch_version.TorchVersion(torch.__version__) >= (2, 14)
 
 
+@pytest.mark.first(10)
 @pytest.mark.skipif(not EXPORTS_QUANTILES, reason="torch 2.11 does not export quantiles")
 @pytest.mark.parametrize("options", [{}, {"dim": 1}, {"dim": -2, "keepdim": True}, {"keepdim": True}], ids=str)
 @pytest.mark.parametrize("q", [0, 0.3, 0.8, 1.0])

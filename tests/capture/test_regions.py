@@ -95,6 +95,7 @@ VIEWS: dict[str, Callable[[int], torch.Tensor]] = {
 }
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize("make", VIEWS.values(), ids=VIEWS)
 @pytest.mark.parametrize("dynamic", [None, True], ids=["static", "dynamic"])
 def test_views_of_changing_size(dynamic: bool | None, make: Callable[[int], torch.Tensor]) -> None:

@@ -66,6 +66,7 @@ def assert_same(fast: Callable[..., Any], function: Callable[..., Any], pair: Ca
     torch.testing.assert_close(given, expected)
 
 
+@pytest.mark.first(7)
 @pytest.mark.parametrize("function", [*WRITING, read_only])
 @pytest.mark.parametrize("name", SHARED)
 def test_compiled_for_shared_memory(name: str, function: Callable[..., Any]) -> None:

@@ -53,12 +53,14 @@ PAIRS: dict[str, tuple[Any, Any, tuple[torch.Tensor, ...]]] = {
 }
 
 
+@pytest.mark.first(6)
 @pytest.mark.parametrize("name", PAIRS)
 def test_different_computations_have_different_keys(name: str) -> None:
     one, other, args = PAIRS[name]
     assert key_of(one, *args) != key_of(other, *args)
 
 
+@pytest.mark.first(6)
 @pytest.mark.parametrize("name", PAIRS)
 def test_the_same_computation_captured_twice_has_the_same_key(name: str) -> None:
     one, _, args = PAIRS[name]
@@ -86,6 +88,7 @@ def test_a_setting_of_the_builder_changes_the_key(name: str) -> None:
     assert key_of(linear(), square(2, 4)) != key_of(linear(), square(2, 4), **{name: another_value(name)})
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize("name", options_that_are("run"))
 def test_an_option_of_the_run_does_not_change_the_key(name: str) -> None:
     assert key_of(linear(), square(2, 4)) == key_of(linear(), square(2, 4), **{name: another_value(name)})

@@ -180,6 +180,7 @@ def test_exported(function: Callable[..., Any], others: tuple[torch.Tensor, ...]
     assert all(entry.reason for entry in report.in_torch)
 
 
+@pytest.mark.first(8)
 @each_case
 @pytest.mark.parametrize("dynamic", [None, pytest.param(True, marks=pytest.mark.full)], ids=["static", "dynamic"])
 def test_compiled(

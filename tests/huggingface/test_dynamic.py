@@ -118,6 +118,7 @@ def test_exported_ranges_are_the_engines(model: torch.nn.Module) -> None:
     assert_one_engine(program)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("shape", [(9, 11), (2, 3), (2, 33)])
 @pytest.mark.parametrize("fallback", ["pytorch", "error"])
 def test_outside_the_exported_range_is_an_error(shape: tuple[int, int], fallback: str, program: Any) -> None:

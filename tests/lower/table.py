@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -19,18 +18,22 @@ CASES: list[Case] = [case for module in _FAMILIES.values() for case in module.CA
 REJECTED: list[Rejected] = [case for module in _FAMILIES.values() for case in module.REJECTED]
 POINTS: list[Point] = [point for case in CASES for point in points_of(case)]
 
-# Each operator has so many cases that are tested at all their points in each run.
-WHOLE_CASES = 2
-
 
 def one_more(cases: Iterable[Case]) -> set[str]:
-    """Return the points that `--full` adds: of an operator's further cases, all but the most general point."""
-    counts: Counter[Any] = Counter()
+    """Return the points that `--full` adds: beside the most general one of its case, and not the first of their kind.
+
+    A kind is an operator with known or dynamic sizes, in fp32 or fp16.
+    """
+    kinds: set[Any] = set()
     found: set[str] = set()
     for case in cases:
-        counts[case.op] += 1
-        if counts[case.op] > WHOLE_CASES:
-            found.update(point.id for point in points_of(case)[:-1])
+        *others, most_general = points_of(case)
+        kinds.add((case.op, most_general.dynamic, most_general.dtype))
+        for point in others:
+            kind = (case.op, point.dynamic, point.dtype)
+            if kind in kinds:
+                found.add(point.id)
+            kinds.add(kind)
     return found
 
 

@@ -118,6 +118,7 @@ def error_against_alone(result: torch.Tensor, model: nn.Module, x: torch.Tensor,
     return float((result[row, :length] - alone[0]).abs().max())
 
 
+@pytest.mark.first(6)
 @ROADS
 @pytest.mark.parametrize("name", ATTENTIONS)
 @pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-5), ("fp16", 2e-2)])

@@ -92,6 +92,7 @@ class TestMistakes:
         assert list(failures(CASES, dynamic)) == ["relu.default"]
 
 
+@pytest.mark.first(1)
 @pytest.mark.filterwarnings("ignore:the cases of planted run alone")
 @pytest.mark.parametrize(
     ("case", "reason"),

@@ -112,6 +112,7 @@ CAUSAL: dict[str, Mask] = {
 OF_KNOWN_SIZE = ("a triangle of known size", "minus infinity above")
 
 
+@pytest.mark.first(6)
 @pytest.mark.parametrize("name", CAUSAL)
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 def test_a_causal_mask_is_named(name: str, dynamic: bool) -> None:
@@ -166,6 +167,7 @@ KEPT: dict[str, Mask] = {
 }
 
 
+@pytest.mark.first(8)
 @pytest.mark.parametrize("name", KEPT)
 @pytest.mark.parametrize("with_fold", [True, False], ids=["constant", "computed"])
 def test_any_other_mask_is_kept(name: str, with_fold: bool) -> None:

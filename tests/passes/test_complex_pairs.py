@@ -112,6 +112,7 @@ FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
+@pytest.mark.first(15)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_no_complex_tensor_is_left(name: str) -> None:
     module = in_pairs(FUNCTIONS[name], given())
@@ -186,6 +187,7 @@ def assert_whole(fast: Any, tolerance: float, model: nn.Module, *calls: tuple[to
 TOLERANCES = {"fp32": 1e-5, "fp16": 2e-2}
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("precision", TOLERANCES)
 @pytest.mark.parametrize("is_dynamic", [False, True], ids=["static", "dynamic"])
 @pytest.mark.parametrize("kind", ["attribute", "buffer"])
@@ -196,6 +198,7 @@ def test_compiled_llama_is_whole(kind: str, is_dynamic: bool, precision: Any) ->
     assert_whole(fast, TOLERANCES[precision], model, *[(torch.randn(2, length, 16),) for length in lengths])
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("precision", TOLERANCES)
 @pytest.mark.parametrize("is_dynamic", [False, True], ids=["static", "dynamic"])
 def test_exported_llama_is_whole(is_dynamic: bool, precision: Any) -> None:

@@ -92,6 +92,7 @@ DELICATE: dict[str, tuple[Callable[..., Any], Any]] = {
 }
 
 
+@pytest.mark.first(8)
 @pytest.mark.parametrize("precision", HALVES)
 @pytest.mark.parametrize("name", DELICATE)
 def test_delicate_functions_stay_fp32(name: str, precision: str) -> None:

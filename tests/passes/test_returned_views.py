@@ -115,6 +115,7 @@ def assert_laid_out_alike(fast: Function, function: Function, *args: torch.Tenso
     torch.testing.assert_close([*found, *own], [*expected, *args], rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.first(12)
 @functions
 @settings
 def test_compiled(function: Function, settings: dict[str, Any]) -> None:
@@ -126,6 +127,7 @@ def test_compiled(function: Function, settings: dict[str, Any]) -> None:
     assert len(report.engines) == 1
 
 
+@pytest.mark.first(8)
 @functions
 @pytest.mark.parametrize("is_dynamic", [False, True])
 def test_exported_and_loaded(function: Function, is_dynamic: bool, tmp_path: Path) -> None:

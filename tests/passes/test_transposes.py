@@ -57,6 +57,7 @@ def x() -> torch.Tensor:
     return torch.randn(2, 4, 15)
 
 
+@pytest.mark.first(7)
 @pytest.mark.parametrize("name", [*PARTS, *LAYERS, *LEFT])
 def test_what_is_computed_stays(name: str, x: torch.Tensor) -> None:
     model = {**PARTS, **LAYERS, **LEFT}[name]
@@ -74,6 +75,7 @@ def test_what_restores_the_order_is_gone(name: str, x: torch.Tensor) -> None:
     assert not set(calls(passed(LAYERS[name], x, drop_transposes))) & set(MOVERS)
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize("name", LEFT)
 def test_other_graphs_are_left_alone(name: str, x: torch.Tensor) -> None:
     assert calls(passed(LEFT[name], x, drop_transposes)) == calls(passed(LEFT[name], x))
@@ -100,6 +102,7 @@ def captured(model: nn.Module, x: torch.Tensor, dynamic: dict[int, Any]) -> fx.G
 AUTO = torch.export.Dim.AUTO
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("dynamic", [{}, {0: AUTO}, {1: AUTO}, {0: AUTO, 1: AUTO}], ids=["static", "0", "1", "both"])
 def test_attention_of_pytorch(batch_first: bool, dynamic: dict[int, Any]) -> None:

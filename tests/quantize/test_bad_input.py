@@ -59,6 +59,7 @@ BAD: dict[str, tuple[Any, str]] = {
 }
 
 
+@pytest.mark.first(10)
 @pytest.mark.parametrize("kind", BAD)
 @pytest.mark.parametrize("method", ["absmax", "auto"])
 def test_bad_data_is_refused_with_a_reason(kind: str, method: str) -> None:

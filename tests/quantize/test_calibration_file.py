@@ -205,6 +205,7 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> str:
     return path.read_text()
 
 
+@pytest.mark.first(10)
 @pytest.mark.parametrize("kind", ODD)
 def test_an_odd_file_is_refused(kind: str, content: str, tmp_path: Path) -> None:
     change, message = ODD[kind]

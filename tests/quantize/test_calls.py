@@ -87,6 +87,7 @@ def test_an_argument_behind_one_that_was_left_out(way: str) -> None:
         found(x, bias)
 
 
+@pytest.mark.first(6)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("wrong", [{"scale": 3.0}, {"flag": False}, {"scale": 1}, {"scale": torch.ones(())}])
 def test_an_argument_that_is_no_tensor(way: str, wrong: dict[str, Any]) -> None:

@@ -39,6 +39,7 @@ MASKS = {
 }  # fmt: skip
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("attention", [True, False])
 @pytest.mark.parametrize("kind", MASKS)
 def test_queries_that_see_no_key(kind: str, attention: bool) -> None:

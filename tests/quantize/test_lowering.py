@@ -172,6 +172,7 @@ def test_torch_compile() -> None:
 # Built -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("name", NETS)

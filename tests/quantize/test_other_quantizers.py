@@ -77,6 +77,7 @@ def test_products_read_8_bits(name: str) -> None:
     assert list(found.values()) == [["DEQUANTIZE < QUANTIZE", weight]] * 2
 
 
+@pytest.mark.first(5)
 @pytest.mark.parametrize("name", FITTING)
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_they_compute_the_same(name: str, precision: str) -> None:

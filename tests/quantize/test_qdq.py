@@ -65,6 +65,7 @@ KINDS: dict[str, tuple[nn.Module, tuple[int, ...], Any, int, int]] = {
 }
 
 
+@pytest.mark.first(8)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", ["int8", "fp8"])
 def test_each_kind_of_layer_is_quantized_along_its_channels(kind: str, dtype: str) -> None:

@@ -120,6 +120,7 @@ def test_smoothing_helps_against_outlying_channels() -> None:
     assert relative_error(smoothed(data[0]), model(data[0])) < 0.7 * relative_error(plain(data[0]), model(data[0]))
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize(
     ("model", "shape"),
     [
@@ -245,6 +246,7 @@ def test_channels_of_two_dimensions_are_not_mixed_up(name: str) -> None:
     torch.testing.assert_close(rewrite.finish()(data[0])[0], model(data[0]), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.first(6)
 @pytest.mark.parametrize("name", [*FITTING, *MISFITTING])
 @pytest.mark.parametrize(
     "options",

@@ -45,6 +45,7 @@ def torch_subgraphs_of(fast: Any) -> list[TorchSubgraph]:
     return list(graph.compiled.run.torch_subgraphs)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("wanted", ["fallback", "compete", "max-autotune"])
 def test_inductor_compiles_what_stays_between_engines(wanted: str) -> None:
     fast = called(Between().eval(), torch.randn(4, 6), **{**LEFT, "inductor": wanted})

@@ -45,6 +45,11 @@ def test_every_converter_has_a_case() -> None:
     assert missing == []
 
 
+def test_each_case_has_a_name_of_its_own() -> None:
+    ids = [point.id for point in POINTS]
+    assert len(ids) == len(set(ids))
+
+
 def test_every_converter_has_all_kinds_of_points_in_each_run() -> None:
     """What `--full` adds is one more of a kind: static or dynamic, fp32 or fp16."""
     kinds: dict[bool, set[Any]] = {True: set(), False: set()}

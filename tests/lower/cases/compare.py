@@ -123,7 +123,7 @@ CASES: list[Case] = [
     Case(aten.bitwise_and.Tensor, torch.isclose, close, name="isclose"),
     Case(aten.where.self, lambda x: F.threshold(x, 0.25, -1.0), one, name="threshold"),
     Case(aten.where.self, F.hardshrink, one, name="hardshrink"),
-    Case(aten.where.self, F.softshrink, one, name="softshrink"),
+    Case(aten.where.self, F.softshrink, one, name="softshrink-default"),
 ]
 
 REJECTED: list[Rejected] = []

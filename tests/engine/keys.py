@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.export import Dim
 
+from tests.models import Called
 from torchtrt_bridge.capture.export import export_program, graph_from_program
 from torchtrt_bridge.engine.engine_key import engine_key
 from torchtrt_bridge.options import Options
@@ -18,15 +18,6 @@ from torchtrt_bridge.pipeline import bounded
 from torchtrt_bridge.trt import library as libraries
 
 TARGETS = ("sm_89",)
-
-
-class Called(nn.Module):
-    def __init__(self, call: Callable[..., Any]) -> None:
-        super().__init__()
-        self.call = call
-
-    def forward(self, *args: torch.Tensor) -> Any:
-        return self.call(*args)
 
 
 def subgraph_of(call: Any, args: tuple[torch.Tensor, ...], shapes: Any, options: Options) -> tuple[fx.GraphModule, Any]:

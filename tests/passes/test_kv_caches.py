@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import torchtrt_bridge as trtb
+from tests.models import Called
 from tests.passes.case import calls
 from torchtrt_bridge.capture.export import CapturedGraph, export_program, graph_from_program
 from torchtrt_bridge.graph.kv_cache import own, written_inputs
@@ -139,15 +140,6 @@ def test_a_cache_of_the_graphs_own_stays() -> None:
 
     found = graph_from_program(export_program(Called(forward), inputs()))
     assert UPDATE not in calls(normalize(found.module, Options(), found.outputs, found.mutations))
-
-
-class Called(nn.Module):
-    def __init__(self, call: Callable[..., Any]) -> None:
-        super().__init__()
-        self.call = call
-
-    def forward(self, *args: Tensor) -> Any:
-        return self.call(*args)
 
 
 @pytest.mark.parametrize("has_layer", [True, False])

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from tests.models import Called
 from torchtrt_bridge.capture.export import export_program, graph_from_program
 from torchtrt_bridge.runtime.write_back import append_write_back, write_back
-
-
-class Called(nn.Module):
-    def __init__(self, call: Callable[..., Any]) -> None:
-        super().__init__()
-        self.call = call
-
-    def forward(self, *args: Tensor) -> Any:
-        return self.call(*args)
 
 
 def exchanged(x: Tensor, y: Tensor) -> Tensor:

@@ -91,13 +91,14 @@ class CompiledGraph:
         if compiled is None or compiled is not self.compiled:  # another thread has had it compiled anew since
             return self.original(*args)
         assert accuracy is not None
-        if (shared := self._memory.shared([args[i] for i in inputs])) is not None:
+        given = [args[i] for i in inputs]
+        if (shared := self._memory.shared(given)) is not None:
             self._note_shared(*shared)
             return self.original(*args)
         if accuracy.is_due and not is_capturing(args):
             results = self._first_call(compiled, accuracy, args)
         else:
-            results = compiled.run([args[i] for i in inputs])
+            results = compiled.run(given)
         if not self._returned:
             return results
         return [self._returned[i](args) if i in self._returned else result for i, result in enumerate(results)]

@@ -81,16 +81,16 @@ def _holding(original: ExportedProgram, options: Options) -> tuple[Options, list
     """Return the options with a precision that holds the program's values, and why it is another, if it is."""
     problems = []
     if (problem := why_not_in_fp32(original, options)) is not None:
-        problems.append(_told("fp32", "leaves float64 to PyTorch", problem, options))
+        problems.append(_warned("fp32", "leaves float64 to PyTorch", problem, options))
         options = dataclasses.replace(options, float64="pytorch")
     if (problem := why_not_in_half(original, options)) is not None:
         hint = "; precision='bf16' has the range of fp32" if options.precision == "fp16" else ""
-        problems.append(_told(options.precision, "computes in fp32", f"{problem}{hint}", options))
+        problems.append(_warned(options.precision, "computes in fp32", f"{problem}{hint}", options))
         options = dataclasses.replace(options, precision="fp32")
     return options, problems
 
 
-def _told(precision: str, remedy: str, problem: str, options: Options) -> str:
+def _warned(precision: str, remedy: str, problem: str, options: Options) -> str:
     """Warn of a precision that does not hold a program's values, and return the message.
 
     Raises CaptureError with ``fallback="error"``.

@@ -47,6 +47,14 @@ def is_call(node: Any, op: Any) -> bool:
     return isinstance(node, fx.Node) and node.op == "call_function" and node.target is op
 
 
+def behind(node: fx.Node) -> fx.Node:
+    """Return the node in front of which a user of `node` may stand at the earliest: no input comes after it."""
+    following = node.next
+    while following.op == "placeholder":
+        following = following.next
+    return following
+
+
 def insert_call(before: fx.Node, mode: FakeTensorMode, op: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
     """Insert a call in front of `before`, with the source line of `before`."""
     with before.graph.inserting_before(before):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MAX_RANK = 8
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+NUMBERS = (*FLOATS, torch.int64, torch.int32)
 NO_CONVERTER = "no converter for this operator"
 TAKES_GRAPHS = "PyTorch runs it, with the graphs that it takes"
 

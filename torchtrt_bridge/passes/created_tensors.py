@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
-from torchtrt_bridge.graph.edit import constant_of, fake_mode_of, finish, infer, insert_call, insert_constant
+from torchtrt_bridge.graph.edit import behind, constant_of, fake_mode_of, finish, infer, insert_call, insert_constant
 from torchtrt_bridge.graph.nodes import operator_name, tensors_of_node
 from torchtrt_bridge.graph.torch_internals import is_operator, schema_of
 from torchtrt_bridge.options import Options
@@ -110,10 +110,7 @@ def _computes_by_element(user: fx.Node) -> bool:
 
 
 def _copy_number(node: fx.Node, users: list[fx.Node], device: torch.device, mode: FakeTensorMode) -> None:
-    following = node.next
-    while following.op == "placeholder":
-        following = following.next
-    copied = insert_call(following, mode, aten._to_copy.default, node, device=device)
+    copied = insert_call(behind(node), mode, aten._to_copy.default, node, device=device)
     for user in users:
         user.replace_input_with(node, copied)
         infer(user, mode)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from torchtrt_bridge.graph.edit import constant_of, fake_mode_of, infer, insert_call
+from torchtrt_bridge.graph.edit import behind, constant_of, fake_mode_of, infer, insert_call
 from torchtrt_bridge.graph.nodes import arguments_of, operator_name
 from torchtrt_bridge.graph.ops import own
 from torchtrt_bridge.graph.torch_internals import schema_of
@@ -193,7 +193,7 @@ class _Casts:
         key = source, dtype
         if key not in self.casts:
             constant = constant_of(source)
-            before = user if constant is not None else _after(source)
+            before = user if constant is not None else behind(source)
             if dtype == self.dtype and (source in self.wide or self._is_beyond(constant)):
                 source = self._within_range(source, before)
             cast = insert_call(before, self.mode, aten._to_copy.default, source, dtype=dtype)
@@ -202,13 +202,6 @@ class _Casts:
             if dtype == self.dtype:
                 self.lowered.add(cast)
         return self.casts[key]
-
-
-def _after(node: fx.Node) -> fx.Node:
-    following = node.next
-    while following.op == "placeholder":
-        following = following.next
-    return following
 
 
 def _float_dtypes(value: Any) -> list[Any]:

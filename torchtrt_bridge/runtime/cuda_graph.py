@@ -19,6 +19,7 @@ from torchtrt_bridge.errors import BridgeError
 from torchtrt_bridge.graph.torch_internals import clear_cublas_workspaces, copy_all, storages_of, use_count
 from torchtrt_bridge.runtime.launch_order import capture_lock
 from torchtrt_bridge.runtime.tolerance import REPLAY_BOUND, compare
+from torchtrt_bridge.runtime.write_back import write_back
 
 # Calls that are made before a call is captured, by each thread after the trial. The first one warms up what allocates;
 # where sizes are dynamic, a shape must come back before its graph is worth its memory.
@@ -74,8 +75,7 @@ class CudaGraphCall:
         if self._buffers:
             copy_all(self._buffers, [inputs[i] for i in self._copied])
         self._graph.replay()
-        if self._new_values:
-            copy_all([inputs[i] for i in self._written_copies], self._new_values)
+        write_back([inputs[i] for i in self._written_copies], self._new_values)
 
     def accepts(self, inputs: Sequence[Any]) -> bool:
         """Return whether the inputs that it reads in place lie where they did."""
@@ -222,10 +222,10 @@ class CudaGraphPair:
         before: what the inputs that are written to held before that call.
         """
         targets, after = [inputs[i] for i in self.graphed.written], self._written(inputs)
-        _set(targets, before)
+        write_back(targets, before)
         graph(inputs)
         actual = [*tensors_of(graph.outputs), *self._written(inputs)]
-        _set(targets, after)
+        write_back(targets, after)
         comparison = compare(actual, [*tensors_of(results), *after], REPLAY_BOUND)
         if comparison.problem is not None:
             self.graphed.give_up(f"a replay differs: {comparison.problem}")
@@ -245,11 +245,6 @@ def _own_workspaces() -> Iterator[None]:
         yield
     finally:
         clear_cublas_workspaces()
-
-
-def _set(targets: list[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
-    if targets:
-        copy_all(targets, list(values))
 
 
 def place_of(value: torch.Tensor) -> tuple[int, tuple[int, ...]]:

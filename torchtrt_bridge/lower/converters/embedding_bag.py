@@ -13,26 +13,16 @@ import torch
 from torchtrt_bridge.errors import LoweringError
 from torchtrt_bridge.graph.shapes import is_symbolic
 from torchtrt_bridge.lower.converters.arithmetic import widened
-from torchtrt_bridge.lower.converters.scatter_reduce import NUMBERS, too_many_comparisons
+from torchtrt_bridge.lower.converters.scatter_reduce import too_many_comparisons
 from torchtrt_bridge.lower.converters.sizes import computed, fake, scalar
 from torchtrt_bridge.lower.converters.slicing import END, line
-from torchtrt_bridge.lower.registry import converter
+from torchtrt_bridge.lower.registry import NUMBERS, converter
 
 aten = torch.ops.aten
 SUM, MEAN, MAX = range(3)
 
 
-def too_many_pairs(
-    weight,
-    indices,
-    offsets,
-    scale_grad_by_freq=False,
-    mode=SUM,
-    sparse=False,
-    per_sample_weights=None,
-    include_last_offset=False,
-    padding_idx=-1,
-):
+def too_many_pairs(weight, indices, offsets, **rest):
     """Each bag is compared with each index, so the number of one of them must be known."""
     bags, count = offsets.shape[0], indices.shape[0]
     known, other = (count, bags) if is_symbolic(bags) else (bags, count)

@@ -8,14 +8,12 @@ import torch
 
 from torchtrt_bridge.graph.kv_cache import LENGTH, own
 from torchtrt_bridge.lower.converters.sizes import computed, scalar
-from torchtrt_bridge.lower.converters.slicing import line
-from torchtrt_bridge.lower.registry import FLOATS, converter
-
-DTYPES = (*FLOATS, torch.int32, torch.int64)
+from torchtrt_bridge.lower.converters.slicing import along, line
+from torchtrt_bridge.lower.registry import NUMBERS, converter
 
 
 # In fp32 where the cache is: a cast of it would be no memory of the caller's, in which the layer writes.
-@converter(own.kv_cache_update.default, dtypes=DTYPES, precision="fp32")
+@converter(own.kv_cache_update.default, dtypes=NUMBERS, precision="fp32")
 def kv_cache_update(ctx, cache, update, start):
     """kv_cache_update(Tensor cache, Tensor update, Tensor start) -> Tensor"""
     cache, update = ctx.tensor(cache), ctx.tensor(update)
@@ -37,8 +35,7 @@ def _within(ctx, start, capacity, length):
 
 def _scattered(ctx, cache, update, start):
     """Write the update into a copy of the cache, element by element."""
-    length = ctx.size(update, LENGTH)
-    steps = ctx.reshape(line(ctx, 0, length, 1, torch.int64), [1, 1, length, 1])
+    steps = along(ctx, line(ctx, 0, ctx.size(update, LENGTH), 1), LENGTH, len(update.shape))
     index = ctx.expand(ctx.elementwise("SUM", start, steps), ctx.sizes(update))
     layer = ctx.network.add_scatter(cache, index, update, ctx.trt.ScatterMode.ELEMENT)
     layer.axis = LENGTH

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 
 from torchtrt_bridge.lower.converters.sizes import known_elements
-from torchtrt_bridge.lower.registry import FLOATS, MAX_RANK, converter
+from torchtrt_bridge.lower.registry import FLOATS, MAX_RANK, NUMBERS, converter
 
 aten = torch.ops.aten
-NUMBERS = (*FLOATS, torch.int64, torch.int32)
 HALF_FLOATS = (torch.float16, torch.bfloat16)
 
 

@@ -13,7 +13,7 @@ import torch
 from torchtrt_bridge.graph.shapes import is_symbolic
 from torchtrt_bridge.graph.torch_internals import schema_of
 from torchtrt_bridge.lower.converters.sizes import computed, fake, known, scalar
-from torchtrt_bridge.lower.converters.slicing import line
+from torchtrt_bridge.lower.converters.slicing import along, line
 from torchtrt_bridge.lower.converters.topk import (
     MAX_K,
     end_of,
@@ -100,8 +100,7 @@ def _places(ctx, tensor, size, dim, descending):
 
 def counted(ctx, size, dim, rank, dtype=torch.int64):
     """Return the positions along `dim`, of size 1 in all other of `rank` dimensions."""
-    positions = line(ctx, 0, size, 1, dtype)
-    return ctx.unsqueeze(positions, [d for d in range(rank) if d != dim]) if rank > 1 else positions
+    return along(ctx, line(ctx, 0, size, 1, dtype), dim, rank)
 
 
 def at_positions(ctx, tensor, positions, dim, keepdim):

@@ -9,10 +9,9 @@ import torch
 from torchtrt_bridge.graph.shapes import is_symbolic
 from torchtrt_bridge.lower.converters.arithmetic import result_dtype, widened
 from torchtrt_bridge.lower.converters.sizes import equal, fake
-from torchtrt_bridge.lower.registry import FLOATS, MAX_RANK, converter
+from torchtrt_bridge.lower.registry import MAX_RANK, NUMBERS, converter
 
 aten = torch.ops.aten
-NUMBERS = (*FLOATS, torch.int64, torch.int32)
 
 # The most comparisons of known sizes; those of a matrix of masks for 2048 tokens.
 MOST_COMPARISONS = 2**22

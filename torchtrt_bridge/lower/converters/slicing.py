@@ -162,6 +162,11 @@ def line(ctx, start, length, step, dtype=torch.int64):
     return ctx.cast(layer.get_output(0), dtype)
 
 
+def along(ctx, numbers, dim, rank):
+    """Put a line of numbers along `dim`, of size 1 in all other of `rank` dimensions."""
+    return ctx.unsqueeze(numbers, [d for d in range(rank) if d != dim]) if rank > 1 else numbers
+
+
 @converter(aten.slice_scatter.default)
 def slice_scatter(ctx, self, src, dim=0, start=None, end=None, step=1):
     """slice_scatter(Tensor self, Tensor src, int dim=0, SymInt? start=None, SymInt? end=None,

@@ -9,7 +9,7 @@ import torch
 from torchtrt_bridge.graph.shapes import is_symbolic
 from torchtrt_bridge.graph.torch_internals import is_contiguous_or_false, statically_known_true
 from torchtrt_bridge.lower.converters.sizes import computed, equal, fake, known, scalar
-from torchtrt_bridge.lower.converters.slicing import line
+from torchtrt_bridge.lower.converters.slicing import along, line
 from torchtrt_bridge.lower.converters.view import reshape
 from torchtrt_bridge.lower.registry import converter
 
@@ -80,10 +80,5 @@ def _positions(ctx, size, offset, *stride):
         steps = line(ctx, 0, length, step if isinstance(step, int) else 1)
         if not isinstance(step, int):
             steps = ctx.elementwise("PROD", steps, scalar(ctx, step), torch.int64)
-        total = ctx.elementwise("SUM", total, _along(ctx, steps, dim, len(size)), torch.int64)
+        total = ctx.elementwise("SUM", total, along(ctx, steps, dim, len(size)), torch.int64)
     return total
-
-
-def _along(ctx, steps, dim, rank):
-    """Put a line of numbers along one of `rank` dimensions."""
-    return ctx.unsqueeze(steps, [d for d in range(rank) if d != dim]) if rank > 1 else steps

@@ -107,6 +107,13 @@ def test_the_same_memory_in_another_order_is_another_place(pair: CudaGraphPair) 
     assert_right(pair, x.t(), state)
 
 
+def test_a_lazy_negative_is_in_another_place_than_its_positive(pair: CudaGraphPair) -> None:
+    x, state = torch.randn(3), torch.randn(3)
+    for _ in range(3):
+        assert_right(pair, x, state)
+    assert_right(pair, torch._neg_view(x), state)
+
+
 def test_results_that_are_kept_and_given_back_as_inputs(pair: CudaGraphPair) -> None:
     """They lie in a graph's own memory, which only a copy of it may be computed from."""
     state = torch.randn(3)

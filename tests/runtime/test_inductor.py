@@ -64,3 +64,13 @@ def test_what_is_prepared_is_right_and_has_run(
     assert calls == [1]
     torch.testing.assert_close(inductor([x])[0], x.sin(), rtol=1e-2, atol=1e-2)
     assert len(calls) == 1 + is_used
+
+
+@pytest.mark.parametrize("first_is_negated", [False, True])
+def test_what_is_negated_when_it_is_read(first_is_negated: bool) -> None:
+    """Inductor's code would read the memory, which has the other signs."""
+    x = torch.randn(3, 4)
+    run = Inductor("part", graph_from_program(torch.export.export(Sine(), (x,))).module)
+    inputs = [x, torch._neg_view(x)]
+    for value in reversed(inputs) if first_is_negated else inputs:
+        torch.testing.assert_close(run([value])[0], value.sin())

@@ -43,6 +43,12 @@ def test_the_inputs_hold_what_the_model_writes(call: Callable[..., Tensor]) -> N
     torch.testing.assert_close(found, wanted)
 
 
+def test_a_lazy_negative_of_the_target_is_written() -> None:
+    x = torch.ones(3)
+    write_back([x], [torch._neg_view(x)])
+    assert x.tolist() == [-1.0] * 3
+
+
 def test_nothing_is_added_where_nothing_is_written() -> None:
     captured = graph_from_program(export_program(Called(torch.add), (torch.ones(2), torch.ones(2))))
     count = len(captured.module.graph.nodes)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
+from torchtrt_bridge.graph.memory import memory_of, place_of
 from torchtrt_bridge.graph.nodes import constant_of as constant_of
 from torchtrt_bridge.graph.nodes import graph_of
 from torchtrt_bridge.graph.torch_internals import fake_mode_of_values, rebind_unbacked, symbolic_dispatch
@@ -126,12 +127,11 @@ def own_constants(modules: Iterable[torch.nn.Module], shared: Iterable[Any]) -> 
     for module in (part for root in modules for part in root.modules()):
         for name, value in list(module.named_buffers(recurse=False, remove_duplicate=False)):
             if _memory(value) in user_memory:
-                view = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
+                view = (value.device, place_of(value))
                 if view not in copies:
                     copies[view] = value.clone()
                 setattr(module, name, copies[view])
 
 
 def _memory(value: Any) -> int | None:
-    """Return the storage address, equal for tensors that share storage; None for what is no tensor."""
-    return value.untyped_storage().data_ptr() if isinstance(value, torch.Tensor) else None
+    return memory_of(value) if isinstance(value, torch.Tensor) else None

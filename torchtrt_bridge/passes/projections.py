@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from torchtrt_bridge.graph.edit import constant_of, fake_mode_of, finish, insert_call, insert_constant, is_call
+from torchtrt_bridge.graph.memory import memory_of
 from torchtrt_bridge.graph.nodes import reads_memory, returns_view
 from torchtrt_bridge.graph.ops import own
 from torchtrt_bridge.graph.torch_internals import symbolic_dispatch
@@ -105,7 +106,7 @@ def _readers(graph: fx.Graph) -> dict[int, set[fx.Node]]:
 def _memory(read: fx.Node) -> int:
     value = constant_of(read)
     assert value is not None
-    return value.untyped_storage().data_ptr()
+    return memory_of(value)
 
 
 def _have_no_other_readers(groups: Sequence[Group], readers: dict[int, set[fx.Node]]) -> bool:

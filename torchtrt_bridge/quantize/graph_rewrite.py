@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from torchtrt_bridge.graph.edit import constant_of, copy_graph, finish, free_name
+from torchtrt_bridge.graph.memory import memory_of
 from torchtrt_bridge.quantize.layers import QuantizableLayer, nodes_by_name
 from torchtrt_bridge.quantize.statistics import Observed
 
@@ -71,7 +72,7 @@ class GraphRewrite:
 
     def shares_weight(self, layer: QuantizableLayer) -> bool:
         """Check if another node reads the weight of a layer too, be it under another name."""
-        own = self.weight(layer).untyped_storage().data_ptr()
+        own = memory_of(self.weight(layer))
         reads = self.module.graph.find_nodes(op="get_attr")
         users = [read.users for read in reads if _storage_address(read) == own]
         return sum(len(each) for each in users) > 1
@@ -120,4 +121,4 @@ def _is_reached(nodes: dict[str, fx.Node], layer: QuantizableLayer, observed: Ob
 
 def _storage_address(read: fx.Node) -> int | None:
     value = constant_of(read)
-    return None if value is None else value.untyped_storage().data_ptr()
+    return None if value is None else memory_of(value)

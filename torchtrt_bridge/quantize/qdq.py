@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from torchtrt_bridge.graph import ops
 from torchtrt_bridge.graph.edit import constant_of, is_call
+from torchtrt_bridge.graph.memory import place_of
 from torchtrt_bridge.quantize.calibration import CalibrationResult
 from torchtrt_bridge.quantize.config import Settings
 from torchtrt_bridge.quantize.graph_rewrite import GraphRewrite, next_place
@@ -202,7 +203,7 @@ class _QdqInsertion:
         """Insert the dequantized weight of a layer in front of it."""
         rewrite, user = self.rewrite, self.rewrite.nodes[layer.node]
         weight = rewrite.weight(layer)
-        key = (weight.untyped_storage().data_ptr(), weight.storage_offset(), weight.shape, weight.stride(), layer.axis)
+        key = (place_of(weight), layer.axis)
         assert layer.axis is not None
         if key not in self.weights:
             values, scales = quantized_weight(weight, layer.axis, self.dtype)

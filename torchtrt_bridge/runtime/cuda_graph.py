@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from torchtrt_bridge.errors import BridgeError
+from torchtrt_bridge.graph.memory import memory_of, place_of
 from torchtrt_bridge.graph.torch_internals import clear_cublas_workspaces, copy_all, storages_of, use_count
 from torchtrt_bridge.runtime.launch_order import capture_lock
 from torchtrt_bridge.runtime.tolerance import REPLAY_BOUND, compare
@@ -247,11 +248,6 @@ def _own_workspaces() -> Iterator[None]:
         clear_cublas_workspaces()
 
 
-def place_of(value: torch.Tensor) -> tuple[int, tuple[int, ...]]:
-    """Return the address and the strides of a tensor's elements."""
-    return value.data_ptr(), value.stride()
-
-
 def tensors_of(values: Sequence[Any]) -> list[torch.Tensor]:
     """Return the tensors among `values`."""
     return [value for value in values if isinstance(value, torch.Tensor)]
@@ -264,7 +260,7 @@ def _places_kept(places: dict[int, Any] | None, inputs: Sequence[Any]) -> dict[i
 
 
 def _share_memory(storages: Sequence[torch.UntypedStorage], values: Sequence[torch.Tensor]) -> bool:
-    memory = {value.untyped_storage().data_ptr() for value in values}
+    memory = set(map(memory_of, values))
     return any(storage.data_ptr() in memory for storage in storages)
 
 

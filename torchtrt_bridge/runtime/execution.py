@@ -28,7 +28,7 @@ from torchtrt_bridge.runtime.engine_module import EngineModule, Generation
 from torchtrt_bridge.runtime.result_views import take_result_views
 from torchtrt_bridge.runtime.torch_subgraph import TorchSubgraph
 from torchtrt_bridge.runtime.trial import TriedModule
-from torchtrt_bridge.runtime.weights import Holder, SpareWeights, buffers_of, memory_of
+from torchtrt_bridge.runtime.weights import Holder, SpareWeights, buffers_of, movable_memory_of
 from torchtrt_bridge.runtime.write_back import append_write_back
 
 
@@ -74,7 +74,7 @@ class Execution:
         )
         self.weights = SpareWeights() if options.release_weights else None
         self._releasable: list[Holder] = []
-        self._needed = {memory_of(value) for value in user_tensors}
+        self._needed = {movable_memory_of(value) for value in user_tensors}
         self._awaits_release = options.release_weights
         self._threads: dict[int, ThreadState] = {}
         self._process = os.getpid()
@@ -144,7 +144,7 @@ class Execution:
     def track_releasable(self, holder: Holder, needed: Iterable[torch.Tensor]) -> None:
         """Release the tensors of `holder` with the engines' weights, without those that others hold or need."""
         self._releasable.append(holder)
-        self._needed |= {memory_of(value) for value in needed}
+        self._needed |= {movable_memory_of(value) for value in needed}
 
     def restore_weights(self) -> None:
         """Bring all weights back to where they were before they were released."""
@@ -162,7 +162,7 @@ class Execution:
                 engine.weights = None  # its own stay, and those of others are no concern of its
         spare = buffers_of(engine.pytorch for engine in winners)
         needed = [holder for holder in buffers_of([self.module]) if not any(holder is other for other in spare)]
-        kept = {memory_of(value) for holder in needed for value in holder.values()}
+        kept = {movable_memory_of(value) for holder in needed for value in holder.values()}
         self.weights.release([*spare, *self._releasable], kept | self._needed)
 
     def give_up_graphs(self, why: str) -> None:

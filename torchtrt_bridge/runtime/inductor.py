@@ -56,6 +56,7 @@ class Inductor:
         return self._compiled is not None and _layouts(inputs) == self._layouts
 
     def _compile(self, inputs: Sequence[torch.Tensor]) -> None:
+        inputs = [value.resolve_neg() for value in inputs]  # inductor's code reads the memory as it is
         self._layouts = _layouts(inputs)
         try:
             compiled = compiled_by_inductor(self.module, inputs, self.tuned)
@@ -77,7 +78,7 @@ class Inductor:
 
 def _layouts(inputs: Sequence[torch.Tensor]) -> list[Any]:
     """Return the properties of inputs that inductor's code takes for granted."""
-    return [(value.shape, value.stride(), value.dtype, value.device) for value in inputs]
+    return [(value.shape, value.stride(), value.dtype, value.device, value.is_neg()) for value in inputs]
 
 
 def compiled_by_inductor(

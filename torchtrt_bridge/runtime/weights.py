@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from torchtrt_bridge.errors import EngineLoadError
+from torchtrt_bridge.graph.memory import memory_of
 
 # Tensors by name, as a module holds its buffers and an exported program its state.
 Holder = dict[str, torch.Tensor]
@@ -58,7 +59,7 @@ class SpareWeights:
             places: dict[int, list[tuple[Holder, str]]] = defaultdict(list)
             for holder in holders:
                 for name, value in holder.items():
-                    memory = memory_of(value)
+                    memory = movable_memory_of(value)
                     if memory is not None and memory not in needed:
                         places[memory].append((holder, name))
             values = [holder[name] for sharing in places.values() for holder, name in sharing]
@@ -119,10 +120,10 @@ class _Away:
         ]
 
 
-def memory_of(value: torch.Tensor) -> int | None:
-    """Return the storage address, equal for tensors that share storage; None for tensors that are not strided."""
-    is_plain = type(value) is torch.Tensor and value.layout is torch.strided
-    return value.untyped_storage().data_ptr() if is_plain else None
+def movable_memory_of(value: torch.Tensor) -> int | None:
+    """Return the storage address of a strided tensor; None for another, and for a lazy negative or conjugate."""
+    is_plain = type(value) is torch.Tensor and value.layout is torch.strided and not (value.is_neg() or value.is_conj())
+    return memory_of(value) if is_plain else None
 
 
 def buffers_of(modules: Iterable[nn.Module]) -> list[Holder]:

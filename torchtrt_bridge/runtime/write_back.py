@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
+from torchtrt_bridge.graph.memory import place_of
 from torchtrt_bridge.graph.torch_internals import copy_all
 from torchtrt_bridge.graph.views import views_from
 
@@ -31,8 +32,9 @@ def append_write_back(module: fx.GraphModule, outputs: int, mutations: Sequence[
 
 
 def write_back(targets: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
-    """Copy each value into its target, unless it lies there already, as a cache does that was written in place."""
-    pairs = [(target, value) for target, value in zip(targets, values, strict=True) if not _is_there(value, target)]
+    """Copy each value into its target, unless it is there already, as a cache does that was written in place."""
+    both = zip(targets, values, strict=True)
+    pairs = [(target, value) for target, value in both if place_of(value) != place_of(target)]
     if pairs:
         copy_all([target for target, _ in pairs], [value for _, value in pairs])
 
@@ -41,7 +43,3 @@ def _apart_from_inputs(graph: fx.Graph, value: fx.Node) -> fx.Node:
     """Return a value that copies into other inputs do not change."""
     is_input = views_from(value)[-1].op == "placeholder"
     return graph.call_function(torch.clone, (value,)) if is_input else value
-
-
-def _is_there(value: torch.Tensor, target: torch.Tensor) -> bool:
-    return value.data_ptr() == target.data_ptr() and value.stride() == target.stride() and value.dtype == target.dtype

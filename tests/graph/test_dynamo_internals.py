@@ -107,18 +107,3 @@ def test_export_is_quiet_of_its_own_work_and_of_nothing_else(capsys: pytest.Capt
     with pytest.raises(Exception, match="data-dependent"):
         torch.export.export(Branch(), (torch.ones(2),), strict=False)
     assert "def forward" in capsys.readouterr().err
-
-
-def test_sizes_that_are_kept_static() -> None:
-    shapes = []
-
-    def backend(module: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
-        shapes.append([size for value in inputs if isinstance(value, torch.Tensor) for size in value.shape])
-        return module
-
-    fast = torch.compile(torch.relu, backend=backend)
-    for rows, columns in ((2, 3), (4, 5), (6, 5), (7, 5)):
-        x = torch.randn(rows, columns)
-        dynamo_internals.keep_sizes_static(x, [1])
-        fast(x)
-    assert [sizes[1] for sizes in shapes] == [3, 5], "the number of rows is dynamic from the second graph on"

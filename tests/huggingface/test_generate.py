@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import io
 from typing import Any
 
@@ -13,7 +12,8 @@ import transformers
 from transformers import CompileConfig
 
 import torchtrt_bridge as trtb
-from tests.huggingface.models import VOCABULARY, tiny
+from tests.huggingface.decoders import Prompt, accelerated, causal, generated, prompt
+from tests.huggingface.models import VOCABULARY
 from torchtrt_bridge.entry import torch_compile
 from torchtrt_bridge.entry.generation import Generate
 
@@ -21,34 +21,6 @@ UPDATE = "torchtrt_bridge.kv_cache_update.default"
 LAYERS = 2
 FAMILIES = ["gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma", "phi", "gpt-neox", "opt", "bloom", "gptj"]
 FAST = ("gpt2", "llama")
-
-
-@dataclasses.dataclass
-class Prompt:
-    """Token ids, of which some begin with padding."""
-
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-
-
-def prompt(batch: int, device: str = "cpu") -> Prompt:
-    generator = torch.Generator().manual_seed(batch)
-    ids = torch.randint(3, VOCABULARY, (batch, 7), generator=generator)
-    mask = torch.ones_like(ids)
-    for row in range(1, batch):
-        mask[row, :row] = 0
-    return Prompt((ids * mask).to(device), mask.to(device))
-
-
-def causal(family: str) -> Any:
-    name = tiny(family).model
-    return tiny(family).build("GPT2LMHeadModel" if family == "gpt2" else name, use_cache=True)
-
-
-def generated(model: Any, given: Prompt, **settings: Any) -> Any:
-    settings = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": 0, "eos_token_id": None, **settings}
-    torch.manual_seed(0)
-    return model.generate(given.input_ids, attention_mask=given.attention_mask, use_cache=True, **settings)
 
 
 def compiled(model: Any, given: Prompt, options: Any = None, **settings: Any) -> Any:
@@ -145,12 +117,6 @@ def test_on_a_gpu(family: str) -> None:
 
 
 # accelerate ---------------------------------------------------------------------------------------------------------
-
-
-def accelerated(family: str) -> tuple[Any, Any]:
-    """Return a model, and its accelerated twin."""
-    model = causal(family)
-    return model, trtb.accelerate(copy.deepcopy(model), engine="reference", fallback="error")
 
 
 @parametrized(FAMILIES)

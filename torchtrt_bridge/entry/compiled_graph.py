@@ -51,6 +51,7 @@ class CompiledGraph:
         self._changed: ConstantGuard | None = None
         self._accuracy: GraphAccuracyCheck | None = None
         self._memory = MemoryGuard(())
+        self.calls = 0
         self._is_postponed = is_capturing(example_inputs)
         if self._is_postponed:
             warn_once(
@@ -73,7 +74,17 @@ class CompiledGraph:
             and self._environment == environment()
         )
 
+    @property
+    def settled_engines(self) -> Any:
+        """What is equal while the same engines compute each call; None where PyTorch may compute one, or others may."""
+        compiled, accuracy = self.compiled, self._accuracy
+        if compiled is None or self._changed is not None or accuracy is None or accuracy.is_due:
+            return None
+        run = compiled.run
+        return (run, run.generation.count) if run.uses_graphs and run.is_settled else None
+
     def __call__(self, *args: Any) -> Any:
+        self.calls += 1
         if self._is_postponed and not is_capturing(args):
             with self._lock:
                 if self._is_postponed:

@@ -6,13 +6,15 @@ number of new tokens builds no other engine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from torchtrt_bridge.capture.transformers_classes import is_static_cache
-from torchtrt_bridge.graph.dynamo_internals import keep_sizes_static
+from torchtrt_bridge.entry.decoding import Decoder
+from torchtrt_bridge.entry.torch_compile import Backend
 
 # The decoders whose tokens are tested to be the same with a static cache as without (config.model_type).
 TESTED = frozenset(
@@ -34,24 +36,35 @@ def has_static_steps(model: Any) -> bool:
     return getattr(getattr(model, "config", None), "model_type", None) in TESTED and hasattr(type(model), "generate")
 
 
+# Arguments of `generate` by position that it takes as they are: the prompt and the configuration.
+MOST_ARGUMENTS = 2
+
+
 class Generate:
     """`generate` of one model, which uses a static cache where the caller leaves the choice.
 
     A copy or a pickle of the model has its class's own `generate`.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, backend: Backend) -> None:
         self.model = model
+        self.decoder = Decoder(backend)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._may_choose(kwargs):
             self._lengthen(args, kwargs)
             kwargs = {**kwargs, "cache_implementation": "static", "disable_compile": True}
+            reason = _why_no_loop(args, kwargs)
+            if reason is None:
+                # transformers hands a loop of one's own what it prepares, and no streamer.
+                kwargs["custom_generate"] = functools.partial(self.decoder, streamer=kwargs.get("streamer"))
+            else:
+                self.decoder.note(reason)
         return type(self.model).generate(self.model, *args, **kwargs)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         copied = memo.get(id(self.model))
-        return Generate(self.model) if copied is None else type(copied).generate.__get__(copied)
+        return self if copied is None else type(copied).generate.__get__(copied)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return getattr, (self.model, "generate")
@@ -85,9 +98,20 @@ class Generate:
         self.model._previous_max_cache_length = max(last, LEAST_LENGTH, 1 << (int(needed) - 1).bit_length())
 
 
-def install(model: Any) -> None:
-    """Let `generate` of a model use a static cache."""
-    object.__setattr__(model, "generate", Generate(model))
+def _why_no_loop(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+    """Return why `generate` cannot be given a loop; None if it can."""
+    if len(args) > MOST_ARGUMENTS:
+        return "arguments are given by position"
+    given = [name for name in ("tokenizer", "assistant_tokenizer", "synced_gpus") if kwargs.get(name) is not None]
+    if given:
+        return f"{', '.join(given)} are given"
+    is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return "processes generate together" if is_distributed else None
+
+
+def install(model: Any, backend: Backend) -> None:
+    """Let `generate` of a model use a static cache, and the steps that `backend` compiles."""
+    object.__setattr__(model, "generate", Generate(model, backend))
 
 
 def uninstall(model: Any) -> None:
@@ -96,11 +120,15 @@ def uninstall(model: Any) -> None:
         object.__delattr__(model, "generate")
 
 
-def by_cache(call: Callable[..., Any], step: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the call of a decoder: `step` for one token and a static cache, `plain` for a prompt and one, else `call`.
+def by_cache(
+    call: Callable[..., Any], new_step: Callable[[], Callable[..., Any]], plain: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Return the call of a decoder: a step for one token and a static cache, `plain` for a prompt and one, else `call`.
 
     With a static cache, a prompt is computed once, and each length of it would be another engine.
+    new_step: makes the call of a step. Each size of a cache has one, as PyTorch compiles a call for few sizes only.
     """
+    steps: dict[tuple[int, ...], Callable[..., Any]] = {}
 
     def choose(*args: Any, **kwargs: Any) -> Any:
         if not any(map(is_static_cache, kwargs.values())):
@@ -108,15 +136,10 @@ def by_cache(call: Callable[..., Any], step: Callable[..., Any], plain: Callable
         ids = kwargs.get("input_ids")
         if not isinstance(ids, torch.Tensor) or ids.dim() != 2 or ids.shape[1] != 1:
             return plain(*args, **kwargs)
-        for cache in filter(is_static_cache, kwargs.values()):
-            _fix_length(cache)
-        return step(*args, **kwargs)
+        (cache,) = filter(is_static_cache, kwargs.values())
+        size = ids.shape[0], *(layer.max_cache_len for layer in cache.layers)
+        if size not in steps:
+            steps[size] = new_step()
+        return steps[size](*args, **kwargs)
 
     return choose
-
-
-def _fix_length(cache: Any) -> None:
-    """Have Dynamo take the sizes of a cache, except the batch size, for known, also where another call had others."""
-    for layer in cache.layers:
-        for tensor in (layer.keys, layer.values):
-            keep_sizes_static(tensor, [1, 2, 3])

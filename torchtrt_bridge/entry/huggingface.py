@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
@@ -64,9 +65,9 @@ def accelerate(
 
 def _compile_steps(model: nn.Module, backend: Backend, fullgraph: bool) -> None:
     """Let `generate` use a static cache, and compile its steps apart from other calls."""
-    step = compiled_anew(model, backend, None, fullgraph)
-    set_call(model, by_cache(compiled_call(model), step, uncompiled_call(model)), backend)
-    install(model)
+    new_step = functools.partial(compiled_anew, model, backend, dynamic=None, fullgraph=fullgraph)
+    set_call(model, by_cache(compiled_call(model), new_step, uncompiled_call(model)), backend)
+    install(model, backend)
 
 
 def restore(target: T) -> T:

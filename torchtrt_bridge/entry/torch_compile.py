@@ -72,6 +72,7 @@ class Backend:
         self.options = options
         self.graphs: list[CompiledGraph] = []
         self.breaks: list[GraphBreak] = []
+        self.notes: list[str] = []
         self._target = target
         graph_breaks.watch()
 
@@ -100,9 +101,28 @@ class Backend:
         if found is not None and not self.graphs and not self.breaks:
             self.on_graph_break(found)
 
+    def note(self, text: str) -> None:
+        """Have the report say something of the model's calls, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def calls(self) -> list[int]:
+        """Return how often each graph was called."""
+        return [graph.calls for graph in self.graphs]
+
+    def settled_engines(self, before: Sequence[int]) -> Any:
+        """Return what is equal while the engines that served the calls since `before` serve further ones.
+
+        before: what `calls` returned. None where these are not the engines of one graph, settled for good.
+        """
+        counts = [*before, *[0] * (len(self.graphs) - len(before))]
+        called = [graph for graph, count in zip(self.graphs, counts, strict=True) if graph.calls != count]
+        return None if len(called) != 1 or self.breaks else called[0].settled_engines
+
     @property
     def report(self) -> CompileReport:
         whole = _report_of([graph.report for graph in self.graphs], self.breaks, self.options)
+        whole.notes += self.notes
         if (whole.graphs or whole.breaks) and is_training(self._target):
             whole.notes.insert(0, TRAINING)
         return whole

@@ -146,9 +146,3 @@ def export_is_quiet() -> Iterator[None]:
             yield
     finally:
         logger.removeFilter(is_of_users)
-
-
-def keep_sizes_static(value: torch.Tensor, dims: list[int]) -> None:
-    """Have Dynamo take these sizes of a tensor for known, also where another call had others."""
-    if not hasattr(value, "_dynamo_static_indices"):
-        torch._dynamo.mark_static(value, dims)

@@ -89,6 +89,15 @@ def test_ways_of_decoding(name: str) -> None:
         assert_caches_are_updated()
 
 
+def test_batches_of_several_sizes() -> None:
+    """PyTorch's second graph takes any number of texts, and so do its caches."""
+    model = causal("llama")
+    for batch in (3, 6, 3, 4):
+        found = compiled(model, prompt(batch), max_new_tokens=4)
+        assert torch.equal(found, generated(model, prompt(batch), max_new_tokens=4))
+    assert_caches_are_updated()
+
+
 @pytest.mark.full
 def test_a_second_call_of_the_same_length_builds_nothing() -> None:
     model = causal("llama")

@@ -57,11 +57,14 @@ def _layout(value: Any) -> Any:
 
 
 def weight_positions(module: fx.GraphModule, inputs: Sequence[Any]) -> list[int]:
-    """Return the indices of the placeholders that are parameters and buffers of modules."""
+    """Return the indices of the placeholders that are parameters and buffers of modules.
+
+    Dynamo takes tensors of a fixed address for such, as a static cache; one of another size in another call is none.
+    """
     return [
         index
         for index, (node, value) in enumerate(zip(placeholders(module), inputs, strict=True))
-        if isinstance(value, torch.Tensor) and is_module_state(node)
+        if isinstance(value, torch.Tensor) and is_module_state(node) and not free_dims(node)
     ]
 
 

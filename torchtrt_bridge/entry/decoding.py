@@ -232,7 +232,7 @@ class Loop:
         except (RuntimeError, BridgeError) as error:
             self._give_up(f"capture failed: {error}")
             return None
-        graph.resources = engines, self.request, self._ends
+        graph.resources = engines, self.request.processors, self.request.config, self._ends
         found = texts.graphs[self._key] = StepGraph(graph, engines)
         if len(texts.graphs) > MOST_GRAPHS:
             texts.graphs.popitem(last=False)
@@ -246,21 +246,22 @@ class Loop:
         """Have a step by the graph, unless a plain one gives other numbers."""
         texts, generator = self.texts, _generator(self.texts.ids)
         assert texts.logits is not None
+        assert texts.scores is not None
         assert generator is not None
         before, drawn = [value.clone() for value in texts.changing()], generator.get_offset()
         self._plain_step()
-        after, expected = [value.clone() for value in texts.changing()], texts.logits.clone()
+        after, (logits, scores) = [v.clone() for v in texts.changing()], (texts.logits.clone(), texts.scores.clone())
         for value, old in zip(texts.changing(), before, strict=True):
             value.copy_(old)
         generator.set_offset(drawn)
         known.graph.replay()
-        problem = compare([texts.logits], [expected], REPLAY_BOUND).problem
+        problem = compare([texts.logits], [logits], REPLAY_BOUND).problem
         if problem is None:
             known.checks -= 1
             return
         for value, new in zip(texts.changing(), after, strict=True):
             value.copy_(new)
-        texts.logits.copy_(expected)
+        texts.keep(logits, scores)
         self._give_up(f"a replay differs: {problem}")
 
     def _give_up(self, why: str) -> None:

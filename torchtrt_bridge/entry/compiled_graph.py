@@ -76,7 +76,7 @@ class CompiledGraph:
 
     @property
     def settled_engines(self) -> Any:
-        """What is equal while the same engines compute each call; None where PyTorch may compute one, or others may."""
+        """A value that is equal while the same engines compute each call; None where PyTorch or others may."""
         compiled, accuracy = self.compiled, self._accuracy
         if compiled is None or self._changed is not None or accuracy is None or accuracy.is_due:
             return None

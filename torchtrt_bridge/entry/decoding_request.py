@@ -58,7 +58,7 @@ class Request:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What the graph of a step depends on, beside the sizes."""
+        """All that the graph of a step depends on, beside the sizes."""
         config, ends = self.config, self.end_tokens
         processors = [(_kind(each), {k: _value(v) for k, v in vars(each).items()}) for each in self.processors]
         pad = None if config._pad_token_tensor is None else int(config._pad_token_tensor)

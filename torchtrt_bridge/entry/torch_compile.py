@@ -111,7 +111,7 @@ class Backend:
         return [graph.calls for graph in self.graphs]
 
     def settled_engines(self, before: Sequence[int]) -> Any:
-        """Return what is equal while the engines that served the calls since `before` serve further ones.
+        """Return a value that is equal while the engines that computed the calls since `before` compute further ones.
 
         before: what `calls` returned. None where these are not the engines of one graph, settled for good.
         """

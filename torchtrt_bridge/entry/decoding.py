@@ -6,7 +6,6 @@ queues the next one; this one queues several, and looks at them while the GPU go
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections import OrderedDict
 from typing import Any
@@ -19,6 +18,7 @@ from torchtrt_bridge.entry.torch_compile import Backend
 from torchtrt_bridge.errors import BridgeError
 from torchtrt_bridge.runtime.cuda_graph import CudaGraphCall
 from torchtrt_bridge.runtime.tolerance import REPLAY_BOUND, compare
+from torchtrt_bridge.runtime.write_back import write_back
 
 # Tokens that are queued before the host looks whether all texts have ended.
 STEPS_AT_ONCE = 8
@@ -161,8 +161,10 @@ class Loop:
         """Compute the next token of each text, from a CUDA graph once the engines are settled."""
         known = self.texts.graphs.get(self._key)
         if known is not None and self._may_replay:
-            replay = known.graph.replay if known.checks == 0 else functools.partial(self._compare, known)
-            replay()
+            if known.checks == 0:
+                known.graph.replay()
+            else:
+                self._compare(known)
             return
         before = self.backend.calls()
         self._plain_step()
@@ -251,16 +253,14 @@ class Loop:
         before, drawn = [value.clone() for value in texts.changing()], generator.get_offset()
         self._plain_step()
         after, (logits, scores) = [v.clone() for v in texts.changing()], (texts.logits.clone(), texts.scores.clone())
-        for value, old in zip(texts.changing(), before, strict=True):
-            value.copy_(old)
+        write_back(texts.changing(), before)
         generator.set_offset(drawn)
         known.graph.replay()
         problem = compare([texts.logits], [logits], REPLAY_BOUND).problem
         if problem is None:
             known.checks -= 1
             return
-        for value, new in zip(texts.changing(), after, strict=True):
-            value.copy_(new)
+        write_back(texts.changing(), after)
         texts.keep(logits, scores)
         self._give_up(f"a replay differs: {problem}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ class Request:
         """The most tokens that a text may have, with the prompt."""
         return min(int(c.max_length) for c in self.criteria if _kind(c) == "MaxLengthCriteria")
 
-    @property
+    @functools.cached_property
     def end_tokens(self) -> torch.Tensor | None:
         """The tokens that end a text."""
         found = [c.eos_token_id for c in self.criteria if _kind(c) == "EosTokenCriteria"]
@@ -71,9 +72,9 @@ class Request:
     def why_not(self) -> str | None:
         """Return why the loop of transformers is to run; None if this one may."""
         config, ids = self.config, self.input_ids
-        if any(_kind(each) not in (*_OF_SCORES, *_OF_IDS) for each in self.processors):
-            others = sorted({_kind(each) for each in self.processors} - {*_OF_SCORES, *_OF_IDS})
-            return f"{', '.join(others)} may read all tokens so far on the host"
+        others = {_kind(each) for each in self.processors} - {*_OF_SCORES, *_OF_IDS}
+        if others:
+            return f"{', '.join(sorted(others))} may read all tokens so far on the host"
         if any(_ignored(each) >= ids.shape[1] for each in self.processors):
             return "the repetition penalty leaves out the whole prompt"
         if config.output_attentions or config.output_hidden_states:

@@ -127,7 +127,7 @@ def own_constants(modules: Iterable[torch.nn.Module], shared: Iterable[Any]) -> 
     for module in (part for root in modules for part in root.modules()):
         for name, value in list(module.named_buffers(recurse=False, remove_duplicate=False)):
             if _memory(value) in user_memory:
-                view = (value.device, place_of(value))
+                view = (value.device, value.dtype, value.shape, place_of(value))
                 if view not in copies:
                     copies[view] = value.clone()
                 setattr(module, name, copies[view])

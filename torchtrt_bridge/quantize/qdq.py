@@ -203,7 +203,7 @@ class _QdqInsertion:
         """Insert the dequantized weight of a layer in front of it."""
         rewrite, user = self.rewrite, self.rewrite.nodes[layer.node]
         weight = rewrite.weight(layer)
-        key = (place_of(weight), layer.axis)
+        key = (place_of(weight), weight.shape, layer.axis)
         assert layer.axis is not None
         if key not in self.weights:
             values, scales = quantized_weight(weight, layer.axis, self.dtype)

@@ -34,7 +34,7 @@ def append_write_back(module: fx.GraphModule, outputs: int, mutations: Sequence[
 def write_back(targets: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
     """Copy each value into its target, unless it is there already, as a cache does that was written in place."""
     both = zip(targets, values, strict=True)
-    pairs = [(target, value) for target, value in both if place_of(value) != place_of(target)]
+    pairs = [(target, value) for target, value in both if not _is_one(target, value)]
     if pairs:
         copy_all([target for target, _ in pairs], [value for _, value in pairs])
 
@@ -43,3 +43,7 @@ def _apart_from_inputs(graph: fx.Graph, value: fx.Node) -> fx.Node:
     """Return a value that copies into other inputs do not change."""
     is_input = views_from(value)[-1].op == "placeholder"
     return graph.call_function(torch.clone, (value,)) if is_input else value
+
+
+def _is_one(target: torch.Tensor, value: torch.Tensor) -> bool:
+    return place_of(target) == place_of(value) and target.dtype == value.dtype

@@ -51,11 +51,6 @@ def check(kind: str, number: int) -> None:
             compare(program, fast, inputs_of(seed, rows), is_half, f"seed {seed}, {kind}, {rows} rows: {program}")
 
 
-def strides(value: torch.Tensor) -> list[int]:
-    """Return the strides of the dimensions in which there is more than one element."""
-    return [stride for stride, size in zip(value.stride(), value.shape, strict=True) if size != 1]
-
-
 def compare(program: Program, fast: object, inputs: tuple[torch.Tensor, ...], is_half: bool, what: str) -> None:
     """Compare a compiled program with eager PyTorch on copies of these inputs."""
     given, eager = copy.deepcopy(inputs), copy.deepcopy(inputs)
@@ -63,7 +58,7 @@ def compare(program: Program, fast: object, inputs: tuple[torch.Tensor, ...], is
     for index, (result, wanted) in enumerate(zip(results, expected, strict=True)):
         where = f"output {index} of {what}"
         assert (result.dtype, result.shape) == (wanted.dtype, wanted.shape), where
-        assert strides(result) == strides(wanted), where
+        assert result.stride() == wanted.stride(), where
         if is_half:
             distance = torch.linalg.vector_norm((result - wanted).double())
             assert float(distance) <= NEAR * max(float(torch.linalg.vector_norm(wanted.double())), 1.0), where

@@ -113,6 +113,16 @@ def test_which_forms_are_one_layer(name: str) -> None:
     assert (count(form(name, anything).network, "ATTENTION_INPUT") == 0) == (name in NO_LAYER)
 
 
+@pytest.mark.parametrize(
+    ("name", "heads_of_keys"), [("repeated-heads", 2), ("interleaved-heads", 2), ("keys-repeated-as-a-whole", 4)]
+)
+@pytest.mark.parametrize("is_dynamic", [False, True], ids=["static", "dynamic"])
+def test_heads_that_share_keys_are_not_repeated(name: str, heads_of_keys: int, is_dynamic: bool) -> None:
+    network = lowered(Point(FORMS[name], is_dynamic, torch.float16), anything).network
+    (layer,) = (layer for layer in layers(network) if layer.type.name == "ATTENTION_INPUT")
+    assert [layer.get_input(place).shape[1] for place in (0, 1, 2)] == [4, heads_of_keys, heads_of_keys]
+
+
 def test_a_mask_in_fp32_beside_an_fp16_query_is_kept_as_it_is() -> None:
     """fp16 has no number that outweighs all scores, as a mask of the lowest fp32 number does."""
     network = lowered(Point(FORMS["lowest-in-fp32"], False, torch.float16), anything).network

@@ -15,6 +15,7 @@ from torchtrt_bridge.graph.nodes import describe
 from torchtrt_bridge.graph.shapes import TensorSpec, spec_of
 from torchtrt_bridge.graph.torch_internals import SizeGuardError, sizes_unread
 from torchtrt_bridge.lower.context import Context, NamedNetwork
+from torchtrt_bridge.lower.grouped_heads import with_shared_heads
 from torchtrt_bridge.lower.registry import CONVERTERS, ConverterProvider
 from torchtrt_bridge.trt.dtypes import trt_dtype_from_torch
 from torchtrt_bridge.trt.library import TensorRTLibrary
@@ -69,7 +70,7 @@ def network_from_graph(
     values: dict[fx.Node, Any] = {}
     inputs: list[TensorSpec] = []
     outputs: list[TensorSpec] = []
-    for node in module.graph.nodes:
+    for node in with_shared_heads(module.graph).nodes:
         ctx.node = node
         ctx.network.enter(node.name)
         if node.op == "placeholder":

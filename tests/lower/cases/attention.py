@@ -95,6 +95,25 @@ BLIND[2] = False
 grouped = functools.partial(attend, enable_gqa=True)
 
 
+def repeated(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Attention of four heads, two of which share a key and a value, repeated as transformers' models do."""
+    pairs = (x[:, :, None].expand(-1, -1, 2, -1, -1).reshape(-1, 4, *x.shape[-2:]) for x in (k, v))
+    return attend(q, *pairs, attn_mask=mask)
+
+
+def interleaved(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return attend(q, *(x.repeat_interleave(2, dim=1) for x in (k, v)), attn_mask=mask)
+
+
+def half_repeated(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Heads that are repeated as a whole, so that query and key pair in another order."""
+    return attend(q, k.repeat(1, 2, 1, 1), v.repeat_interleave(2, dim=1), attn_mask=mask)
+
+
+def four_heads(n: int) -> Tensors:
+    return *qkv((n, 4, 3 + n, 8), (n, 2, 6 + n, 8)), shown(n, 1, 3 + n, 6 + n)
+
+
 class SelfAttention(nn.Module):
     def __init__(self, need_weights: bool) -> None:
         super().__init__()
@@ -160,6 +179,9 @@ CASES: list[Case] = [
         name="grouped-mask",
     ),
     Case(sdpa, grouped, lambda n: qkv((4, n, 8), (2, n, 8)), name="grouped-3d"),
+    Case(sdpa, repeated, four_heads, name="repeated-heads"),
+    Case(sdpa, interleaved, four_heads, name="interleaved-heads"),
+    Case(sdpa, half_repeated, four_heads, name="keys-repeated-as-a-whole"),
     Case(sdpa, grouped, lambda n: qkv((n, 8, 3, 8), (n, 4, 5, 8), (n, 2, 5, 8)), name="grouped-twice"),
     Case(sdpa, grouped, lambda n: qkv((n, 4, 3, 8), (1, 2, 5, 8)), name="grouped-one-batch"),
     Case(sdpa, attend, lambda n: qkv((n, 2, 3, 8), (n, 1, 5, 8)), name="one-key-head"),

@@ -285,6 +285,19 @@ def test_a_graph_outlives_others_and_pytorchs_workspaces() -> None:
         assert not any(bool(other.any()) for other in others)
 
 
+def test_random_numbers_go_on_after_a_capture_that_fails() -> None:
+    x = torch.ones(4, device="cuda")
+    with pytest.raises(RuntimeError, match="captur"):
+        CudaGraphCall(lambda value: (value * value.sum().item(),), [x])
+    torch.cuda.manual_seed(0)
+    first = torch.rand(4, device="cuda")
+    torch.cuda.manual_seed(0)
+    assert torch.equal(torch.rand(4, device="cuda"), first)
+    call = CudaGraphCall(lambda value: (value * 2,), [x])
+    call([x + 1])
+    assert call.outputs[0].tolist() == [4.0] * 4
+
+
 def test_an_input_that_is_negated_when_it_is_read(model: ConvNet) -> None:
     fast = compiled(model)
     with torch.inference_mode():

@@ -25,7 +25,8 @@ from torchtrt_bridge.options import Options
 from torchtrt_bridge.report.log import warn_once
 from torchtrt_bridge.report.model import READY, EngineEntry
 from torchtrt_bridge.report.progress import BuildProgress
-from torchtrt_bridge.runtime.engine_module import computing_device, on_device
+from torchtrt_bridge.runtime.call_context import on_device
+from torchtrt_bridge.runtime.engine_module import computing_device
 from torchtrt_bridge.runtime.runners import Built, GpuRunner, NoEngine, ReferenceRunner, Runner
 from torchtrt_bridge.trt import library as libraries
 from torchtrt_bridge.trt.inspector import product_dtypes

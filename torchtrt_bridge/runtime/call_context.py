@@ -1,8 +1,9 @@
-"""The context of a call: the CUDA graph that it is captured in, and the thread and process that make it."""
+"""The context of a call: its GPU, the CUDA graph that it is captured in, and the thread and process that make it."""
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
 import os
 import threading
@@ -14,6 +15,11 @@ import torch
 
 # Execution contexts and CUDA graphs of an engine are made for so many threads; further threads take turns.
 MOST_THREADS = 8
+
+
+def on_device(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Let a GPU be the current one; nothing for the CPU."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def is_capturing(values: Sequence[Any]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
@@ -18,7 +19,7 @@ from torch import nn
 from torchtrt_bridge.errors import BridgeError
 from torchtrt_bridge.graph.memory import memory_of, place_of
 from torchtrt_bridge.graph.torch_internals import clear_cublas_workspaces, copy_all, storages_of, use_count
-from torchtrt_bridge.runtime.launch_order import capture_lock
+from torchtrt_bridge.runtime.launch_order import capture_lock, unbroken
 from torchtrt_bridge.runtime.tolerance import REPLAY_BOUND, compare
 from torchtrt_bridge.runtime.write_back import write_back
 
@@ -39,6 +40,7 @@ class CudaGraphCall:
     outputs: its results, which each replay overwrites.
     returns_inputs: whether an output shares memory with an input.
     resources: objects that live as long as the graph, as its kernels read their memory.
+    It is of the current GPU, which must be that of all tensors.
     Raises RuntimeError, with CUDA's own words, for a call that cannot be captured.
     """
 
@@ -58,7 +60,7 @@ class CudaGraphCall:
         # Buffers made under the caller's inference mode could not be written to outside it.
         with torch.inference_mode(False), torch.no_grad(), capture_lock:
             values = [value.clone() if i in self._copied else value for i, value in enumerate(inputs)]
-            with _own_workspaces(), torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            with _own_workspaces(), capturing(self._graph):
                 self.outputs = tuple(run(*values))
         self.resources: object = None
         self._buffers = [values[i] for i in self._copied]
@@ -231,6 +233,22 @@ class CudaGraphPair:
         if comparison.problem is not None:
             self.graphed.give_up(f"a replay differs: {comparison.problem}")
         return comparison.problem is None
+
+
+@contextlib.contextmanager
+def capturing(graph: torch.cuda.CUDAGraph) -> Iterator[None]:
+    """Capture what is queued within on the current GPU.
+
+    PyTorch's own stream for captures is of the GPU that was current when the first graph was captured.
+    """
+    stream = _capture_stream(torch.cuda.current_device())
+    with unbroken(stream), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        yield
+
+
+@functools.cache
+def _capture_stream(gpu: int) -> torch.cuda.Stream:
+    return torch.cuda.Stream(gpu)
 
 
 @contextlib.contextmanager

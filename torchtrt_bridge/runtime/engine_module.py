@@ -352,10 +352,5 @@ def computing_device(module: fx.GraphModule, options: Options) -> torch.device:
     return gpu_of(module) or torch.device("cuda", torch.cuda.current_device())
 
 
-def on_device(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Make a GPU the current one; a context that does nothing for another device."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
 def _kind(value: torch.Tensor) -> str:
     return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"

@@ -11,10 +11,11 @@ A GPU of compute capability 8.x has no such launches.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -55,6 +56,23 @@ def order_captured_kernels(stream: int) -> int:
     return len(found)
 
 
+@contextlib.contextmanager
+def unbroken(stream: torch.cuda.Stream) -> Iterator[None]:
+    """Let PyTorch's random numbers go on after a capture on `stream` that fails within.
+
+    Its generator counts as captured until a capture has ended well: each random number on the GPU would raise.
+    """
+    try:
+        yield
+    except RuntimeError:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(stream):
+            graph.capture_begin(capture_error_mode="thread_local")
+            torch.zeros(1, device=stream.device)
+            graph.capture_end()
+        raise
+
+
 class OrderedQueue:
     """Queue for kernels outside a capture, in order: they are captured into a CUDA graph first, which is then launched.
 
@@ -75,7 +93,7 @@ class OrderedQueue:
             failed.
         """
         graph = torch.cuda.CUDAGraph()
-        with capture_lock, torch.cuda.stream(self._stream):
+        with capture_lock, unbroken(self._stream), torch.cuda.stream(self._stream):
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 queued = queue(self._stream.cuda_stream)

@@ -16,7 +16,7 @@ from torchtrt_bridge.errors import BridgeError
 from torchtrt_bridge.graph.kv_cache import written_inputs
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.report.log import warn_once
-from torchtrt_bridge.runtime.call_context import is_capturing
+from torchtrt_bridge.runtime.call_context import is_capturing, on_device
 from torchtrt_bridge.runtime.cuda_graph import CudaGraphCall
 from torchtrt_bridge.runtime.tolerance import Reference, compare, holds_nan
 
@@ -120,13 +120,13 @@ class Trial:
         self.is_replayed = is_replayed
         self.plain_runs = plain_runs
         self.outcome = Outcome(candidates[0].name)
-        self._on_gpu = any(value.is_cuda for value in inputs)
+        self._device = next((value.device for value in inputs if value.is_cuda), torch.device("cpu"))
         self._right: list[torch.Tensor] = []
         self._once = self._left = float("inf")
 
     def run(self) -> Outcome:
         """Check the preferred candidate, and time it against the others."""
-        with exclusive():
+        with exclusive(), on_device(self._device):
             return self._run()
 
     def _run(self) -> Outcome:
@@ -218,8 +218,8 @@ class Trial:
         return seconds
 
     def _wait(self) -> None:
-        if self._on_gpu:
-            torch.cuda.synchronize()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
 
 def _equal(left: Sequence[torch.Tensor], right: Sequence[torch.Tensor]) -> bool:

@@ -22,14 +22,13 @@ KINDS = {"static fp32": 0, "dynamic fp32": 1, "static fp16": 2, "dynamic fp16": 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_few_programs(kind: str) -> None:
-    for number in range(3):
-        check(kind, number)
+def test_a_program(kind: str) -> None:
+    check(kind, 0)
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("first", range(3, PROGRAMS // len(KINDS), AT_ONCE))
+@pytest.mark.parametrize("first", range(1, PROGRAMS // len(KINDS), AT_ONCE))
 def test_programs(kind: str, first: int) -> None:
     for number in range(first, min(first + AT_ONCE, PROGRAMS // len(KINDS))):
         check(kind, number)

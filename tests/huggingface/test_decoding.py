@@ -55,6 +55,7 @@ SLOW: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize("name", FAST)
 def test_the_tokens_are_those_of_the_model(name: str, pair: tuple[Any, Any]) -> None:
     model, fast = pair

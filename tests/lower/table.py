@@ -20,18 +20,16 @@ POINTS: list[Point] = [point for case in CASES for point in points_of(case)]
 
 
 def one_more(cases: Iterable[Case]) -> set[str]:
-    """Return the points that `--full` adds: beside the most general one of its case, and not the first of their kind.
+    """Return the points that `--full` adds: beside the first one of its case, and not the first of their kind.
 
     A kind is an operator with known or dynamic sizes, in fp32 or fp16.
     """
     kinds: set[Any] = set()
     found: set[str] = set()
     for case in cases:
-        *others, most_general = points_of(case)
-        kinds.add((case.op, most_general.dynamic, most_general.dtype))
-        for point in others:
+        for number, point in enumerate(points_of(case)):
             kind = (case.op, point.dynamic, point.dtype)
-            if kind in kinds:
+            if number and kind in kinds:
                 found.add(point.id)
             kinds.add(kind)
     return found

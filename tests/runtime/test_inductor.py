@@ -66,6 +66,7 @@ def test_what_is_prepared_is_right_and_has_run(
     assert len(calls) == 1 + is_used
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("first_is_negated", [False, True])
 def test_what_is_negated_when_it_is_read(first_is_negated: bool) -> None:
     """Inductor's code would read the memory, which has the other signs."""

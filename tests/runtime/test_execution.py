@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import torchtrt_bridge as trtb
 from tests.models import ConvNet, image, trained
@@ -76,3 +77,41 @@ def test_what_the_host_computes_is_in_no_cuda_graph(call: Callable[..., Any], de
         x = torch.empty(4, device="cuda")  # fake, so that no GPU is needed
     module = graph_from_program(export_program(Called(call).eval(), (x,))).module
     assert home._depends_on_values(module) is depends
+
+
+class Placing(nn.Module):
+    """A model that puts an attribute where its input is, as Llama's reference code does: Dynamo returns it as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.randn(64, 8)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.table = self.table.to(x.device)
+        return (self.table[: x.shape[0]] * x).relu(), x
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_results_that_are_inputs_are_the_callers_own(
+    dynamic: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A CUDA graph would return its own buffer, so no graph returns them."""
+    returned: list[int] = []
+
+    def spied(self: Execution, inputs: Any) -> Any:
+        with self.thread_state.lock:
+            returned.append(len(self.module(*inputs)))
+        return original(self, inputs)
+
+    original = Execution._call
+    monkeypatch.setattr(Execution, "_call", spied)
+    model = Placing()
+    fast = trtb.compile(model, engine="reference", dynamic=dynamic, fallback="error", cache_dir="")
+    table, x = model.table, torch.randn(5, 8)
+    for _ in range(3):
+        result, same = fast(x)
+        assert same is x
+        assert model.table is table
+        torch.testing.assert_close(result, (table[:5] * x).relu())
+    assert caplog.messages == []
+    assert not dynamic or set(returned) == {1}

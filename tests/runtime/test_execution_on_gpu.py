@@ -275,6 +275,7 @@ def test_a_graph_outlives_others_and_pytorchs_workspaces() -> None:
         return (value @ weight,)
 
     with torch.inference_mode():
+        product(x)  # makes cuBLAS's handle, which no capture allows
         first, second = CudaGraphCall(product, [x]), CudaGraphCall(product, [x])
         del first
         torch._C._cuda_clearCublasWorkspaces()

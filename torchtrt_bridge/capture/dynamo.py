@@ -227,17 +227,27 @@ def output_sharing(module: fx.GraphModule, inputs: Sequence[int]) -> int | None:
 def returned_from_arguments(module: fx.GraphModule) -> dict[int, Callable[[Sequence[Any]], Any]]:
     """Return the outputs that need no engine, each with what makes it from the arguments.
 
-    They are placeholders, where a caller expects its own argument, and ints that are computed from ints.
+    They are arguments, of which a caller expects its own, and ints that are computed from ints. What `to` gives for a
+    tensor that is there already is the tensor itself.
     """
     nodes = placeholders(module)
     output = next(node for node in module.graph.nodes if node.op == "output")
     found: dict[int, Callable[[Sequence[Any]], Any]] = {}
     for index, value in enumerate(output.args[0]):
-        if value in nodes:
-            found[index] = operator.itemgetter(nodes.index(value))
+        same = [position for position, node in enumerate(nodes) if _are_one(node, value)]
+        if same:
+            found[index] = operator.itemgetter(same[0])
         elif isinstance(value, fx.Node) and (sources := _ints_of(value, nodes)):
             found[index] = _from_ints(value, [nodes.index(node) for node in sources], sources)
     return found
+
+
+def _are_one(node: fx.Node, other: Any) -> bool:
+    """Return whether two nodes are one, or give the same tensor."""
+    if node is other or not isinstance(other, fx.Node):
+        return node is other
+    value = node.meta.get("example_value")
+    return isinstance(value, torch.Tensor) and value is other.meta.get("example_value")
 
 
 def _ints_of(node: fx.Node, nodes: Sequence[fx.Node]) -> list[fx.Node]:

@@ -1,6 +1,6 @@
-"""Views among the results of a graph, made behind its engines and CUDA graphs: from results, and from inputs.
+"""Inputs and views among the results of a graph, made behind its engines and CUDA graphs.
 
-A CUDA graph that returned a view of an input would return one of its own buffer, and copies of two results that share
+A CUDA graph that returned an input, or a view of one, would return its own buffer, and copies of two results that share
 memory would share none.
 """
 
@@ -29,14 +29,15 @@ class ResultViews:
 def take_result_views(module: fx.GraphModule, outputs: int, mutations: Sequence[int]) -> tuple[ResultViews | None, int]:
     """Let `module` return what its results are views of; return what makes the views, and the number of results left.
 
+    A result that is an input is the caller's tensor itself.
     outputs, mutations: as in `CapturedGraph`. A view of a value that is written to an input is one of that input.
     """
     (output,) = module.graph.find_nodes(op="output")
     results: list[Any] = list(output.args[0])
     returned, written = results[:outputs], results[outputs:]
-    if all(base_of(node) is None for node in returned):
-        return None, outputs
     placeholders = module.graph.find_nodes(op="placeholder")
+    if all(base_of(node) is None and node not in placeholders for node in returned):
+        return None, outputs
     inputs = {node: index for index, node in enumerate(placeholders)}
     inputs |= dict(zip(written, mutations, strict=True))
     graph = fx.Graph()

@@ -39,7 +39,7 @@ X = spec("x", ((1, 8), (4, 4)), (3, 4))
 def network_of(rtx: TensorRTLibrary, write: Callable[[Any, Any, Any], Any], *inputs: TensorSpec) -> Network:
     """Return a network whose output `write` makes from the TensorRT module, the definition and the inputs."""
     log = rtx.new_log()
-    builder = rtx.trt.Builder(log)
+    builder = rtx.new_builder(log)
     definition = rtx.new_network(builder)
     tensors = [
         definition.add_input(s.name, rtx.trt.float32, tuple(-1 if low != high else low for low, high in s.ranges))
@@ -116,7 +116,7 @@ def test_the_error_of_an_invalid_network_is_tensorrts_own(rtx: TensorRTLibrary) 
 
 def test_an_earlier_error_is_not_reported_as_the_cause(rtx: TensorRTLibrary) -> None:
     network = network_of(rtx, mixed_types, X)
-    network.log.errors.append("something long past")
+    network.log.logger.log(rtx.trt.ILogger.Severity.ERROR, "something long past")
     with pytest.raises(BuildError) as caught:
         engine_from_network(network, rtx, OPTIONS)
     assert "long past" not in str(caught.value)

@@ -20,7 +20,7 @@ class Network:
         self.library = library.load("tensorrt_rtx")
         self.trt = self.library.trt
         self._log = self.library.new_log()
-        self._builder = self.trt.Builder(self._log)
+        self._builder = self.library.new_builder(self._log)
         self.net = self.library.new_network(self._builder)
         self.values: list[torch.Tensor] = []
         self.constants: dict[str, torch.Tensor] = {}

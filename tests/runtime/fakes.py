@@ -124,18 +124,29 @@ def assert_right(module: EngineModule, x: torch.Tensor) -> None:
     torch.testing.assert_close(module(x)[0], right(x), rtol=0, atol=0)
 
 
+class FakeLog:
+    def __init__(self) -> None:
+        self.errors: list[str] = []
+
+    def clear(self) -> None:
+        self.errors.clear()
+
+
 class FakeTensorRT:
     """Makes engines and contexts, with an error first as often as `short` says."""
 
     def __init__(self, words: str, **short: int) -> None:
         self.words = words
         self.short = short
-        self.log = SimpleNamespace(errors=[])
+        self.log = FakeLog()
         self.num_io_tensors = 0
-        self.trt = SimpleNamespace(Runtime=lambda log: self)
+        self.trt = SimpleNamespace()
 
     def new_log(self) -> Any:
         return self.log
+
+    def new_runtime(self, log: Any) -> Any:
+        return self
 
     def context_config(self, engine: Any, kernels: Any) -> tuple[None, None]:
         return None, None

@@ -214,17 +214,8 @@ def test_tensorrt_builds_for_its_own_gpu(
     assert config.set == []
 
 
-def test_the_log_keeps_errors_only(rtx: TensorRTLibrary) -> None:
-    log, severity = rtx.new_log(), rtx.trt.ILogger.Severity
-    log.log(severity.ERROR, "wrong")
-    log.log(severity.INTERNAL_ERROR, "very wrong")
-    log.log(severity.WARNING, "careful")
-    log.log(severity.ERROR, "CUDA initialization failure with error: 35")
-    assert log.errors == ["wrong", "very wrong"]
-
-
 def test_networks_are_strongly_typed(rtx: TensorRTLibrary) -> None:
-    network = rtx.new_network(rtx.trt.Builder(rtx.new_log()))
+    network = rtx.new_network(rtx.new_builder(rtx.new_log()))
     assert network.get_flag(rtx.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
 
 

@@ -229,7 +229,7 @@ def test_a_temporary_failure_is_not_cached(
     counted = planted(monkeypatch)
 
     def fail(asked: Probe, library: TensorRTLibrary, options: Options, log: Any) -> None:
-        log.errors.append("Error Code 2: OutOfMemory (Requested size was 4096 bytes.)")
+        log.logger.log(rtx.trt.ILogger.Severity.ERROR, "Error Code 2: OutOfMemory (Requested size was 4096 bytes.)")
         if reason == "exception":
             raise RuntimeError("planted")
 

@@ -45,7 +45,7 @@ def engine_from_network(
 
 
 def _plan(network: Network, config: Any, library: TensorRTLibrary) -> bytes | None:
-    network.log.errors.clear()
+    network.log.clear()
     with tempfile.SpooledTemporaryFile(max_size=MOST_IN_MEMORY) as file:
         writer = library.stream_writer(file.write)
         if network.builder.build_serialized_network_to_stream(network.definition, config, writer):
@@ -53,7 +53,7 @@ def _plan(network: Network, config: Any, library: TensorRTLibrary) -> bytes | No
             return file.read()
     if not writer.has_failed:
         return None
-    network.log.errors.clear()  # the disk is full; there may be enough memory
+    network.log.clear()  # the disk is full; there may be enough memory
     plan = network.builder.build_serialized_network(network.definition, config)
     return None if plan is None else bytes(plan)
 

@@ -10,6 +10,7 @@ from torch.fx import Node
 
 from torchtrt_bridge.errors import LoweringError
 from torchtrt_bridge.trt.dtypes import torch_dtype_from_trt, trt_dtype_from_torch
+from torchtrt_bridge.trt.error_log import ErrorLog
 
 # A TensorRT tensor, a weight, a number, or a size known only at run time (an int64 tensor of shape (1,)).
 Value = Any
@@ -19,7 +20,7 @@ Size = Any
 class NamedNetwork:
     """An `INetworkDefinition` whose layers are named after the node being lowered, and whose errors are raised."""
 
-    def __init__(self, network: Any, log: Any) -> None:
+    def __init__(self, network: Any, log: ErrorLog) -> None:
         self.definition = network
         self.scope = ""
         self._log = log
@@ -44,7 +45,8 @@ class NamedNetwork:
         return add
 
     def take_errors(self) -> str:
-        errors, self._log.errors = "; ".join(self._log.errors), []
+        errors = "; ".join(self._log.errors)
+        self._log.clear()
         return errors or "it gave no reason"
 
     def raise_errors(self) -> None:

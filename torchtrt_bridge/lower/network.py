@@ -18,6 +18,7 @@ from torchtrt_bridge.lower.context import Context, NamedNetwork
 from torchtrt_bridge.lower.grouped_heads import with_shared_heads
 from torchtrt_bridge.lower.registry import CONVERTERS, ConverterProvider
 from torchtrt_bridge.trt.dtypes import trt_dtype_from_torch
+from torchtrt_bridge.trt.error_log import ErrorLog
 from torchtrt_bridge.trt.library import TensorRTLibrary
 
 
@@ -32,7 +33,7 @@ class Network:
 
     definition: Any
     builder: Any
-    log: Any
+    log: ErrorLog
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
     constants: dict[str, torch.Tensor]
@@ -63,7 +64,7 @@ def network_from_graph(
     Raises LoweringError, naming operator, node and source line.
     """
     log = library.new_log()
-    builder = library.trt.Builder(log)
+    builder = library.new_builder(log)
     definition = library.new_network(builder)
     ctx = Context(library.trt, NamedNetwork(definition, log), supports)
     ranges = {} if ranges is None else ranges

@@ -15,6 +15,7 @@ from torchtrt_bridge.reference import NetworkInterpreter
 from torchtrt_bridge.runtime.call_context import thread_number
 from torchtrt_bridge.runtime.launch_order import OrderedQueue, may_overlap, order_captured_kernels
 from torchtrt_bridge.trt.dtypes import torch_dtype_from_trt
+from torchtrt_bridge.trt.error_log import ErrorLog
 from torchtrt_bridge.trt.library import TensorRTLibrary
 
 # What TensorRT asks of the address of an input, in bytes; PyTorch's allocator gives more, but a slice starts anywhere.
@@ -82,7 +83,7 @@ class GpuRunner:
         self.device = torch.device("cuda", torch.cuda.current_device())
         self._library = library
         self._log = library.new_log()
-        self._runtime = library.trt.Runtime(self._log)
+        self._runtime = library.new_runtime(self._log)
         self._engine = self._made(lambda: self._runtime.deserialize_cuda_engine(plan))
         if self._engine is None:
             raise EngineLoadError(f"{library} does not load the engine here: {self.errors}")
@@ -136,7 +137,7 @@ class GpuRunner:
         """Return what `make` makes. Where TensorRT lacks memory, PyTorch's allocator first empties its cache."""
         made = make()
         if made is None and says_out_of_memory(self.errors):
-            self._log.errors.clear()
+            self._log.clear()
             torch.cuda.empty_cache()
             made = make()
         return made
@@ -175,7 +176,7 @@ class EngineIO:
     device: torch.device
     has_scratch: bool
     is_ordered: bool
-    log: Any
+    log: ErrorLog
 
 
 class TemporaryMemory:
@@ -273,7 +274,7 @@ def _as_tensorrt_takes(value: torch.Tensor) -> torch.Tensor:
     return value if value.data_ptr() % ALIGNMENT == 0 else value.clone()
 
 
-def _last_of(log: Any) -> str:
+def _last_of(log: ErrorLog) -> str:
     return "; ".join(log.errors[-3:]) or "TensorRT gave no reason"
 
 

@@ -15,6 +15,7 @@ import torch
 
 from torchtrt_bridge.errors import BuildError, EngineLoadError, OptionsError
 from torchtrt_bridge.options import TARGET_PREFIX, EngineKind
+from torchtrt_bridge.trt.error_log import ErrorLog, no_collection
 
 LIBRARIES = ("tensorrt_rtx", "tensorrt")
 
@@ -25,9 +26,6 @@ RTX_DROPPED = {"sm_90": (1, 7)}
 
 # Target in keys of an engine for Ampere and newer.
 PORTABLE = "portable"
-
-# Messages that TensorRT logs on a machine without a GPU beside the error that matters.
-_NOISE = ("catchCudaError", "CUDA initialization failure", "cudaGetDeviceCount", "cudaErrorNoDevice")
 
 
 class TensorRTLibrary:
@@ -46,9 +44,19 @@ class TensorRTLibrary:
         title = "TensorRT-RTX" if self.is_rtx else "TensorRT"
         return f"{title} {self.version}"
 
-    def new_log(self) -> Any:
-        """Return a TensorRT logger that keeps error messages in its list ``errors``."""
-        return _log_class(self.trt)()
+    def new_log(self) -> ErrorLog:
+        """Return a log of the errors from now on."""
+        return ErrorLog(self.trt)
+
+    def new_builder(self, log: ErrorLog) -> Any:
+        """Return a builder of networks and engines."""
+        with no_collection():
+            return self.trt.Builder(log.logger)
+
+    def new_runtime(self, log: ErrorLog) -> Any:
+        """Return what loads engines."""
+        with no_collection():
+            return self.trt.Runtime(log.logger)
 
     def new_network(self, builder: Any) -> Any:
         """Return an empty, strongly typed network."""
@@ -157,29 +165,15 @@ class TensorRTLibrary:
             return "no CUDA GPU is visible to PyTorch"
         log = self.new_log()
         try:
-            builder = self.trt.Builder(log)
+            builder = self.new_builder(log)
             network = self.new_network(builder)
             tensor = network.add_input("x", self.trt.float32, (1,))
             network.mark_output(network.add_unary(tensor, self.trt.UnaryOperation.NEG).get_output(0))
             plan = builder.build_serialized_network(network, builder.create_builder_config())
-            engine = plan and self.trt.Runtime(log).deserialize_cuda_engine(plan)
+            engine = plan and self.new_runtime(log).deserialize_cuda_engine(plan)
         except Exception as error:
             return f"{self}: {error}"
         return None if engine else f"{self}: {'; '.join(log.errors) or 'it gave no reason'}"
-
-
-@functools.cache
-def _log_class(trt: Any) -> type:
-    class Log(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.Severity.ERROR and not any(noise in message for noise in _NOISE):
-                self.errors.append(message)
-
-    return Log
 
 
 @functools.cache

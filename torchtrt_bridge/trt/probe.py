@@ -19,6 +19,7 @@ from torchtrt_bridge.errors import BridgeError
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.report.log import warn_once
 from torchtrt_bridge.trt.dtypes import trt_dtype_from_torch
+from torchtrt_bridge.trt.error_log import ErrorLog
 from torchtrt_bridge.trt.library import PORTABLE, TensorRTLibrary, current_target
 
 # Kind of the cache entries of answers, which are JSON.
@@ -226,8 +227,8 @@ def _answer(probe: Probe, library: TensorRTLibrary, options: Options) -> tuple[S
     return Support(False, reason), "memory" not in reason.lower()
 
 
-def _build(probe: Probe, library: TensorRTLibrary, options: Options, log: Any) -> Any:
-    builder = library.trt.Builder(log)
+def _build(probe: Probe, library: TensorRTLibrary, options: Options, log: ErrorLog) -> Any:
+    builder = library.new_builder(log)
     network = library.new_network(builder)
     config = builder.create_builder_config()
     library.set_targets(config, options.targets)

@@ -79,19 +79,22 @@ def is_strided(value: Any) -> bool:
 def memory_order(value: torch.Tensor) -> list[int] | None:
     """Return the dimensions of a fake tensor as they lie in memory, the outermost first; None if there are gaps.
 
-    Dimensions of size one, whose strides say nothing, are where they are in a contiguous tensor of that order.
+    Dimensions of size one are where a tensor of that order has their strides. Where none has, they come first.
     """
+    strides, sizes = value.stride(), value.shape
+    ones = [dim for dim in range(value.dim()) if statically_known_true(sizes[dim] == 1)]
+    order = sorted(range(value.dim()), key=lambda dim: (-example_size(strides[dim]), dim in ones, dim))
+    if _lie_side_by_side([(sizes[dim], strides[dim]) for dim in order]):
+        return order
     if is_contiguous_or_false(value):
         return list(range(value.dim()))
-    strides, sizes = value.stride(), value.shape
-    apart = [dim for dim in range(value.dim()) if not statically_known_true(sizes[dim] == 1)]
-    apart.sort(key=lambda dim: (-example_size(strides[dim]), dim))
-    return _with_ones(apart, value.dim()) if _lie_side_by_side([(sizes[d], strides[d]) for d in apart]) else None
+    apart = [dim for dim in order if dim not in ones]
+    return [*ones, *apart] if _lie_side_by_side([(sizes[dim], strides[dim]) for dim in apart]) else None
 
 
-def _with_ones(apart: Sequence[int], rank: int) -> list[int]:
-    """Return an order of all dimensions from that of those which are not of size one."""
-    return [dim for dim in range(rank) if dim not in apart] + list(apart)
+def lies_in_order(value: torch.Tensor) -> bool:
+    """Return whether a fake tensor has the strides of a new one, as an engine gives it, or is to be taken for one."""
+    return memory_order(value) == list(range(value.dim()))
 
 
 def _lie_side_by_side(dims: Sequence[tuple[Any, Any]]) -> bool:

@@ -17,8 +17,7 @@ from torch import fx
 from torchtrt_bridge.errors import CaptureError
 from torchtrt_bridge.graph.edit import fake_mode_of, insert_call
 from torchtrt_bridge.graph.shapes import expression_of
-from torchtrt_bridge.graph.torch_internals import is_contiguous_or_false
-from torchtrt_bridge.graph.views import AT_BORDER, is_strided, memory_order, views_from
+from torchtrt_bridge.graph.views import AT_BORDER, is_strided, lies_in_order, memory_order, views_from
 
 aten = torch.ops.aten
 
@@ -81,7 +80,7 @@ def _sources(returned: Sequence[Any], written: Sequence[Any]) -> dict[fx.Node, f
 def _nearest(chain: Sequence[fx.Node]) -> fx.Node:
     """Return the first of a view and its sources that an engine can give: a contiguous one, else one without gaps."""
     tensors = [node for node in chain if is_strided(_value(node))]
-    contiguous = (node for node in tensors if is_contiguous_or_false(_value(node)))
+    contiguous = (node for node in tensors if lies_in_order(_value(node)))
     without_gaps = (node for node in tensors if memory_order(_value(node)) is not None)
     return next(contiguous, None) or next(without_gaps, chain[0])
 
@@ -93,7 +92,7 @@ def _lies_as_returned(node: fx.Node) -> bool:
 def _moved_order(node: fx.Node) -> list[int] | None:
     """Return the dimensions of a tensor as they lie in memory; None if an engine gives it so, or cannot."""
     value = _value(node)
-    if node.op != "call_function" or not is_strided(value) or is_contiguous_or_false(value):
+    if node.op != "call_function" or not is_strided(value) or lies_in_order(value):
         return None
     return memory_order(value)
 

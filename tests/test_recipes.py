@@ -75,6 +75,16 @@ def test_hugging_face(recipe: str, package: str, said: str, environment: dict[st
 
 
 @pytest.mark.full
+def test_generate_text(environment: dict[str, str]) -> None:
+    pytest.importorskip("transformers")
+    options = ("--engine", "reference", "--precision", "fp32", "--tokens", "24")
+    text = said_by("generate_text", environment, *options)
+    assert re.search(r"^(\d+) of \1 nodes in TensorRT", text, re.MULTILINE)
+    assert "the first 24 of 24 tokens are PyTorch's" in text
+    assert text.count("the film was") == 2  # by the streamer, and by the pipeline
+
+
+@pytest.mark.full
 def test_train_to_deploy(tmp_path: Path, environment: dict[str, str]) -> None:
     output = str(tmp_path / "digits.pt2")
     text = said_by("train_to_deploy", environment, "--targets", "sm_89", "--output", output)

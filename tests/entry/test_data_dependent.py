@@ -165,6 +165,7 @@ def assert_same(actual: Callable[..., Any], model: nn.Module, x: torch.Tensor, *
     torch.testing.assert_close(arguments, expected_arguments, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.first(12)
 @each_case
 def test_exported(function: Callable[..., Any], others: tuple[torch.Tensor, ...], operator: str) -> None:
     model, x = Model(function).eval(), torch.randn(3, 8)

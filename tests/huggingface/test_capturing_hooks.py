@@ -29,6 +29,7 @@ def hooks_of(model: torch.nn.Module) -> list[int]:
     return [len(forward_hooks(module)) for module in model.modules()]
 
 
+@pytest.mark.first(1)
 @models
 @pytest.mark.parametrize("calls", ["none", "model", "part"])
 def test_hidden_states_come_once(family: str, name: str | None, calls: str) -> None:

@@ -136,6 +136,7 @@ def test_probabilities_that_are_no_numbers(pair: tuple[Any, Any]) -> None:
         generated(fast, prompt(1), do_sample=True)
 
 
+@pytest.mark.full
 def test_texts_that_do_not_fill_a_window() -> None:
     """Layers with a window count on the host; as long as none is full they need not."""
     config = MistralConfig(

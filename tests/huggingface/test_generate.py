@@ -89,6 +89,7 @@ def test_ways_of_decoding(name: str) -> None:
         assert_caches_are_updated()
 
 
+@pytest.mark.full
 def test_batches_of_several_sizes() -> None:
     """PyTorch's second graph takes any number of texts, and so do its caches."""
     model = causal("llama")

@@ -70,6 +70,7 @@ OTHERWISE = (
 ALIKE = (contiguous, made_contiguous, bytes_of)
 
 
+@pytest.mark.first(10)
 @pytest.mark.parametrize("model", [*OTHERWISE, *ALIKE], ids=lambda model: model.__name__)
 @pytest.mark.parametrize("is_dynamic", [False, True], ids=["static", "dynamic"])
 def test_memory_that_is_read_by_offsets(model: Callable[..., Any], is_dynamic: bool) -> None:

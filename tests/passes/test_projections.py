@@ -189,6 +189,7 @@ def test_layers_that_run_twice_share_one_copy() -> None:
     assert_computes(module, model, x)
 
 
+@pytest.mark.full
 def test_one_group_is_copied_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Folded weights belong to the graph alone: those of a group are dropped before the next group is merged."""
     model = nn.Sequential(*[Projections(lambda x, a, b: a(x) * b(x), (WIDTH, True), (WIDTH, True)) for _ in range(3)])

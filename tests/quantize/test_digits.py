@@ -63,6 +63,7 @@ def test_uneven_channels_do_not_change_the_float_model(even: nn.Module, depthwis
     assert accuracy(depthwise) == pytest.approx(accuracy(even), abs=0.2)
 
 
+@pytest.mark.full
 def test_equalization_keeps_a_depthwise_network(depthwise: nn.Module) -> None:
     """Within 0.7 points with it; the loss without is what it is there for."""
     found = {

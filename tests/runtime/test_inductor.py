@@ -18,6 +18,7 @@ class Sine(nn.Module):
         return x.sin()
 
 
+@pytest.mark.full
 def test_weights_of_convolutions_are_laid_out_for_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a user's are who compares it in channels-last; the module that PyTorch runs keeps its own."""
     taken: list[Any] = []

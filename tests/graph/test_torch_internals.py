@@ -214,13 +214,17 @@ def test_placeholders_of_a_graph_of_dynamo() -> None:
         graphs.append(module)
         return module
 
-    layer = nn.Linear(3, 2)
-    torch.compile(lambda x, k: layer(x) * k, backend=keep, dynamic=True)(torch.randn(4, 3), 7)
+    layer, fixed = nn.Linear(3, 2), torch.randn(2)
+    layer.register_buffer("shift", torch.randn(2))
+    torch._dynamo.mark_static_address(fixed)  # as the caches of transformers
+    call = torch.compile(lambda x, y, k: (layer(x) + layer.shift + y) * k, backend=keep, dynamic=True)
+    call(torch.randn(4, 3), fixed, 7)
     placeholders = graphs[0].graph.find_nodes(op="placeholder")
     is_state = {torch_internals.source_name(node): torch_internals.is_module_state(node) for node in placeholders}
     assert not is_state["L['x']"]
+    assert not is_state["L['y']"]
     assert not is_state["L['k']"]
-    assert sum(is_state.values()) == 2  # the weight and the bias
+    assert sum(is_state.values()) == 3  # the weight, the bias and the buffer
 
 
 def test_names_of_operators_on_graphs() -> None:

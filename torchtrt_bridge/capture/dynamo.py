@@ -57,10 +57,7 @@ def _layout(value: Any) -> Any:
 
 
 def weight_positions(module: fx.GraphModule, inputs: Sequence[Any]) -> list[int]:
-    """Return the indices of the placeholders that are parameters and buffers of modules.
-
-    Dynamo takes tensors of a fixed address for such, as a static cache; one of another size in another call is none.
-    """
+    """Return the indices of the placeholders that are parameters and buffers of modules, of known sizes."""
     return [
         index
         for index, (node, value) in enumerate(zip(placeholders(module), inputs, strict=True))

@@ -11,6 +11,7 @@ from torch import nn
 
 from torchtrt_bridge.graph.torch_internals import forward_hooks
 
+CACHES = "transformers.cache_utils"
 _MARK = "_output_capturing_hooks_installed"
 
 
@@ -30,8 +31,24 @@ def is_pipeline(target: Any) -> bool:
 
 
 def is_static_cache(target: Any) -> bool:
-    """Return whether an object is a `transformers.StaticCache`, a cache of keys and values of a fixed length."""
-    return _is_a(target, "transformers.cache_utils", "StaticCache")
+    """Return whether an object is a cache of keys and values of a fixed length."""
+    return bool(parts_of_cache(target))
+
+
+def parts_of_cache(target: Any) -> list[Any]:
+    """Return the `transformers.StaticCache` that a cache is; nothing for one of another kind.
+
+    For an encoder-decoder there are two: of the decoder's own tokens, and of what it reads of the encoder's.
+    """
+    if _is_a(target, CACHES, "EncoderDecoderCache"):
+        parts = [target.self_attention_cache, target.cross_attention_cache]
+        return parts if all(_is_a(part, CACHES, "StaticCache") for part in parts) else []
+    return [target] if _is_a(target, CACHES, "StaticCache") else []
+
+
+def has_read_encoder(cache: Any) -> bool:
+    """Return whether a cache has all that a decoder reads of an encoder, or belongs to a decoder without one."""
+    return all(getattr(cache, "is_updated", {}).values())
 
 
 def install_hooks(model: Any) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from torchtrt_bridge.entry.decoding_request import Request, capacity_of
+from torchtrt_bridge.capture.transformers_classes import parts_of_cache
+from torchtrt_bridge.entry.decoding_request import Request
 from torchtrt_bridge.entry.decoding_state import StepGraph, Texts, Watch
 from torchtrt_bridge.entry.torch_compile import Backend
 from torchtrt_bridge.errors import BridgeError
@@ -82,7 +83,8 @@ class Decoder:
         """Return the memory of a call of such sizes, of the last one that had them if there was one."""
         ids, mask, cache = request.input_ids, request.settings.get("attention_mask"), request.cache
         has_positions = request.settings.get("position_ids") is not None
-        key = (ids.shape[0], ids.device, capacity_of(cache), request.model.dtype, mask is None, has_positions)
+        capacities = tuple(part.layers[0].max_cache_len for part in parts_of_cache(cache))
+        key = (ids.shape[0], ids.device, capacities, request.model.dtype, mask is None, has_positions)
         texts = self._texts.pop(key, None)
         if texts is None:
             texts = Texts(key, request)
@@ -117,7 +119,7 @@ class Loop:
         generator = _generator(texts.ids)
         first = 0 if generator is None else generator.get_offset()
         outputs = request.model._prefill(request.input_ids, request.config, dict(self._settings))
-        self._choose(_last_logits(outputs))
+        self._choose(_last_logits(outputs), texts.ids[:, : request.input_ids.shape[1]])
         for name, value in (("attention_mask", texts.mask), ("position_ids", texts.positions)):
             if value is not None:
                 self._settings[name] = value
@@ -182,12 +184,15 @@ class Loop:
         inputs = request.model.prepare_inputs_for_generation(
             texts.token, next_sequence_length=1, is_first_iteration=False, **self._settings
         )
-        self._choose(_last_logits(request.model(**inputs, return_dict=True)))
+        self._choose(_last_logits(request.model(**inputs, return_dict=True)), texts.ids)
 
-    def _choose(self, logits: torch.Tensor) -> None:
-        """Choose the next token of each text from the model's numbers, as transformers does."""
+    def _choose(self, logits: torch.Tensor, ids: torch.Tensor) -> None:
+        """Choose the next token of each text from the model's numbers, as transformers does.
+
+        ids: for the processors; behind the prompt, its last token again or chosen ones.
+        """
         request, texts = self.request, self.texts
-        scores = request.processors(texts.ids, logits)  # type: ignore[operator]
+        scores = request.processors(ids, logits)  # type: ignore[operator]
         texts.keep(logits, scores)
         if request.config.do_sample:
             # As torch.multinomial draws one sample, which waits for the GPU to look at the probabilities.

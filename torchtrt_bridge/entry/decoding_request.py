@@ -9,16 +9,19 @@ from typing import Any
 
 import torch
 
-from torchtrt_bridge.capture.transformers_classes import is_static_cache
+from torchtrt_bridge.capture.transformers_classes import is_static_cache, parts_of_cache
 from torchtrt_bridge.graph.torch_internals import is_any_autocast_enabled
 
 # Processors of transformers that compute on the GPU from the scores alone, and the one that also reads the ids of a
 # text in any order, some of them twice.
 _OF_SCORES = (
     *("TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "MinPLogitsWarper", "EpsilonLogitsWarper"),
-    *("InfNanRemoveLogitsProcessor", "LogitNormalization"),
+    *("InfNanRemoveLogitsProcessor", "LogitNormalization", "SuppressTokensLogitsProcessor"),
 )
 _OF_IDS = ("RepetitionPenaltyLogitsProcessor",)
+
+# Processors that change the scores of one token only, known by the length of the text before it (`begin_index`).
+_OF_LENGTH = ("SuppressTokensAtBeginLogitsProcessor",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,11 @@ class Request:
     @property
     def cache(self) -> Any:
         return self.settings.get(self.cache_name)
+
+    @property
+    def has_encoder(self) -> bool:
+        """True for an encoder-decoder, whose mask is that of the text that the encoder reads."""
+        return bool(getattr(self.model.config, "is_encoder_decoder", False))
 
     @property
     def length(self) -> int:
@@ -69,25 +77,34 @@ class Request:
             *(repr(processors), repr(sorted(used.items()))),
         )
 
+    def _takes(self, processor: Any) -> bool:
+        """Return whether a processor needs no more of the texts than the loop gives it in each step."""
+        if _kind(processor) in _OF_LENGTH:
+            return int(processor.begin_index) <= self.input_ids.shape[1]
+        return _kind(processor) in (*_OF_SCORES, *_OF_IDS)
+
     def why_not(self) -> str | None:
         """Return why the loop of transformers is to run; None if this one may."""
         config, ids = self.config, self.input_ids
-        others = {_kind(each) for each in self.processors} - {*_OF_SCORES, *_OF_IDS}
+        others = {_kind(each) for each in self.processors if not self._takes(each)}
         if others:
             return f"{', '.join(sorted(others))} may read all tokens so far on the host"
         if any(_ignored(each) >= ids.shape[1] for each in self.processors):
             return "the repetition penalty leaves out the whole prompt"
         if config.output_attentions or config.output_hidden_states:
             return "attentions or hidden states are asked for"
+        if self.has_encoder and config.return_dict_in_generate:
+            return "the results of an encoder are asked for"
         unknown = {name for name, value in self.settings.items() if value is not None} - {
-            *("attention_mask", "position_ids", "use_cache", "logits_to_keep", self.cache_name)
+            *("attention_mask", "position_ids", "use_cache", "logits_to_keep", self.cache_name),
+            *(["encoder_outputs"] if self.has_encoder else []),
         }
         if unknown:
             return f"the model takes {', '.join(sorted(unknown))}"
         if not any(_kind(each) == "MaxLengthCriteria" for each in self.criteria):
             return "no length is given"
         open_windows(self.cache, self.length)
-        if not is_static_cache(self.cache) or any(layer.is_sliding for layer in self.cache.layers):
+        if not is_static_cache(self.cache) or any(layer.is_sliding for layer in layers_of(self.cache)):
             return "its cache is not a static one, or the texts fill a layer's sliding window"
         if not ids.shape[1] < self.length <= capacity_of(self.cache) + 1:
             return "the texts do not fit in the cache"
@@ -116,7 +133,12 @@ def open_windows(cache: Any, length: int) -> None:
 
 def capacity_of(cache: Any) -> int:
     """Return how many tokens the layers of a static cache hold."""
-    return int(cache.layers[0].max_cache_len)
+    return int(layers_of(cache)[0].max_cache_len)
+
+
+def layers_of(cache: Any) -> list[Any]:
+    """Return the layers of a static cache that hold a decoder's own tokens."""
+    return list(parts_of_cache(cache)[0].layers)
 
 
 def _ignored(processor: Any) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from torchtrt_bridge.entry.decoding_request import Request, capacity_of
+from torchtrt_bridge.entry.decoding_request import Request, capacity_of, layers_of
 from torchtrt_bridge.runtime.cuda_graph import CudaGraphCall
 
 # Replays that are compared with plain steps: a number that a graph had baked in would show at the second.
@@ -29,7 +29,8 @@ class Texts:
 
     ids [batch, length of the cache + 1]: prompts and chosen tokens; what comes behind repeats the prompt's last.
     token [batch, 1]: the last token; count [1]: how many ids there are.
-    mask [batch, length of the cache]: 0 where a prompt has padding; positions [batch, 1]: those of the last tokens.
+    mask [batch, length of the cache]: 0 where a prompt has padding; for an encoder-decoder that of the encoder's text,
+        [batch, its length]; positions [batch, 1]: those of the last tokens.
     unfinished [batch]: 1 for texts that have not ended; wanted []: tokens that were chosen while there was one.
     is_sound []: False once probabilities were negative or no numbers.
     logits, scores [batch, vocabulary]: of the last step, before and after the processors.
@@ -46,7 +47,11 @@ class Texts:
         self.wanted = torch.zeros((), dtype=torch.int64, device=ids.device)
         self.is_sound = torch.ones((), dtype=torch.bool, device=ids.device)
         mask = request.settings.get("attention_mask")
-        self.mask = None if mask is None else mask.new_ones(ids.shape[0], length)
+        self._reads_encoder = request.has_encoder
+        if mask is None or request.has_encoder:
+            self.mask = None if mask is None else mask.clone()
+        else:
+            self.mask = mask.new_ones(ids.shape[0], length)
         positions = request.settings.get("position_ids")
         self.positions = None if positions is None else positions[..., -1:].clone()
         self.logits: torch.Tensor | None = None
@@ -68,7 +73,9 @@ class Texts:
         self.unfinished.fill_(1)
         self.wanted.zero_()
         self.is_sound.fill_(True)
-        if self.mask is not None:
+        if self.mask is not None and self._reads_encoder:
+            self.mask.copy_(request.settings["attention_mask"])
+        elif self.mask is not None:
             self.mask.fill_(1)
             self.mask[:, : ids.shape[1]] = request.settings["attention_mask"]
         if self.positions is not None:
@@ -90,7 +97,7 @@ class Texts:
 
     def changing(self) -> list[torch.Tensor]:
         """Return all that a step changes, and needs to be as it was for the step to give the same again."""
-        counts = [layer.cumulative_length for layer in self.cache.layers]
+        counts = [layer.cumulative_length for layer in layers_of(self.cache)]
         own = [self.ids, self.token, self.count, self.unfinished, self.wanted, self.is_sound]
         return [*own, *counts] if self.positions is None else [*own, *counts, self.positions]
 

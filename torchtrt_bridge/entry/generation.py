@@ -7,22 +7,34 @@ number of new tokens builds no other engine.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch.nn import functional
 
-from torchtrt_bridge.capture.transformers_classes import is_static_cache
+from torchtrt_bridge.capture.transformers_classes import has_read_encoder, is_static_cache, parts_of_cache
 from torchtrt_bridge.entry.decoding import Decoder
 from torchtrt_bridge.entry.torch_compile import Backend
 
-# The decoders whose tokens are tested to be the same with a static cache as without (config.model_type).
+# The models whose tokens are tested to be the same with a static cache as without (config.model_type).
 TESTED = frozenset(
-    ["gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma", "phi", "opt", "bloom", "gptj"],
+    [
+        *("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma", "phi", "opt", "bloom", "gptj"),
+        *("t5", "bart", "whisper"),
+    ],
 )
 
 # The shortest cache; longer ones have the next power of two.
 LEAST_LENGTH = 256
+
+# The shortest text of an encoder; longer ones are padded to the next power of two.
+LEAST_SOURCE = 64
+
+# Settings that read the text of an encoder, and those that return what it makes of it.
+_OF_THE_SOURCE = ("encoder_repetition_penalty", "encoder_no_repeat_ngram_size")
+_OUTPUTS = ("output_attentions", "output_hidden_states", "return_dict_in_generate")
 
 # Arguments of `generate` that choose another cache, or a way of decoding with needs of its own.
 _CHOICES = (
@@ -36,10 +48,6 @@ def has_static_steps(model: Any) -> bool:
     return getattr(getattr(model, "config", None), "model_type", None) in TESTED and hasattr(type(model), "generate")
 
 
-# Arguments of `generate` by position that it takes as they are: the prompt and the configuration.
-MOST_ARGUMENTS = 2
-
-
 class Generate:
     """`generate` of one model, which uses a static cache where the caller leaves the choice.
 
@@ -49,12 +57,16 @@ class Generate:
     def __init__(self, model: Any, backend: Backend) -> None:
         self.model = model
         self.decoder = Decoder(backend)
+        self._names = list(inspect.signature(type(model).generate).parameters)[1:]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._may_choose(kwargs):
-            self._lengthen(args, kwargs)
-            kwargs = {**kwargs, "cache_implementation": "static", "disable_compile": True}
-            reason = _why_no_loop(args, kwargs)
+            args, kwargs = (), {**dict(zip(self._names, args, strict=False)), **kwargs}
+            if self._has_encoder:
+                kwargs |= self._longer_source(kwargs)
+            self._lengthen(kwargs)
+            kwargs |= {"cache_implementation": "static", "disable_compile": True}
+            reason = _why_no_loop(kwargs)
             if reason is None:
                 # transformers hands a loop of one's own what it prepares, and no streamer.
                 kwargs["custom_generate"] = functools.partial(self.decoder, streamer=kwargs.get("streamer"))
@@ -85,23 +97,47 @@ class Generate:
         values = (getattr(config, name, None) for config in configs)
         return next((value for value in values if value is not None), None)
 
-    def _lengthen(self, args: Any, kwargs: Mapping[str, Any]) -> None:
+    def _longer_source(self, kwargs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """Return the text that an encoder reads and its mask, padded at the end to a power of two.
+
+        The cache of what a decoder reads of it is as long, and each length of a cache is another engine.
+        """
+        name = "inputs" if kwargs.get("inputs") is not None else "input_ids"
+        ids, mask, pad = kwargs.get(name), kwargs.get("attention_mask"), self._setting(kwargs, "pad_token_id")
+        if not isinstance(ids, torch.Tensor) or not isinstance(mask, torch.Tensor) or not isinstance(pad, int):
+            return {}
+        reads = any(self._setting(kwargs, setting) not in (None, False, 0, 1.0) for setting in _OF_THE_SOURCE)
+        if reads or any(self._setting(kwargs, setting) for setting in _OUTPUTS) or ids.dim() != 2:
+            return {}
+        wanted = _power_of_two(max(ids.shape[1], LEAST_SOURCE))
+        longest = getattr(self.model.config, "max_position_embeddings", wanted)
+        more = max(0, min(longest, wanted) - ids.shape[1])
+        return {name: functional.pad(ids, (0, more), value=pad), "attention_mask": functional.pad(mask, (0, more))}
+
+    @property
+    def _has_encoder(self) -> bool:
+        return bool(getattr(self.model.config, "is_encoder_decoder", False))
+
+    def _lengthen(self, kwargs: Mapping[str, Any]) -> None:
         """Have transformers make its next static cache as long as a power of two, where it knows how.
 
         It makes none shorter than the last one of the model.
         """
-        given = next((v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor) and v.dim() >= 2), None)
-        prompt = 0 if given is None else given.shape[1]
+        given = next((v for v in kwargs.values() if isinstance(v, torch.Tensor) and v.dim() >= 2), None)
+        prompt = 0 if given is None or self._has_encoder else given.shape[1]
         new = self._setting(kwargs, "max_new_tokens")
         needed = (self._setting(kwargs, "max_length") or 20) if new is None else prompt + new
         last = getattr(self.model, "_previous_max_cache_length", -1)
-        self.model._previous_max_cache_length = max(last, LEAST_LENGTH, 1 << (int(needed) - 1).bit_length())
+        self.model._previous_max_cache_length = max(last, LEAST_LENGTH, _power_of_two(int(needed)))
 
 
-def _why_no_loop(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+def _power_of_two(number: int) -> int:
+    """Return the least one that is not below `number`."""
+    return 1 << (number - 1).bit_length()
+
+
+def _why_no_loop(kwargs: Mapping[str, Any]) -> str | None:
     """Return why `generate` cannot be given a loop; None if it can."""
-    if len(args) > MOST_ARGUMENTS:
-        return "arguments are given by position"
     given = [name for name in ("tokenizer", "assistant_tokenizer", "synced_gpus") if kwargs.get(name) is not None]
     if given:
         return f"{', '.join(given)} are given"
@@ -131,13 +167,14 @@ def by_cache(
     steps: dict[tuple[int, ...], Callable[..., Any]] = {}
 
     def choose(*args: Any, **kwargs: Any) -> Any:
-        if not any(map(is_static_cache, kwargs.values())):
+        caches = list(filter(is_static_cache, kwargs.values()))
+        if not caches:
             return call(*args, **kwargs)
-        ids = kwargs.get("input_ids")
-        if not isinstance(ids, torch.Tensor) or ids.dim() != 2 or ids.shape[1] != 1:
+        ids: Any = kwargs.get("decoder_input_ids", kwargs.get("input_ids"))
+        is_step = isinstance(ids, torch.Tensor) and ids.dim() == 2 and ids.shape[1] == 1
+        if not is_step or not has_read_encoder(caches[0]):
             return plain(*args, **kwargs)
-        (cache,) = filter(is_static_cache, kwargs.values())
-        size = ids.shape[0], *(layer.max_cache_len for layer in cache.layers)
+        size = ids.shape[0], *(layer.max_cache_len for part in parts_of_cache(caches[0]) for layer in part.layers)
         if size not in steps:
             steps[size] = new_step()
         return steps[size](*args, **kwargs)

@@ -283,8 +283,16 @@ def autocast_calls() -> tuple[Any, Any]:
 
 
 def is_module_state(placeholder: fx.Node) -> bool:
-    """Return whether a placeholder of Dynamo's graph is a parameter or buffer of a module."""
-    return "_dynamo_static_input_type" in (placeholder.meta.get("tensor_dict") or {})
+    """Return whether a placeholder of Dynamo's graph is a parameter, or a buffer of a module.
+
+    Dynamo marks them like other tensors of a fixed address, as the caches of transformers.
+    """
+    if "_dynamo_static_input_type" not in (placeholder.meta.get("tensor_dict") or {}):
+        return False
+    if isinstance(placeholder.meta.get("example_value"), torch.nn.Parameter):
+        return True
+    source = getattr(getattr(placeholder, "_dynamo_source", None), "guard_source", None)
+    return source is None or source.is_unspecialized_nn_module() or source.is_specialized_nn_module()
 
 
 def source_name(placeholder: fx.Node) -> str:

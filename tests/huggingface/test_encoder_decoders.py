@@ -1,0 +1,133 @@
+"""`generate` of accelerated encoder-decoders: the encoder once, then steps that read what the first one kept of it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+
+import torchtrt_bridge as trtb
+from tests.huggingface.models import VOCABULARY, spectrum, text, tiny
+
+FAMILIES = {
+    "t5": ("t5-decoder", "T5ForConditionalGeneration"),
+    "bart": ("bart-encoder", "BartForConditionalGeneration"),
+    "whisper": ("whisper-encoder", "WhisperForConditionalGeneration"),
+}
+TOKENS = 24
+
+
+def built(family: str) -> Any:
+    """Return a model that chooses many different tokens."""
+    name, kind = FAMILIES[family]
+    settings = {"use_cache": True, "decoder_start_token_id": 0, "pad_token_id": 0, "tie_word_embeddings": False}
+    made: Any = dataclasses.replace(tiny(name), part=None).build(kind, **settings)
+    made.generation_config.forced_eos_token_id = None
+    return made
+
+
+@pytest.fixture(scope="module", params=["t5", pytest.param("bart", marks=pytest.mark.full)])
+def pair(request: pytest.FixtureRequest) -> tuple[Any, Any]:
+    model = built(request.param)
+    return model, trtb.accelerate(copy.deepcopy(model), engine="reference", fallback="error")
+
+
+def generated(model: Any, batch: int, length: int = 9, **settings: Any) -> Any:
+    torch.manual_seed(0)
+    settings = {"max_new_tokens": TOKENS, "do_sample": False, "num_beams": 1, "eos_token_id": None, **settings}
+    return model.generate(**text(batch, length), pad_token_id=0, **settings)
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "sampling": {"do_sample": True, "top_k": 20, "temperature": 2.0},
+    "ends": {"do_sample": True, "eos_token_id": list(range(3, VOCABULARY, 5))},
+}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.full] * (name != "greedy")) for name in SETTINGS]
+)
+def test_the_tokens_are_those_of_the_model(name: str, pair: tuple[Any, Any]) -> None:
+    model, fast = pair
+    for batch in (3, 1):
+        expected = generated(model, batch, **SETTINGS[name])
+        assert torch.equal(generated(fast, batch, **SETTINGS[name]), expected)
+        assert name == "ends" or len(expected.unique()) > 3, "the model says one thing only"
+    report = trtb.report(fast)
+    assert report.is_whole
+    assert not any("generate" in note for note in report.notes)
+
+
+def test_another_length_of_either_text_builds_nothing(pair: tuple[Any, Any]) -> None:
+    model, fast = pair
+    generated(fast, 3)
+    count = len(trtb.report(fast).engines)
+    for length, new in ((20, TOKENS), (9, 2 * TOKENS), (31, 5)):
+        found = generated(fast, 3, length, max_new_tokens=new)
+        assert torch.equal(found, generated(model, 3, length, max_new_tokens=new))
+    assert len(trtb.report(fast).engines) == count
+
+
+def test_a_text_by_position_and_without_a_mask(pair: tuple[Any, Any]) -> None:
+    model, fast = pair
+    ids = text(1, 12)["input_ids"]
+    settings: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, "num_beams": 1}
+    assert torch.equal(fast.generate(ids, **settings), model.generate(ids, **settings))
+
+
+OTHERS: dict[str, dict[str, Any]] = {
+    "beams": {"num_beams": 3},
+    "results": {"return_dict_in_generate": True, "output_scores": True},
+    "source": {"encoder_repetition_penalty": 1.5},
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_the_loop_leaves_to_transformers(name: str, pair: tuple[Any, Any]) -> None:
+    model, fast = pair
+    if name == "beams":  # with the cache that grows, and of which PyTorch computes the beginning
+        fast = trtb.accelerate(copy.deepcopy(model), engine="reference")
+    found, expected = generated(fast, 3, **OTHERS[name]), generated(model, 3, **OTHERS[name])
+    if name == "results":
+        assert found.encoder_hidden_states is expected.encoder_hidden_states is None
+        torch.testing.assert_close(found.scores, expected.scores, rtol=1e-4, atol=1e-5)
+        found, expected = found.sequences, expected.sequences
+    assert torch.equal(found, expected)
+
+
+def test_an_encoder_of_another_text_in_the_same_memory(pair: tuple[Any, Any]) -> None:
+    """The second call has the caches of the first, whose keys of the encoder's text are not its own."""
+    model, fast = pair
+    for seed in (3, 4):
+        given = {"input_ids": torch.randint(3, VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(seed))}
+        given["attention_mask"] = torch.ones_like(given["input_ids"])
+        settings: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "num_beams": 1, "eos_token_id": None}
+        assert torch.equal(fast.generate(**given, **settings), model.generate(**given, **settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_slow"),
+    [
+        ({}, False),
+        pytest.param({"begin_suppress_tokens": [44], "suppress_tokens": [7, 8]}, False, marks=pytest.mark.full),
+        pytest.param({"no_repeat_ngram_size": 2}, True, marks=pytest.mark.full),
+    ],
+    ids=["greedy", "suppressed", "no repeats"],
+)
+def test_speech(settings: dict[str, Any], is_slow: bool) -> None:
+    """Whisper has a `generate` of its own, which calls the usual one with processors of its own."""
+    model = built("whisper")
+    fast = trtb.accelerate(copy.deepcopy(model), engine="reference", fallback="error")
+    for batch in (2, 1):
+        given = {**spectrum(batch, 0), "max_new_tokens": 20, "num_beams": 1, "eos_token_id": None, **settings}
+        expected = model.generate(**given)
+        assert torch.equal(fast.generate(**given), expected)
+        assert len(expected.unique()) > 1
+    report = trtb.report(fast)
+    assert report.in_torch == []
+    assert any("generate" in note for note in report.notes) is is_slow

@@ -13,6 +13,13 @@ import torchtrt_bridge as trtb
 from tests.huggingface.models import VOCABULARY, tiny
 
 
+ENCODER_DECODERS = {
+    "t5": ("t5-decoder", "T5ForConditionalGeneration"),
+    "bart": ("bart-encoder", "BartForConditionalGeneration"),
+    "whisper": ("whisper-encoder", "WhisperForConditionalGeneration"),
+}
+
+
 @dataclasses.dataclass
 class Prompt:
     """Token ids, of which some begin with padding."""
@@ -33,6 +40,15 @@ def prompt(batch: int, device: str = "cpu") -> Prompt:
 def causal(family: str) -> Any:
     name = tiny(family).model
     return tiny(family).build("GPT2LMHeadModel" if family == "gpt2" else name, use_cache=True)
+
+
+def encoder_decoder(family: str) -> Any:
+    """Return a model that chooses many different tokens."""
+    name, kind = ENCODER_DECODERS[family]
+    settings = {"use_cache": True, "decoder_start_token_id": 0, "pad_token_id": 0, "tie_word_embeddings": False}
+    made: Any = dataclasses.replace(tiny(name), part=None).build(kind, **settings)
+    made.generation_config.forced_eos_token_id = None
+    return made
 
 
 def generated(model: Any, given: Prompt, **settings: Any) -> Any:

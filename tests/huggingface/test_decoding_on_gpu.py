@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import torchtrt_bridge as trtb
-from tests.huggingface.decoders import Tokens, causal, generated, prompt
-from tests.huggingface.models import VOCABULARY
+from tests.huggingface.decoders import ENCODER_DECODERS, Tokens, causal, encoder_decoder, generated, prompt
+from tests.huggingface.models import VOCABULARY, spectrum, text
 
 pytestmark = pytest.mark.gpu
 
@@ -68,6 +68,21 @@ def test_a_streamer_gets_each_token_once() -> None:
         ids = generated(replayed, prompt(1, "cuda"), max_new_tokens=40, streamer=streamer, **settings)
         assert streamer.tokens == ids[0].tolist()
         assert streamer.ended == 1
+
+
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+def test_steps_that_read_an_encoder(family: str) -> None:
+    model = encoder_decoder(family).cuda()
+    replayed = trtb.accelerate(copy.deepcopy(model), **OPTIONS)
+    plain = trtb.accelerate(model, **OPTIONS, cuda_graphs="off")
+    for batch, length in ((3, 9), (1, 12), (3, 20)):
+        given = spectrum(batch, length) if family == "whisper" else text(batch, length)
+        given = {name: value.cuda() for name, value in given.items()}
+        settings = {"max_new_tokens": 24, "num_beams": 1, "do_sample": False, "eos_token_id": None}
+        assert torch.equal(replayed.generate(**given, **settings), plain.generate(**given, **settings))
+    assert [graph.checks for graph in graphs(replayed)] == [0, 0]
+    assert graphs(plain) == []
+    assert trtb.report(replayed).notes == []
 
 
 def test_new_weights_are_followed() -> None:

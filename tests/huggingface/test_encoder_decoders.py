@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from typing import Any
 
 import pytest
 import torch
 
 import torchtrt_bridge as trtb
-from tests.huggingface.models import VOCABULARY, spectrum, text, tiny
+from tests.huggingface.decoders import encoder_decoder
+from tests.huggingface.models import VOCABULARY, spectrum, text
 
-FAMILIES = {
-    "t5": ("t5-decoder", "T5ForConditionalGeneration"),
-    "bart": ("bart-encoder", "BartForConditionalGeneration"),
-    "whisper": ("whisper-encoder", "WhisperForConditionalGeneration"),
-}
 TOKENS = 24
-
-
-def built(family: str) -> Any:
-    """Return a model that chooses many different tokens."""
-    name, kind = FAMILIES[family]
-    settings = {"use_cache": True, "decoder_start_token_id": 0, "pad_token_id": 0, "tie_word_embeddings": False}
-    made: Any = dataclasses.replace(tiny(name), part=None).build(kind, **settings)
-    made.generation_config.forced_eos_token_id = None
-    return made
 
 
 @pytest.fixture(scope="module", params=["t5", pytest.param("bart", marks=pytest.mark.full)])
 def pair(request: pytest.FixtureRequest) -> tuple[Any, Any]:
-    model = built(request.param)
+    model = encoder_decoder(request.param)
     return model, trtb.accelerate(copy.deepcopy(model), engine="reference", fallback="error")
 
 
@@ -121,7 +107,7 @@ def test_an_encoder_of_another_text_in_the_same_memory(pair: tuple[Any, Any]) ->
 )
 def test_speech(settings: dict[str, Any], is_slow: bool) -> None:
     """Whisper has a `generate` of its own, which calls the usual one with processors of its own."""
-    model = built("whisper")
+    model = encoder_decoder("whisper")
     fast = trtb.accelerate(copy.deepcopy(model), engine="reference", fallback="error")
     for batch in (2, 1):
         given = {**spectrum(batch, 0), "max_new_tokens": 20, "num_beams": 1, "eos_token_id": None, **settings}

@@ -12,7 +12,6 @@ from transformers.generation.streamers import BaseStreamer
 import torchtrt_bridge as trtb
 from tests.huggingface.models import VOCABULARY, tiny
 
-
 ENCODER_DECODERS = {
     "t5": ("t5-decoder", "T5ForConditionalGeneration"),
     "bart": ("bart-encoder", "BartForConditionalGeneration"),

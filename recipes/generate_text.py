@@ -2,8 +2,8 @@
 
     python recipes/generate_text.py
 
-Needs `pip install 'torchtrt_bridge[huggingface]'`. On a GPU TensorRT computes the steps, in fp16. Without one the lowered
-network is computed by the reference interpreter: the same tokens, slowly. `--tiny` takes a small model. The weights are
+Needs `pip install 'torchtrt_bridge[huggingface]'`. On a GPU TensorRT computes the steps, in fp16. Without one the
+reference interpreter computes their network: the same tokens, slowly. `--tiny` takes a small model. The weights are
 random, and so is the text.
 """
 

@@ -48,7 +48,8 @@ def parts_of_cache(target: Any) -> list[Any]:
 
 def has_read_encoder(cache: Any) -> bool:
     """Return whether a cache has all that a decoder reads of an encoder, or belongs to a decoder without one."""
-    return all(getattr(cache, "is_updated", {}).values())
+    layers: Any = getattr(cache, "is_updated", None)
+    return layers is None or (len(layers) > 0 and all(layers.values()))
 
 
 def install_hooks(model: Any) -> None:

@@ -71,7 +71,8 @@ class Request:
         config, ends = self.config, self.end_tokens
         processors = [(_kind(each), {k: _value(v) for k, v in vars(each).items()}) for each in self.processors]
         pad = None if config._pad_token_tensor is None else int(config._pad_token_tensor)
-        used = {name: _form(value) for name, value in self.settings.items() if name != self.cache_name}
+        unread = (self.cache_name, "encoder_outputs")  # the cache has what a step needs of them
+        used = {name: _form(value) for name, value in self.settings.items() if name not in unread}
         return (
             *(config.do_sample, pad, None if ends is None else tuple(ends.tolist())),
             *(repr(processors), repr(sorted(used.items()))),

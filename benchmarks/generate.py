@@ -1,6 +1,6 @@
-"""Time `generate` of GPT-2 and Llama: eager, transformers' static cache and compile, and accelerated, in one run.
+"""Time `generate` of GPT-2, Llama and T5: eager, transformers' static cache and compile, and accelerated, in one run.
 
-python -m benchmarks.generate [gpt2 llama] keeps the tokens per second of each under benchmarks/results.
+python -m benchmarks.generate [gpt2 llama t5] keeps the tokens per second of each under benchmarks/results.
 """
 
 from __future__ import annotations
@@ -17,7 +17,15 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import CompileConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    CompileConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 import torchtrt_bridge as trtb
 from torchtrt_bridge.trt import library as libraries
@@ -37,9 +45,11 @@ LLAMA = LlamaConfig(
     max_position_embeddings=4096,
     tie_word_embeddings=True,
 )
+T5 = T5Config(d_model=512, d_ff=2048, num_layers=6, num_heads=8, decoder_start_token_id=0)
 MODELS: dict[str, Callable[[], Any]] = {
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config()),
     "llama": lambda: LlamaForCausalLM(LLAMA),
+    "t5": lambda: T5ForConditionalGeneration(T5),
 }
 
 

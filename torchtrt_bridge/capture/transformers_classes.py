@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from torchtrt_bridge.graph.torch_internals import forward_hooks
@@ -50,6 +51,31 @@ def has_read_encoder(cache: Any) -> bool:
     """Return whether a cache has all that a decoder reads of an encoder, or belongs to a decoder without one."""
     layers: Any = getattr(cache, "is_updated", None)
     return layers is None or (len(layers) > 0 and all(layers.values()))
+
+
+# What a decoding loop needs of transformers' own, which has no public name.
+
+
+def plain_loop(model: Any) -> Callable[..., Any]:
+    """Return transformers' loop for greedy decoding and sampling; it takes the model first."""
+    loop: Callable[..., Any] = type(model)._sample
+    return loop
+
+
+def prefill(model: Any, ids: torch.Tensor, config: Any, settings: dict[str, Any]) -> Any:
+    """Return what a model gives for a prompt; settings: its other arguments, among them the cache to fill."""
+    return model._prefill(ids, config, settings)
+
+
+def pad_token(config: Any) -> torch.Tensor | None:
+    """Return the token that follows a text that has ended, of a configuration that transformers has prepared."""
+    token: torch.Tensor | None = config._pad_token_tensor
+    return token
+
+
+def lengthen_caches(model: Any, least: int) -> None:
+    """Have the static caches that transformers makes for a model hold so many tokens, or more if earlier ones did."""
+    model._previous_max_cache_length = max(getattr(model, "_previous_max_cache_length", -1), least)
 
 
 def install_hooks(model: Any) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from torchtrt_bridge.capture.transformers_classes import parts_of_cache
+from torchtrt_bridge.capture.transformers_classes import pad_token, parts_of_cache, plain_loop, prefill
 from torchtrt_bridge.entry.decoding_request import Request
 from torchtrt_bridge.entry.decoding_state import StepGraph, Texts, Watch
 from torchtrt_bridge.entry.torch_compile import Backend
@@ -61,7 +61,7 @@ class Decoder:
                 self._lock.release()
         if reason is not None:
             self.note(reason)
-        return type(model)._sample(
+        return plain_loop(model)(
             *(model, input_ids, logits_processor, stopping_criteria, generation_config),
             streamer=streamer,
             **settings,
@@ -105,7 +105,8 @@ class Loop:
         self._key = request.key
         self._others = request.other_criteria
         self._ends = request.end_tokens
-        self._pads = any(hasattr(each, "eos_token_id") for each in request.criteria)
+        ends = any(hasattr(each, "eos_token_id") for each in request.criteria)
+        self._padding = pad_token(config) if ends else None
         self._keeps_scores = config.return_dict_in_generate and config.output_scores
         self._keeps_logits = config.return_dict_in_generate and config.output_logits
         self._scores: list[torch.Tensor] = []
@@ -118,7 +119,7 @@ class Loop:
         request, texts = self.request, self.texts
         generator = _generator(texts.ids)
         first = 0 if generator is None else generator.get_offset()
-        outputs = request.model._prefill(request.input_ids, request.config, dict(self._settings))
+        outputs = prefill(request.model, request.input_ids, request.config, dict(self._settings))
         self._choose(_last_logits(outputs), texts.ids[:, : request.input_ids.shape[1]])
         for name, value in (("attention_mask", texts.mask), ("position_ids", texts.positions)):
             if value is not None:
@@ -201,8 +202,8 @@ class Loop:
             tokens = (weights / torch.empty_like(weights).exponential_(1)).argmax(-1)
         else:
             tokens = scores.argmax(-1)
-        if self._pads:
-            tokens = tokens * texts.unfinished + request.config._pad_token_tensor * (1 - texts.unfinished)
+        if self._padding is not None:
+            tokens = tokens * texts.unfinished + self._padding * (1 - texts.unfinished)
         texts.wanted += texts.unfinished.max()
         texts.token.copy_(tokens[:, None])
         texts.ids.index_copy_(1, texts.count, texts.token)

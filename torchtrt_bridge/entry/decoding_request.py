@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from torchtrt_bridge.capture.transformers_classes import is_static_cache, parts_of_cache
+from torchtrt_bridge.capture.transformers_classes import is_static_cache, pad_token, parts_of_cache
 from torchtrt_bridge.graph.torch_internals import is_any_autocast_enabled
 
 # Processors of transformers that compute on the GPU from the scores alone, and the one that also reads the ids of a
@@ -70,7 +70,8 @@ class Request:
         """All that the graph of a step depends on, beside the sizes."""
         config, ends = self.config, self.end_tokens
         processors = [(_kind(each), {k: _value(v) for k, v in vars(each).items()}) for each in self.processors]
-        pad = None if config._pad_token_tensor is None else int(config._pad_token_tensor)
+        padding = pad_token(config)
+        pad = None if padding is None else int(padding)
         unread = (self.cache_name, "encoder_outputs")  # the cache has what a step needs of them
         used = {name: _form(value) for name, value in self.settings.items() if name not in unread}
         return (

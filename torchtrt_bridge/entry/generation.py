@@ -14,7 +14,12 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from torchtrt_bridge.capture.transformers_classes import has_read_encoder, is_static_cache, parts_of_cache
+from torchtrt_bridge.capture.transformers_classes import (
+    has_read_encoder,
+    is_static_cache,
+    lengthen_caches,
+    parts_of_cache,
+)
 from torchtrt_bridge.entry.decoding import Decoder
 from torchtrt_bridge.entry.torch_compile import Backend
 
@@ -119,16 +124,12 @@ class Generate:
         return bool(getattr(self.model.config, "is_encoder_decoder", False))
 
     def _lengthen(self, kwargs: Mapping[str, Any]) -> None:
-        """Have transformers make its next static cache as long as a power of two, where it knows how.
-
-        It makes none shorter than the last one of the model.
-        """
+        """Have transformers make its next static cache as long as a power of two."""
         given = next((v for v in kwargs.values() if isinstance(v, torch.Tensor) and v.dim() >= 2), None)
         prompt = 0 if given is None or self._has_encoder else given.shape[1]
         new = self._setting(kwargs, "max_new_tokens")
         needed = (self._setting(kwargs, "max_length") or 20) if new is None else prompt + new
-        last = getattr(self.model, "_previous_max_cache_length", -1)
-        self.model._previous_max_cache_length = max(last, LEAST_LENGTH, _power_of_two(int(needed)))
+        lengthen_caches(self.model, max(LEAST_LENGTH, _power_of_two(int(needed))))
 
 
 def _power_of_two(number: int) -> int:

@@ -86,8 +86,7 @@ def compile_with_inductor(module: fx.GraphModule, inputs: Sequence[torch.Tensor]
 
     options = _inductor.list_mode_options("max-autotune-no-cudagraphs") if tuned else None
     with tracing_lock(), tracing_disabled(), torch.no_grad():
-        compiled: Callable[..., Any] = _inductor.compile(module, list(inputs), options=options)
-    return compiled
+        return _inductor.compile(module, list(inputs), options=options)  # type: ignore[no-any-return]
 
 
 def pytree_codegen(names: list[str], in_spec: Any, out_spec: Any) -> Any:
@@ -287,12 +286,10 @@ def is_module_state(placeholder: fx.Node) -> bool:
 
     Dynamo marks them like other tensors of a fixed address, as the caches of transformers.
     """
-    if "_dynamo_static_input_type" not in (placeholder.meta.get("tensor_dict") or {}):
-        return False
-    if isinstance(placeholder.meta.get("example_value"), torch.nn.Parameter):
-        return True
     source = getattr(getattr(placeholder, "_dynamo_source", None), "guard_source", None)
-    return source is None or source.is_unspecialized_nn_module() or source.is_specialized_nn_module()
+    of_module = source is None or source.is_unspecialized_nn_module() or source.is_specialized_nn_module()
+    is_parameter = isinstance(placeholder.meta.get("example_value"), torch.nn.Parameter)
+    return "_dynamo_static_input_type" in (placeholder.meta.get("tensor_dict") or {}) and (of_module or is_parameter)
 
 
 def source_name(placeholder: fx.Node) -> str:
@@ -348,11 +345,7 @@ def sizes_from_zero() -> contextlib.AbstractContextManager[Any]:
     """
     from torch._library.fake_impl import FakeImplCtx
 
-    def create(ctx: Any, *, min: int = 0, max: int | None = None) -> torch.SymInt:
-        size: torch.SymInt = ctx.new_dynamic_size(min=min, max=max)
-        return size
-
-    return mock.patch.object(FakeImplCtx, "create_unbacked_symint", create)
+    return mock.patch.object(FakeImplCtx, "create_unbacked_symint", FakeImplCtx.new_dynamic_size)
 
 
 def with_sympy_extrema(expression: Any) -> Any:
@@ -381,8 +374,7 @@ def set_state_dict(program: torch.export.ExportedProgram, state: dict[str, Any])
 
 def uncompiled_call(module: torch.nn.Module) -> Callable[..., Any]:
     """Return the call of a module with its hooks, as PyTorch runs it where nothing is compiled."""
-    call: Callable[..., Any] = module._call_impl
-    return call
+    return module._call_impl
 
 
 def forward_hooks(module: torch.nn.Module) -> MutableMapping[int, Callable[..., Any]]:

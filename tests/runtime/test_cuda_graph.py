@@ -60,7 +60,7 @@ def graphed(is_static: bool, forward: Any = computed, written: tuple[int, ...] =
 @pytest.fixture
 def pair(monkeypatch: pytest.MonkeyPatch) -> CudaGraphPair:
     monkeypatch.setattr(torch.cuda, "CUDAGraph", SimpleNamespace)
-    monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(cuda_graph, "capturing", contextlib.nullcontext)
     monkeypatch.setattr(torch.cuda, "device", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr(cuda_graph, "_own_workspaces", contextlib.nullcontext)
     monkeypatch.setattr(cuda_graph, "CudaGraphCall", Replayed)

@@ -55,7 +55,7 @@ SLOW: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.first(3)
+@pytest.mark.first(2)
 @pytest.mark.parametrize("name", FAST)
 def test_the_tokens_are_those_of_the_model(name: str, pair: tuple[Any, Any]) -> None:
     model, fast = pair
@@ -109,6 +109,7 @@ def test_a_cache_that_is_returned_is_the_callers(pair: tuple[Any, Any]) -> None:
     assert all(torch.equal(layer.keys, keys) for layer, keys in zip(cache.layers, before, strict=True))
 
 
+@pytest.mark.full
 def test_threads_that_generate_at_once(pair: tuple[Any, Any]) -> None:
     model, fast = pair
     expected = generated(model, prompt(3))

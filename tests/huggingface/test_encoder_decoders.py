@@ -58,6 +58,7 @@ def test_another_length_of_either_text_builds_nothing(pair: tuple[Any, Any]) -> 
     assert len(trtb.report(fast).engines) == count
 
 
+@pytest.mark.full
 def test_a_text_by_position_and_without_a_mask(pair: tuple[Any, Any]) -> None:
     model, fast = pair
     ids = text(1, 12)["input_ids"]

@@ -120,6 +120,7 @@ def test_positional_arguments_exported() -> None:
     torch.testing.assert_close(program(*inputs).last_hidden_state, expected.last_hidden_state)
 
 
+@pytest.mark.full
 def test_a_loss_that_transformers_warns_of() -> None:
     """Dynamo breaks the graph at the warning that GPT-2 has no loss of its own: an engine on each side."""
     model, inputs = tiny("gpt2").build(num_hidden_layers=1), labelled_tokens()

@@ -21,7 +21,7 @@ POINTS: list[Point] = [point for case in CASES for point in points_of(case)]
 
 
 # Cases of an operator of which each run has a point.
-FIRST_CASES = 3
+FIRST_CASES = 2
 
 
 def one_more(cases: Iterable[Case]) -> set[str]:

@@ -64,6 +64,7 @@ def test_another_method_takes_its_ranges_from_the_file(path: Path) -> None:
     torch.testing.assert_close(again(X), direct(X), rtol=0, atol=0)
 
 
+@pytest.mark.full
 def test_attention_switched_on_needs_the_loader(path: Path) -> None:
     """The model is the same, and its attention is decomposed in one of the two."""
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()

@@ -1,8 +1,8 @@
 """TensorRT's error messages: one logger for each TensorRT of a process, and views of it for each piece of work.
 
-TensorRT keeps one logger. While it is told of another, it holds a lock that freeing a builder or a runtime takes. The
-message that it sends meanwhile runs Python, which may collect garbage or let another thread run: where that frees a
-builder, the process hangs.
+TensorRT keeps one logger. While it registers another, it holds a lock that freeing a builder or a runtime takes, and
+sends a message. That runs Python, which may collect garbage or let another thread run: where this frees a builder, the
+process hangs.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _logger(trt: Any) -> Any:
 
 @contextlib.contextmanager
 def no_collection() -> Iterator[None]:
-    """Keep Python from collecting garbage, for a call in which TensorRT may tell of another package's logger."""
+    """Keep Python from collecting garbage, for a call in which TensorRT may find the logger of another package."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

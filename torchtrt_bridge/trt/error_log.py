@@ -20,6 +20,8 @@ from typing import Any
 # Messages that TensorRT logs on a machine without a GPU beside the error that matters.
 _NOISE = ("catchCudaError", "CUDA initialization failure", "cudaGetDeviceCount", "cudaErrorNoDevice")
 
+_one_at_a_time = threading.Lock()
+
 # Messages that are kept: an engine that fails sends a few.
 _MOST_MESSAGES = 256
 
@@ -71,10 +73,11 @@ def _logger(trt: Any) -> Any:
 @contextlib.contextmanager
 def no_collection() -> Iterator[None]:
     """Keep Python from collecting garbage, for a call in which TensorRT may find the logger of another package."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
+    with _one_at_a_time:  # so that none ends what another thread still needs
+        was_enabled = gc.isenabled()
+        gc.disable()
+        try:
+            yield
+        finally:
+            if was_enabled:
+                gc.enable()

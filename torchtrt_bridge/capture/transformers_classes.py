@@ -31,6 +31,11 @@ def is_pipeline(target: Any) -> bool:
     return _is_a(target, "transformers.pipelines.base", "Pipeline")
 
 
+def has_encoder(model: Any) -> bool:
+    """Return whether a model of transformers is an encoder-decoder."""
+    return bool(getattr(model.config, "is_encoder_decoder", False))
+
+
 def is_static_cache(target: Any) -> bool:
     """Return whether an object is a cache of keys and values of a fixed length."""
     return bool(parts_of_cache(target))

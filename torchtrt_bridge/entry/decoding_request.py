@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from torchtrt_bridge.capture.transformers_classes import is_static_cache, pad_token, parts_of_cache
+from torchtrt_bridge.capture.transformers_classes import has_encoder, is_static_cache, pad_token, parts_of_cache
 from torchtrt_bridge.graph.torch_internals import is_any_autocast_enabled
 
 # Processors of transformers that compute on the GPU from the scores alone, and the one that also reads the ids of a
@@ -48,7 +48,7 @@ class Request:
     @property
     def has_encoder(self) -> bool:
         """True for an encoder-decoder, whose mask is that of the text that the encoder reads."""
-        return bool(getattr(self.model.config, "is_encoder_decoder", False))
+        return has_encoder(self.model)
 
     @property
     def length(self) -> int:

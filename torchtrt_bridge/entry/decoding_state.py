@@ -47,7 +47,6 @@ class Texts:
         self.wanted = torch.zeros((), dtype=torch.int64, device=ids.device)
         self.is_sound = torch.ones((), dtype=torch.bool, device=ids.device)
         mask = request.settings.get("attention_mask")
-        self._reads_encoder = request.has_encoder
         if mask is None or request.has_encoder:
             self.mask = None if mask is None else mask.clone()
         else:
@@ -73,7 +72,7 @@ class Texts:
         self.unfinished.fill_(1)
         self.wanted.zero_()
         self.is_sound.fill_(True)
-        if self.mask is not None and self._reads_encoder:
+        if self.mask is not None and request.has_encoder:
             self.mask.copy_(request.settings["attention_mask"])
         elif self.mask is not None:
             self.mask.fill_(1)

@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional
 
 from torchtrt_bridge.capture.transformers_classes import (
+    has_encoder,
     has_read_encoder,
     is_static_cache,
     lengthen_caches,
@@ -67,7 +68,7 @@ class Generate:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._may_choose(kwargs):
             args, kwargs = (), {**dict(zip(self._names, args, strict=False)), **kwargs}
-            if self._has_encoder:
+            if has_encoder(self.model):
                 kwargs |= self._longer_source(kwargs)
             self._lengthen(kwargs)
             kwargs |= {"cache_implementation": "static", "disable_compile": True}
@@ -119,14 +120,10 @@ class Generate:
         more = max(0, min(longest, wanted) - ids.shape[1])
         return {name: functional.pad(ids, (0, more), value=pad), "attention_mask": functional.pad(mask, (0, more))}
 
-    @property
-    def _has_encoder(self) -> bool:
-        return bool(getattr(self.model.config, "is_encoder_decoder", False))
-
     def _lengthen(self, kwargs: Mapping[str, Any]) -> None:
         """Have transformers make its next static cache as long as a power of two."""
         given = next((v for v in kwargs.values() if isinstance(v, torch.Tensor) and v.dim() >= 2), None)
-        prompt = 0 if given is None or self._has_encoder else given.shape[1]
+        prompt = 0 if given is None or has_encoder(self.model) else given.shape[1]
         new = self._setting(kwargs, "max_new_tokens")
         needed = (self._setting(kwargs, "max_length") or 20) if new is None else prompt + new
         lengthen_caches(self.model, max(LEAST_LENGTH, _power_of_two(int(needed))))

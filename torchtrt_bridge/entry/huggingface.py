@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
-from torchtrt_bridge.capture.transformers_classes import is_for_pipelines, is_model, is_pipeline
+from torchtrt_bridge.capture.transformers_classes import has_encoder, is_for_pipelines, is_model, is_pipeline
 from torchtrt_bridge.entry.generation import by_cache, has_static_steps, install, uninstall
 from torchtrt_bridge.entry.option_signature import shows_options
 from torchtrt_bridge.entry.torch_compile import (
@@ -105,7 +105,7 @@ def _instead(target: Any) -> str:
 
 def _parts(model: Any) -> list[nn.Module]:
     """Return the modules that are called from outside: the model, and the encoder that `generate` calls before it."""
-    if not getattr(model.config, "is_encoder_decoder", False):
+    if not has_encoder(model):
         return [model]
     encoder = model.get_encoder()
     return [model] if encoder is model else [model, encoder]

@@ -20,10 +20,10 @@ from typing import Any
 # Messages that TensorRT logs on a machine without a GPU beside the error that matters.
 _NOISE = ("catchCudaError", "CUDA initialization failure", "cudaGetDeviceCount", "cudaErrorNoDevice")
 
-_one_at_a_time = threading.Lock()
-
 # Messages that are kept: an engine that fails sends a few.
 _MOST_MESSAGES = 256
+
+_one_at_a_time = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,6 +24,7 @@ from torchtrt_bridge.capture.transformers_classes import without_cache
 from torchtrt_bridge.errors import CaptureError
 from torchtrt_bridge.graph.dynamo_internals import export_is_quiet
 from torchtrt_bridge.graph.edit import copy_graph, set_constant
+from torchtrt_bridge.graph.export_internals import decompose
 from torchtrt_bridge.graph.nodes import operator_name
 from torchtrt_bridge.graph.shapes import UNBOUNDED
 from torchtrt_bridge.graph.torch_internals import (
@@ -136,8 +137,7 @@ def _in_aten(
 ) -> ExportedProgram:
     args, kwargs = apart(pytree.tree_map_only(torch.Tensor, without_base, (args, kwargs)))
     program = torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=strict, **options)
-    decomposed: ExportedProgram = program.run_decompositions(_decompositions())
-    return decomposed
+    return decompose(program, whole=frozenset(CONVERTERS), own=tuple(DECOMPOSITIONS.items()))
 
 
 def _of_contiguous(
@@ -208,14 +208,6 @@ def _holds_within(relation: Any, ranges: Mapping[Any, tuple[int, int | None]]) -
     known = {symbol: (low, UNBOUNDED if high is None else high) for symbol, (low, high) in ranges.items()}
     low, _ = expression_bounds(relation.gts - relation.lts, known)
     return bool(low > 0 if isinstance(relation, strict) else low >= 0)
-
-
-@functools.cache
-def _decompositions() -> dict[Any, Any]:
-    table = dict(torch.export.default_decompositions().items()) | DECOMPOSITIONS
-    for op in CONVERTERS:
-        table.pop(op, None)
-    return table
 
 
 def graph_from_program(program: ExportedProgram) -> CapturedGraph:

@@ -237,7 +237,7 @@ def tracing_lock() -> Iterator[None]:
     with (
         compile_lock,
         mock.patch.object(_Patcher, "patch_method", _patch_method_for_thread(_Patcher.patch_method)),
-        mock.patch.object(traceback, "annotate", _for_this_thread(traceback.annotate, contextlib.nullcontext)),
+        mock.patch.object(traceback, "annotate", for_this_thread(traceback.annotate, contextlib.nullcontext)),
     ):
         yield
 
@@ -246,12 +246,12 @@ def _patch_method_for_thread(patch_method: Callable[..., None]) -> Callable[...,
     """Return fx's function that patches a method, changed so that other threads call what was there."""
 
     def patch(patcher: Any, cls: type, name: str, new: Callable[..., Any], deduplicate: bool = True) -> None:
-        patch_method(patcher, cls, name, _for_this_thread(new, getattr(cls, name)), deduplicate)
+        patch_method(patcher, cls, name, for_this_thread(new, getattr(cls, name)), deduplicate)
 
     return patch
 
 
-def _for_this_thread(function: Callable[..., Any], elsewhere: Callable[..., Any]) -> Callable[..., Any]:
+def for_this_thread(function: Callable[..., Any], elsewhere: Callable[..., Any]) -> Callable[..., Any]:
     """Return `function` for calls of the current thread, and `elsewhere` for those of others, as one function."""
     thread = threading.get_ident()
 

@@ -1,4 +1,4 @@
-"""Large linear layers get as many outputs as tensor cores work by; others do not change."""
+"""Large linear layers get as many outputs as tensor cores work by, and are summed in parts where they have few rows."""
 
 from __future__ import annotations
 
@@ -35,3 +35,43 @@ def rows_of_weight(layer: nn.Linear) -> int:
 )
 def test_outputs_of_a_linear_layer(outputs: int, dtype: torch.dtype, rows: int) -> None:
     assert rows_of_weight(nn.Linear(16, outputs, dtype=dtype)) == rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs", "dtype", "parts"),
+    [
+        (2, 512, 768, torch.float16, 4),
+        (16, 512, 768, torch.bfloat16, 4),
+        (17, 512, 768, torch.float16, 1),
+        (1, 1536, 768, torch.float16, 4),
+        (1, 1504, 768, torch.float16, 1),
+        (2, 512, 768, torch.float32, 1),
+        (2, 520, 768, torch.float16, 1),
+        (2, 256, 768, torch.float16, 1),
+        (2, 512, 32768, torch.float16, 1),
+    ],
+)
+@pytest.mark.parametrize("form", ["linear", "addmm"])
+def test_parts_of_a_product_of_few_rows(
+    rows: int, inputs: int, outputs: int, dtype: torch.dtype, parts: int, form: str
+) -> None:
+    weight = nn.Parameter(torch.zeros(outputs, inputs, dtype=dtype))
+    bias = nn.Parameter(torch.zeros(outputs, dtype=dtype))
+
+    class Product(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.bias = weight if form == "linear" else nn.Parameter(weight.t().contiguous()), bias
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if form == "linear":
+                return nn.functional.linear(x, self.weight, self.bias)
+            return torch.addmm(self.bias, x, self.weight)
+
+    x = torch.zeros(rows, inputs, dtype=dtype)
+    captured = graph_from_program(export_program(Product().eval(), (x,)))
+    network = network_from_graph(captured.module, libraries.choose("reference"))
+    sizes = [tuple(value.shape) for value in network.constants.values() if value.numel() == outputs * inputs]
+    (found,) = ([size for size in shape if size != 1] for shape in sizes)
+    whole = sorted([inputs // parts, outputs])
+    assert sorted(found) == sorted([parts, *whole] if parts > 1 else whole)

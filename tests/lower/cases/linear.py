@@ -43,6 +43,24 @@ def product(left: tuple[int, ...], right: tuple[int, ...]) -> Case:
     return Case(matmul, torch.matmul, functools.partial(shaped, left, right), name=sizes)
 
 
+class FirstRow(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:1]
+
+
+class Conv1D(nn.Module):
+    """The linear layer of GPT-2, whose weights are [inputs, outputs]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(512, 520) / 20)
+        self.bias = nn.Parameter(torch.randn(520))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.addmm(self.bias, x, self.weight)
+
+
 CASES: list[Case] = [
     Case(aten.linear.default, nn.Linear(8, 6), rows, name="2d"),
     Case(aten.linear.default, nn.Linear(8, 6, bias=False), rows, name="no-bias"),
@@ -57,6 +75,14 @@ CASES: list[Case] = [
     Case(aten.linear.default, nn.Linear(8, 6), sequences, name="3d"),
     Case(aten.linear.default, nn.Linear(8, 1025), sequences, name="wide"),
     Case(aten.linear.default, nn.Linear(8, 1031, bias=False), rows, name="wide-no-bias"),
+    Case(aten.linear.default, nn.Linear(512, 520), lambda n: (torch.randn(n, 512),), name="few-rows"),
+    Case(aten.linear.default, nn.Linear(512, 520), lambda n: (torch.randn(n, 2, 512),), name="few-rows-3d"),
+    Case(
+        aten.linear.default,
+        nn.Sequential(FirstRow(), nn.Linear(1056, 520)),
+        lambda n: (torch.randn(n, 512),),
+        name="one-row",
+    ),
     Case(aten.linear.default, nn.Linear(8, 1), lambda n: (torch.randn(n, 2, 3, 8),), name="4d-to-one"),
     Case(
         aten.linear.default,
@@ -97,6 +123,7 @@ CASES: list[Case] = [
     Case(aten.bmm.default, torch.bmm, lambda n: (torch.randn(n, 3, 8), torch.randn(n, 8, 6))),
     Case(aten.mv.default, torch.mv, lambda n: (torch.randn(n, 8), torch.randn(8))),
     Case(aten.dot.default, torch.dot, lambda n: (torch.randn(n), torch.randn(n))),
+    Case(aten.addmm.default, Conv1D(), lambda n: (torch.randn(n, 512),), name="constant-matrix-few-rows"),
     Case(aten.addmm.default, torch.addmm, addmm_inputs),
     Case(aten.addmm.default, functools.partial(torch.addmm, beta=0.5, alpha=2), addmm_inputs, name="alpha-beta"),
     Case(aten.addmm.default, functools.partial(torch.addmm, beta=0), addmm_inputs, name="no-summand"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from torchtrt_bridge.lower.converters.few_rows import has_few_rows, product_of_few_rows
 from torchtrt_bridge.lower.converters.sizes import known_elements
 from torchtrt_bridge.lower.registry import FLOATS, MAX_RANK, NUMBERS, converter
 
@@ -122,6 +123,8 @@ def _product(ctx, left, right, right_operation="NONE"):
     """Multiply over the last dimension of `left`; leading dimensions broadcast."""
     if not ctx.dtype(left).is_floating_point:
         return _integer_product(ctx, ctx.tensor(left), ctx.tensor(right))
+    if right_operation != "VECTOR" and has_few_rows(ctx, left, right):
+        return product_of_few_rows(ctx, left, right, is_transposed=right_operation == "TRANSPOSE")
     left_operation = "VECTOR" if len(left.shape) == 1 else "NONE"
     own = [1 if operation == "VECTOR" else 2 for operation in (left_operation, right_operation)]
     batch = max(len(left.shape) - own[0], len(right.shape) - own[1])

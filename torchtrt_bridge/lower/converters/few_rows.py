@@ -1,0 +1,64 @@
+"""Products of few rows with a large constant matrix, as those of a token: their time is that of reading the matrix.
+
+TensorRT-RTX has few blocks of threads read it; a sum in parts lets more of them read side by side. In us, on an H200
+(TensorRT-RTX 1.6.1, fp16):
+
+    matrix           1 row          4 rows         16 rows
+    768 x 768        4.2            5.1 -> 3.8     5.3 -> 3.9
+    3072 x 768       7.7 -> 5.2     10.7 -> 5.7    11.4 -> 6.6
+    2048 x 2048      7.0            10.6 -> 5.6    10.8 -> 6.2
+    2048 x 16384     25.3           23.2 -> 21.6   25.3 -> 22.9
+    8192 x 2048      20.7 -> 17.8   23.3 -> 15.3   23.1 -> 14.8
+    4096 x 14336     41.6           35.2 -> 35.3   36.9 -> 36.6
+
+One row that stands twice goes through tensor cores, and its sum in parts would be as fast as that of four rows. But
+these sum in fp16 there: the numbers of a decoder were six times as far from fp32 as PyTorch's.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+HALF_FLOATS = (torch.float16, torch.bfloat16)
+
+PARTS = 4
+MOST_ROWS = 16
+
+# One row has another kernel, which gains where there are so many times more inputs than outputs.
+INPUTS_OF_ONE_ROW = 2
+
+LEAST_INPUTS = 512
+LEAST_OUTPUTS = 512
+
+# From so many outputs on there are blocks enough for each multiprocessor.
+MANY_OUTPUTS = 2**15
+
+
+def has_few_rows(ctx, left, matrix):
+    """Return whether `left` has few rows for a large constant matrix of two dimensions."""
+    if not isinstance(matrix, torch.Tensor) or matrix.dim() != 2 or isinstance(left, torch.Tensor):
+        return False
+    sizes = tuple(left.shape)
+    if len(sizes) < 2 or -1 in sizes or matrix.dtype not in HALF_FLOATS or ctx.dtype(left) != matrix.dtype:
+        return False
+    rows, inputs, outputs = math.prod(sizes[:-1]), sizes[-1], matrix.numel() // sizes[-1]
+    is_large = inputs >= LEAST_INPUTS and inputs % (8 * PARTS) == 0 and LEAST_OUTPUTS <= outputs < MANY_OUTPUTS
+    return is_large and (1 < rows <= MOST_ROWS or (rows == 1 and inputs >= INPUTS_OF_ONE_ROW * outputs))
+
+
+def product_of_few_rows(ctx, left, matrix, is_transposed):
+    """Multiply the last dimension of `left` with a matrix [inputs, outputs], or [outputs, inputs] if transposed."""
+    *leading, inputs = tuple(left.shape)
+    outputs, rows = matrix.numel() // inputs, math.prod(leading)
+    if is_transposed:
+        weights = matrix.reshape(outputs, PARTS, inputs // PARTS).transpose(0, 1)
+    else:
+        weights = matrix.reshape(PARTS, inputs // PARTS, outputs)
+    by_part = ctx.permute(ctx.reshape(left, [rows, PARTS, inputs // PARTS]), [1, 0, 2])
+    plain, transposed = ctx.trt.MatrixOperation.NONE, ctx.trt.MatrixOperation.TRANSPOSE
+    operation = transposed if is_transposed else plain
+    sums = ctx.network.add_matrix_multiply(by_part, plain, ctx.constant(weights), operation).get_output(0)
+    total = ctx.reduce("SUM", ctx.cast(sums, torch.float32), [0], keep_dims=False)
+    return ctx.reshape(ctx.cast(total, ctx.dtype(left)), [*leading, outputs])

@@ -114,6 +114,22 @@ def four_heads(n: int) -> Tensors:
     return *qkv((n, 4, 3 + n, 8), (n, 2, 6 + n, 8)), shown(n, 1, 3 + n, 6 + n)
 
 
+def one_query_of_four_heads(n: int) -> Tensors:
+    return qkv((n, 4, 1, 8), (n, 2, 130, 8))
+
+
+class Memory(nn.Module):
+    """Attention to constant keys and values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.key, self.value = (nn.Parameter(torch.randn(2, 2, 7, 8)) for _ in range(2))
+
+    def forward(self, query: torch.Tensor) -> torch.Tensor:
+        return attend(query, self.key, self.value)
+
+
 class SelfAttention(nn.Module):
     def __init__(self, need_weights: bool) -> None:
         super().__init__()
@@ -186,6 +202,20 @@ CASES: list[Case] = [
     Case(sdpa, grouped, lambda n: qkv((n, 4, 3, 8), (1, 2, 5, 8)), name="grouped-one-batch"),
     Case(sdpa, attend, lambda n: qkv((n, 2, 3, 8), (n, 1, 5, 8)), name="one-key-head"),
     Case(sdpa, attend, lambda n: qkv((n, 1, 3, 8), (n, 2, 5, 8)), name="one-query-head"),
+    # One query for each head, and many keys
+    Case(sdpa, attend, lambda n: qkv((n, 2, 1, 8), (n, 2, 130, 8)), name="one-query"),
+    Case(sdpa, attend, lambda n: (*qkv((n, 2, 1, 8), (n, 2, 130, 8)), shown(n, 1, 1, 130)), name="one-query-mask"),
+    Case(sdpa, repeated, lambda n: (*one_query_of_four_heads(n), shown(n, 1, 1, 130)), name="one-query-repeated-heads"),
+    Case(sdpa, grouped, lambda n: (*one_query_of_four_heads(n), shown(n, 4, 1, 130)), name="one-query-mask-of-heads"),
+    Case(
+        sdpa,
+        grouped,
+        lambda n: (*one_query_of_four_heads(n), torch.randn(4, 1, 130)),
+        name="one-query-bias-of-heads",
+    ),
+    Case(sdpa, functools.partial(grouped, is_causal=True), one_query_of_four_heads, name="one-query-causal"),
+    # Constant keys and values
+    Case(sdpa, Memory(), lambda n: (torch.randn(2, 2, 3 + n, 8),), name="constant-keys"),
     # Sizes and ranks
     Case(sdpa, attend, lambda n: qkv((n, 2, 5, 8), (n, 2, 5, 8), (n, 2, 5, 16)), name="larger-values"),
     Case(sdpa, attend, lambda n: (*qkv((n, 2, 5, 8), (n, 2, 7, 8), (n, 2, 7, 3)), shown(5, 7)), name="smaller-values"),

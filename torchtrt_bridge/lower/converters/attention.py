@@ -57,7 +57,9 @@ def attention(ctx, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=F
     q = ctx.elementwise("PROD", q, scale, ctx.dtype(q))  # ahead of the product, whose sums fp16 may not hold
     # A mask of another dtype stays as it is in the parts: fp16 has no number that outweighs all scores, as fp32 has.
     fits = fits_the_layer(shapes) and (attn_mask is None or ctx.dtype(attn_mask) in (torch.bool, ctx.dtype(q)))
-    write = attention_layer if fits and ctx.supports("attention") else attention_in_parts
+    # Of several queries to constant keys, TensorRT-RTX 1.6's layer makes other numbers.
+    is_constant = isinstance(key, torch.Tensor) or isinstance(value, torch.Tensor)
+    write = attention_layer if fits and not is_constant and ctx.supports("attention") else attention_in_parts
     result = write(ctx, (q, k, v), shapes, attn_mask, is_causal)
     if attn_mask is None or _leaves_a_key(ctx, attn_mask):
         return result

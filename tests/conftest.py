@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,21 +46,31 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     marks = ["gpu", "slow"] if config.option.full else ["gpu", "slow", "full"]
     left_out = {item for item in items if any(map(item.get_closest_marker, marks))}
     if not config.option.full:
-        left_out |= _behind_the_first([item for item in items if item not in left_out])
+        left_out |= _only_in_full([item for item in items if item not in left_out])
     config.hook.pytest_deselected(items=list(left_out))
     items[:] = [item for item in items if item not in left_out]
 
 
-def _behind_the_first(items: list[pytest.Item]) -> set[pytest.Item]:
-    """Return the tests behind the first n of a function that is marked `first(n)`."""
-    counts: Counter[object] = Counter()
-    found = set()
+# In these directories most cases of a test capture a model: without `--full`, three of them run.
+CAPTURING = ("capture", "entry", "huggingface", "partition", "passes", "quantize")
+
+
+def _only_in_full(items: list[pytest.Item]) -> set[pytest.Item]:
+    """Return the cases of tests that wait for `--full`.
+
+    Of a function that is marked `first(n)` the first n run, of another that captures the first, the middle and the
+    last one.
+    """
+    cases: dict[str, list[pytest.Item]] = {}
     for item in items:
-        mark = item.get_closest_marker("first")
-        function = item.nodeid.partition("[")[0]
-        counts[function] += 1
-        if mark is not None and counts[function] > mark.args[0]:
-            found.add(item)
+        cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    found: set[pytest.Item] = set()
+    for own in cases.values():
+        mark = own[0].get_closest_marker("first")
+        if mark is not None:
+            found.update(own[mark.args[0] :])
+        elif own[0].path.relative_to(Path(__file__).parent).parts[0] in CAPTURING:
+            found.update(set(own) - {own[0], own[len(own) // 2], own[-1]})
     return found
 
 

@@ -26,6 +26,7 @@ def parametrized(kinds: set[str]) -> Any:
 
 
 families = parametrized(KINDS)
+pytestmark = pytest.mark.first(len(MODELS))
 
 
 @families

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,24 +19,17 @@ REJECTED: list[Rejected] = [case for module in _FAMILIES.values() for case in mo
 POINTS: list[Point] = [point for case in CASES for point in points_of(case)]
 
 
-# Cases of an operator of which each run has a point.
-FIRST_CASES = 2
-
-
 def one_more(cases: Iterable[Case]) -> set[str]:
     """Return the points that `--full` adds to each run.
 
-    A run has the first point of each kind, which is an operator with known or dynamic sizes, in fp32 or fp16. It also
-    has the first point of each of the first cases of an operator.
+    A run has the first point of each kind, which is an operator with known or dynamic sizes, in fp32 or fp16.
     """
     kinds: set[Any] = set()
     found: set[str] = set()
-    counts: Counter[Any] = Counter()
     for case in cases:
-        counts[case.op] += 1
-        for number, point in enumerate(points_of(case)):
+        for point in points_of(case):
             kind = (case.op, point.dynamic, point.dtype)
-            if kind in kinds and (number or counts[case.op] > FIRST_CASES):
+            if kind in kinds:
                 found.add(point.id)
             kinds.add(kind)
     return found

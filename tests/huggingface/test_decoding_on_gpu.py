@@ -61,6 +61,17 @@ def _next_number(plain: Any, batch: int, name: str) -> torch.Tensor:
     return torch.rand(2, device="cuda")
 
 
+def test_beams() -> None:
+    """transformers searches them, one engine computes each step, in the memory of the cache."""
+    replayed, plain = pair()
+    settings: dict[str, Any] = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 40}
+    for batch in (2, 1, 2):
+        expected = generated(plain, prompt(batch, "cuda"), **settings)
+        assert torch.equal(generated(replayed, prompt(batch, "cuda"), **settings), expected)
+    (note,) = trtb.report(replayed).notes
+    assert "beams" in note
+
+
 def test_a_streamer_gets_each_token_once() -> None:
     replayed, _ = pair("gpt2")
     for settings in ({}, SETTINGS["stop"]):

@@ -14,6 +14,7 @@ from transformers import CompileConfig
 import torchtrt_bridge as trtb
 from tests.huggingface.decoders import Prompt, accelerated, causal, generated, prompt
 from tests.huggingface.models import VOCABULARY
+from torchtrt_bridge.capture import transformers_classes
 from torchtrt_bridge.entry import torch_compile
 from torchtrt_bridge.entry.generation import Generate
 
@@ -69,6 +70,8 @@ def test_the_tokens_are_those_of_the_model(family: str) -> None:
 SETTINGS: dict[str, dict[str, Any]] = {
     "sampling": {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.2},
     "beams": {"num_beams": 3},
+    "several beams": {"num_beams": 4, "num_return_sequences": 2, "length_penalty": 0.5, "eos_token_id": [5, 9]},
+    "sampled beams": {"num_beams": 3, "do_sample": True, "top_k": 20},
     "several": {"do_sample": True, "num_return_sequences": 2},
     "scores": {"return_dict_in_generate": True, "output_scores": True},
     "stop": {"eos_token_id": list(range(3, VOCABULARY, 5))},
@@ -85,7 +88,7 @@ def test_ways_of_decoding(name: str) -> None:
         torch.testing.assert_close(actual.scores, expected.scores, rtol=1e-4, atol=1e-5)
         actual, expected = actual.sequences, expected.sequences
     assert torch.equal(actual, expected)
-    if name != "beams":  # transformers compiles no beam search
+    if "beams" not in name:  # transformers compiles no beam search
         assert_caches_are_updated()
 
 
@@ -147,13 +150,29 @@ def test_an_accelerated_model_gives_the_tokens_of_the_model(family: str) -> None
 def test_an_accelerated_model_decodes_in_all_ways(name: str) -> None:
     (model, fast), settings = accelerated("llama"), SETTINGS[name]
     settings = {"max_new_tokens": 12, **settings}
-    if name == "beams":  # through the cache that grows, which engines and PyTorch share
-        trtb.accelerate(trtb.restore(fast), engine="reference")
     actual, expected = generated(fast, prompt(3), **settings), generated(model, prompt(3), **settings)
     if name == "scores":
         torch.testing.assert_close(actual.scores, expected.scores, rtol=1e-4, atol=1e-5)
         actual, expected = actual.sequences, expected.sequences
     assert torch.equal(actual, expected)
+
+
+def test_beams_are_moved_in_the_memory_of_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, fast = accelerated("llama")
+    places: list[Any] = []
+    move = transformers_classes._move_beams
+
+    def noting(cache: Any, beams: torch.Tensor) -> None:
+        move(cache, beams)
+        places.append([(layer.keys.data_ptr(), layer.values.data_ptr()) for layer in cache.layers])
+
+    monkeypatch.setattr(transformers_classes, "_move_beams", noting)
+    settings: dict[str, Any] = {"num_beams": 3, "max_new_tokens": 6}
+    assert torch.equal(generated(fast, prompt(3), **settings), generated(model, prompt(3), **settings))
+    assert len(places) >= 5
+    assert all(place == places[0] for place in places)
+    assert_caches_are_updated()
+    assert any("beams" in note for note in trtb.report(fast).notes)
 
 
 @pytest.mark.full

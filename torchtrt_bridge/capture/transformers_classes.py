@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -65,6 +66,27 @@ def plain_loop(model: Any) -> Callable[..., Any]:
     """Return transformers' loop for greedy decoding and sampling; it takes the model first."""
     loop: Callable[..., Any] = type(model)._sample
     return loop
+
+
+def beam_loop(model: Any) -> Callable[..., Any]:
+    """Return transformers' loop for beam search; it takes the model first."""
+    loop: Callable[..., Any] = type(model)._beam_search
+    return loop
+
+
+def move_beams_in_place(cache: Any) -> None:
+    """Let a static cache give each beam the keys and values of another in its own memory, where engines look for them.
+
+    transformers would make a new tensor of each after every token.
+    """
+    if is_static_cache(cache):
+        cache.reorder_cache = functools.partial(_move_beams, cache)
+
+
+def _move_beams(cache: Any, beams: torch.Tensor) -> None:
+    for layer in (layer for part in parts_of_cache(cache) for layer in part.layers):
+        for value in (layer.keys, layer.values):
+            value.copy_(value.index_select(0, beams.to(value.device)))
 
 
 def prefill(model: Any, ids: torch.Tensor, config: Any, settings: dict[str, Any]) -> Any:

@@ -12,7 +12,14 @@ from typing import Any
 
 import torch
 
-from torchtrt_bridge.capture.transformers_classes import pad_token, parts_of_cache, plain_loop, prefill
+from torchtrt_bridge.capture.transformers_classes import (
+    beam_loop,
+    move_beams_in_place,
+    pad_token,
+    parts_of_cache,
+    plain_loop,
+    prefill,
+)
 from torchtrt_bridge.entry.decoding_request import Request
 from torchtrt_bridge.entry.decoding_state import StepGraph, Texts, Watch
 from torchtrt_bridge.entry.torch_compile import Backend
@@ -50,7 +57,9 @@ class Decoder:
         streamer: Any = None,
         **settings: Any,
     ) -> Any:
-        """Return what `generate` returns for greedy decoding or sampling."""
+        """Return what `generate` returns for greedy decoding, sampling or beam search."""
+        if (generation_config.num_beams or 1) > 1:
+            return self._search(model, input_ids, logits_processor, stopping_criteria, generation_config, settings)
         request = Request(model, input_ids, logits_processor, stopping_criteria, generation_config, streamer, settings)
         reason = request.why_not()
         if reason is None and self._lock.acquire(blocking=False):
@@ -66,6 +75,14 @@ class Decoder:
             streamer=streamer,
             **settings,
         )
+
+    def _search(self, model: Any, *prepared: Any) -> Any:
+        """Return what beam search returns: transformers' loop, of which one engine computes each step."""
+        *arguments, settings = prepared
+        self.note("beams are searched")
+        for value in settings.values():
+            move_beams_in_place(value)
+        return beam_loop(model)(model, *arguments, **settings)
 
     def note(self, reason: str) -> None:
         """Have the report say why a call runs in the loop of transformers."""

@@ -45,7 +45,7 @@ _OUTPUTS = ("output_attentions", "output_hidden_states", "return_dict_in_generat
 # Arguments of `generate` that choose another cache, or a way of decoding with needs of its own.
 _CHOICES = (
     *("cache", "past_key_values", "cache_implementation", "assistant_model", "custom_generate"),
-    *("compile_config", "prompt_lookup_num_tokens", "penalty_alpha", "dola_layers", "constraints"),
+    *("compile_config", "prompt_lookup_num_tokens", "penalty_alpha", "dola_layers", "constraints", "force_words_ids"),
 )
 
 
@@ -88,12 +88,12 @@ class Generate:
         return getattr, (self.model, "generate")
 
     def _may_choose(self, kwargs: Mapping[str, Any]) -> bool:
-        """Return whether the caller asks for no cache of another kind, and for greedy decoding or sampling."""
+        """Return whether the caller asks for no cache of another kind, nor for a way of decoding with other needs."""
         if any(kwargs.get(name) is not None for name in _CHOICES):
             return False
-        return self._setting(kwargs, "cache_implementation") is None and (
-            self._setting(kwargs, "use_cache") is not False and (self._setting(kwargs, "num_beams") or 1) == 1
-        )
+        if self._setting(kwargs, "cache_implementation") is not None or self._setting(kwargs, "use_cache") is False:
+            return False
+        return (self._setting(kwargs, "num_beam_groups") or 1) == 1
 
     def _setting(self, kwargs: Mapping[str, Any], name: str) -> Any:
         """Return a setting of a call: its argument, else what its or the model's configuration has."""

@@ -34,7 +34,7 @@ WhyNot = Callable[..., "str | None"]
 Movement = Literal["reshape", "view", "gather"]
 
 # The precision in which an operator of an fp32 graph computes if the user asks for half precision:
-# "half": a sum of many products, which half precision is for, and which accumulates in fp32 inside;
+# "half": a sum of many products, which half precision is for;
 # "fp32": a function that loses its meaning in 10 mantissa bits, or leaves fp16's range.
 Precision = Literal["half", "fp32"]
 

@@ -172,7 +172,12 @@ class _Engine:
     def _lower(self, module: fx.GraphModule) -> None:
         context = self.context
         network = self._network = network_from_graph(
-            module, self.library, context.ranges, self._supports, context.provider
+            module,
+            self.library,
+            context.ranges,
+            self._supports,
+            context.provider,
+            self.options.fp16_accumulation,
         )
         self.entry.layers = network.layers
         self.entry.inputs = [f"{spec.name}: {spec}" for spec in network.inputs]

@@ -59,13 +59,17 @@ class Context:
 
     node: the FX node; `node.meta["val"]` is its fake value, with dtype and (symbolic) shape.
     supports: tells whether TensorRT builds the network of the probe of this name.
+    fp16_accumulation: whether products of fp16 matrices may be summed in fp16.
     constants: value of each constant layer by layer name; TensorRT cannot give back all of them.
     """
 
-    def __init__(self, trt: Any, network: NamedNetwork, supports: Callable[[str], bool]) -> None:
+    def __init__(
+        self, trt: Any, network: NamedNetwork, supports: Callable[[str], bool], fp16_accumulation: bool = True
+    ) -> None:
         self.trt = trt
         self.network = network
         self.supports = supports
+        self.fp16_accumulation = fp16_accumulation
         self.node: Node
         self.constants: dict[str, torch.Tensor] = {}
         self._kept: list[Any] = []
@@ -158,6 +162,18 @@ class Context:
         left, right = self.operands(left, right, dtype=dtype)
         kind = getattr(self.trt.ElementWiseOperation, op)
         return self.network.add_elementwise(left, right, kind).get_output(0)
+
+    def product(self, left: Any, right: Any, right_operation: str = "NONE", left_operation: str = "NONE") -> Any:
+        """Add a product of matrices; operations are those of `MatrixOperation`, by name.
+
+        A product in fp32 of casts from fp16, cast back, is what TensorRT takes for one of fp16 that is summed in fp32.
+        """
+        dtype = self.dtype(left)
+        if dtype == torch.float16 and not self.fp16_accumulation:
+            left, right = self.cast(left, torch.float32), self.cast(right, torch.float32)
+        operations = [getattr(self.trt.MatrixOperation, name) for name in (left_operation, right_operation)]
+        result = self.network.add_matrix_multiply(left, operations[0], right, operations[1]).get_output(0)
+        return self.cast(result, dtype)
 
     def unary(self, op: str, tensor: Any) -> Any:
         """Add a `UnaryOperation`, by name."""

@@ -55,18 +55,20 @@ def network_from_graph(
     ranges: Mapping[Any, tuple[int, int]] | None = None,
     supports: Callable[[str], bool] = _supports_all,
     provider: ConverterProvider | None = None,
+    fp16_accumulation: bool = True,
 ) -> Network:
     """Write every node of `module` into a new network.
 
     ranges: smallest and largest value of each symbolic size.
     supports: tells whether TensorRT builds the network of the probe of this name; by default it builds all.
     provider: writes the nodes that have no converter here.
+    fp16_accumulation: whether products of fp16 matrices may be summed in fp16.
     Raises LoweringError, naming operator, node and source line.
     """
     log = library.new_log()
     builder = library.new_builder(log)
     definition = library.new_network(builder)
-    ctx = Context(library.trt, NamedNetwork(definition, log), supports)
+    ctx = Context(library.trt, NamedNetwork(definition, log), supports, fp16_accumulation)
     ranges = {} if ranges is None else ranges
     values: dict[fx.Node, Any] = {}
     inputs: list[TensorSpec] = []

@@ -44,6 +44,12 @@ class Options:
         "Let fp32 matrix products and convolutions use TF32 (10 mantissa bits) where the GPU has it.",
         shapes="engine",
     )
+    fp16_accumulation: bool = option(
+        True,
+        """Let the products of fp16 matrices be summed in fp16, as TensorRT does by itself on tensor cores. `False` has
+        them summed in fp32, as PyTorch does.""",
+        shapes="engine",
+    )
     float64: Float64 = option(
         "pytorch",
         """`"pytorch"` leaves float64 to PyTorch, as TensorRT does not have it; `"fp32"` lets engines compute it in
@@ -232,6 +238,7 @@ class KeywordOptions(LoadOptions, total=False):
 
     precision: Precision
     tf32: bool
+    fp16_accumulation: bool
     float64: Float64
     engine: EngineKind
     targets: tuple[str, ...]

@@ -16,8 +16,7 @@ def attention_in_parts(ctx, tensors, shapes, mask, is_causal):
     rank = max(map(len, shapes))
     q, k, v = (ctx.tensor(tensor, rank=rank) for tensor in tensors)
     k, v = (_for_each_head(ctx, t, shape, shapes[0]) for t, shape in zip((k, v), shapes[1:], strict=True))
-    plain, transposed = ctx.trt.MatrixOperation.NONE, ctx.trt.MatrixOperation.TRANSPOSE
-    scores = ctx.cast(ctx.network.add_matrix_multiply(q, plain, k, transposed).get_output(0), torch.float32)
+    scores = ctx.cast(ctx.product(q, k, "TRANSPOSE"), torch.float32)
     if is_causal:
         mask = ctx.once("causal mask", None, lambda: _causal(ctx, q, k), str(shapes[0][-2]), str(shapes[1][-2]))
     if mask is not None:
@@ -25,7 +24,7 @@ def attention_in_parts(ctx, tensors, shapes, mask, is_causal):
     layer = ctx.network.add_softmax(scores)
     layer.axes = ctx.axes([-1], rank)
     weights = ctx.cast(layer.get_output(0), ctx.dtype(v))
-    return ctx.network.add_matrix_multiply(weights, plain, v, plain).get_output(0)
+    return ctx.product(weights, v)
 
 
 def _for_each_head(ctx, tensor, own, query):

@@ -57,8 +57,7 @@ def product_of_few_rows(ctx, left, matrix, is_transposed):
     else:
         weights = matrix.reshape(PARTS, inputs // PARTS, outputs)
     by_part = ctx.permute(ctx.reshape(left, [rows, PARTS, inputs // PARTS]), [1, 0, 2])
-    plain, transposed = ctx.trt.MatrixOperation.NONE, ctx.trt.MatrixOperation.TRANSPOSE
-    operation = transposed if is_transposed else plain
-    sums = ctx.network.add_matrix_multiply(by_part, plain, ctx.constant(weights), operation).get_output(0)
-    total = ctx.reduce("SUM", ctx.cast(sums, torch.float32), [0], keep_dims=False)
+    operation = "TRANSPOSE" if is_transposed else "NONE"
+    sums = ctx.cast(ctx.product(by_part, ctx.constant(weights), operation), torch.float32)
+    total = ctx.reduce("SUM", sums, [0], keep_dims=False)
     return ctx.reshape(ctx.cast(total, ctx.dtype(left)), [*leading, outputs])

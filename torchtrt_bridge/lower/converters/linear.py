@@ -129,8 +129,7 @@ def _product(ctx, left, right, right_operation="NONE"):
     own = [1 if operation == "VECTOR" else 2 for operation in (left_operation, right_operation)]
     batch = max(len(left.shape) - own[0], len(right.shape) - own[1])
     a, b = (_with_rank(ctx, v, batch + n) for v, n in zip((left, right), own, strict=True))
-    operations = [getattr(ctx.trt.MatrixOperation, name) for name in (left_operation, right_operation)]
-    return ctx.network.add_matrix_multiply(a, operations[0], b, operations[1]).get_output(0)
+    return ctx.product(a, b, right_operation, left_operation)
 
 
 def _integer_product(ctx, left, right):
@@ -181,10 +180,9 @@ def multiply_along(ctx, x, dim, matrix):
     rank = len(x.shape)
     dim %= rank
     weights = ctx.constant(matrix.reshape((1,) * (rank - 2) + tuple(matrix.shape)), ctx.dtype(x))
-    plain, transposed = ctx.trt.MatrixOperation.NONE, ctx.trt.MatrixOperation.TRANSPOSE
     if dim == rank - 1:
-        return ctx.network.add_matrix_multiply(x, plain, weights, transposed).get_output(0)
+        return ctx.product(x, weights, "TRANSPOSE")
     order = [*range(dim), *range(dim + 1, rank - 1), dim, rank - 1]
     x = x if dim == rank - 2 else ctx.permute(x, order)
-    product = ctx.network.add_matrix_multiply(weights, plain, x, plain).get_output(0)
+    product = ctx.product(weights, x)
     return product if dim == rank - 2 else ctx.permute(product, [order.index(axis) for axis in range(rank)])

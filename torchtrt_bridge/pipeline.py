@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
+import torch
 from torch import fx
 from torch.export import ExportedProgram
 
@@ -34,7 +35,9 @@ from torchtrt_bridge.report.model import (
     TorchEntry,
     dtypes_of,
     engine_entry,
+    named_version,
     op_name,
+    stages_from_graph,
     torch_entry,
 )
 from torchtrt_bridge.runtime import EngineModule, Execution, TorchSubgraph
@@ -113,6 +116,7 @@ def _build_engines(module: fx.GraphModule, proposal: Proposal, builder: Builder)
     """Cut `module` as proposed, and begin to build its subgraphs."""
     options = builder.options
     report = CompileReport(options, graphs=1)
+    report.versions |= named_version(str(builder.context.library))
     _report_rejections(proposal, options, report)
     subgraphs = extract_subgraphs(module, proposal.subgraphs)
     alternatives = _alternatives(subgraphs, builder)
@@ -127,9 +131,24 @@ def _build_engines(module: fx.GraphModule, proposal: Proposal, builder: Builder)
             awaited.append(engine)
     for engine in awaited:
         engine.wait()
-    if builder.run:
-        compile_torch_subgraphs(module, report)
+    torch_subgraphs = compile_torch_subgraphs(module, report) if builder.run else {}
+    report_stages(module, report, torch_subgraphs)
     return report
+
+
+def report_stages(module: fx.GraphModule, report: CompileReport, torch_subgraphs: Mapping[str, list[str]]) -> None:
+    """Have a report say in which order its engines and the rest of `module` compute, and on which GPUs.
+
+    torch_subgraphs: the names of the nodes of each subgraph for inductor.
+    """
+    report.stages = stages_from_graph(module, report.in_torch, torch_subgraphs)
+    report.gpus = gpu_names(engine.device for engine in module.modules() if isinstance(engine, EngineModule))
+
+
+def gpu_names(devices: Iterable[torch.device | None]) -> list[str]:
+    """Return the names of the GPUs among these devices, with the number of each but the first, as "NVIDIA L4 (1)"."""
+    gpus = sorted({gpu.index or 0 for gpu in devices if gpu is not None and gpu.type == "cuda"})
+    return [torch.cuda.get_device_name(gpu) + (f" ({gpu})" if gpu else "") for gpu in gpus]
 
 
 def _begin(
@@ -177,11 +196,17 @@ def _alternatives(subgraphs: Mapping[str, fx.GraphModule], builder: Builder) -> 
     }
 
 
-def compile_torch_subgraphs(module: fx.GraphModule, report: CompileReport) -> None:
-    """Let inductor compile what stays in PyTorch between the engines of `module`, if the options say so."""
-    if report.options.inductor != "off":
-        for name, nodes in extract_subgraphs(module, propose_torch_subgraphs(module), TORCH_SUBGRAPH_PREFIX).items():
-            module.set_submodule(name, TorchSubgraph(name, nodes, report))
+def compile_torch_subgraphs(module: fx.GraphModule, report: CompileReport) -> dict[str, list[str]]:
+    """Let inductor compile what stays in PyTorch between the engines of `module`, if the options say so.
+
+    Returns the names of the nodes of each such subgraph.
+    """
+    if report.options.inductor == "off":
+        return {}
+    proposed = propose_torch_subgraphs(module)
+    for name, nodes in extract_subgraphs(module, proposed, TORCH_SUBGRAPH_PREFIX).items():
+        module.set_submodule(name, TorchSubgraph(name, nodes, report))
+    return proposed
 
 
 def left_in_float(module: fx.GraphModule, library: TensorRTLibrary, options: Options) -> list[TorchEntry]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import types
 import weakref
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -43,6 +45,19 @@ def graph_break(code: types.CodeType, message: str, trace: str) -> GraphBreak:
     """Return a graph break as Dynamo's message and stack trace have it."""
     source = source_of_trace(trace) or f"{code.co_filename}:{code.co_firstlineno}"
     return GraphBreak(_reason(message), source, _left(code, message))
+
+
+def placed(breaks: Iterable[GraphBreak], numbers: Sequence[int], ends: Sequence[bool]) -> list[GraphBreak]:
+    """Return breaks with the number of the model's graphs that come before each.
+
+    breaks: in their order, `after` being how many graphs, of any model, had been captured when Dynamo came to the line.
+    numbers: of the model's graphs, how many of any model were captured before each.
+    ends: whether each graph ends in a break: Dynamo comes to the line first, and then compiles what is before it.
+    """
+    found = [dataclasses.replace(each, after=sum(n < each.after for n in numbers)) for each in breaks]
+    last = {each.after: each.source for each in found}
+    ended = {(line, before) for before, line in last.items() if before < len(ends) and ends[before]}
+    return [dataclasses.replace(each, after=each.after + ((each.source, each.after) in ended)) for each in found]
 
 
 def known_break(target: Any) -> GraphBreak | None:

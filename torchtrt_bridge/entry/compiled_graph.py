@@ -17,6 +17,7 @@ from torchtrt_bridge.capture.export import CapturedGraph
 from torchtrt_bridge.capture.shared_memory import MemoryGuard
 from torchtrt_bridge.entry.graph_accuracy import GraphAccuracyCheck
 from torchtrt_bridge.errors import BridgeError, CaptureError
+from torchtrt_bridge.graph.dynamo_internals import ends_in_break
 from torchtrt_bridge.graph.torch_internals import is_fork_of_cuda_process, is_transformed, tracing_disabled
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.pipeline import EngineGraph, compile_graph
@@ -31,9 +32,16 @@ class CompiledGraph:
     Weights, and Python numbers that are not sizes, are constants of the engines. Each call checks that they are
     unchanged. If one has changed, PyTorch runs the call, and a second call in a row with the same new ones builds the
     engines again.
+
+    number: how many graphs of any model were made before.
     """
 
+    made = 0
+
     def __init__(self, module: fx.GraphModule, example_inputs: Sequence[Any], options: Options) -> None:
+        self.number = CompiledGraph.made
+        CompiledGraph.made += 1
+        self.ends_in_break = ends_in_break(module)
         self.original = module
         self.options = options
         self._thread = threading.get_ident()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,16 +15,25 @@ from torch import fx
 from torchtrt_bridge.capture import dynamo, graph_breaks
 from torchtrt_bridge.capture.arguments import arguments_from
 from torchtrt_bridge.entry.option_signature import shows_options
+from torchtrt_bridge.entry.reported_model import describe_model
 from torchtrt_bridge.entry.torch_compile import TRAINING, is_training, with_own_code
 from torchtrt_bridge.errors import BridgeError, EngineLoadError
-from torchtrt_bridge.graph.dynamo_internals import forgetting_graphs
+from torchtrt_bridge.graph.dynamo_internals import ends_in_break, forgetting_graphs
+from torchtrt_bridge.graph.nodes import gpu_of
 from torchtrt_bridge.graph.torch_internals import compiled_call, tracing_disabled
 from torchtrt_bridge.interop import provider_for
 from torchtrt_bridge.options import KeywordOptions, Options
 from torchtrt_bridge.partition import extract_subgraphs, propose
 from torchtrt_bridge.passes import normalize
-from torchtrt_bridge.pipeline import bounded, input_specs, left_in_float, planned_entry
-from torchtrt_bridge.report.model import CompileReport, GraphBreak, merged, torch_entry
+from torchtrt_bridge.pipeline import bounded, gpu_names, input_specs, left_in_float, planned_entry
+from torchtrt_bridge.report.model import (
+    CompileReport,
+    GraphBreak,
+    merged,
+    named_version,
+    stages_from_graph,
+    torch_entry,
+)
 from torchtrt_bridge.trt import library as libraries
 
 if TYPE_CHECKING:
@@ -59,6 +69,7 @@ def explain(
     with torch.no_grad(), forgetting_graphs(analysis):
         torch.compile(call, backend=analysis)(*args, **named)
     report = analysis.report
+    describe_model(report, model)
     if is_training(model):
         report.notes.insert(0, TRAINING)
     return report
@@ -71,18 +82,21 @@ class _Analysis:
         self.options = options
         self.reports: list[CompileReport] = []
         self.breaks: list[GraphBreak] = []
+        self._ends: list[bool] = []
 
     def on_graph_break(self, found: GraphBreak, _: Any) -> None:
         """Keep a graph break for the report."""
-        self.breaks.append(found)
+        self.breaks.append(dataclasses.replace(found, after=len(self.reports)))
 
     @property
     def report(self) -> CompileReport:
-        return merged([*self.reports, CompileReport(self.options, breaks=self.breaks, is_plan=True)])
+        breaks = graph_breaks.placed(self.breaks, range(len(self.reports)), self._ends)
+        return merged([*self.reports, CompileReport(self.options, breaks=breaks, is_plan=True)])
 
     def __call__(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         report = CompileReport(self.options, graphs=1)
         self.reports.append(report)
+        self._ends.append(ends_in_break(module))
         try:
             with tracing_disabled():
                 self._analyse(module, example_inputs, report)
@@ -96,12 +110,16 @@ class _Analysis:
         captured, _ = dynamo.capture(module, args, weights, numbers)
         normalized = normalize(captured.module, self.options, captured.outputs, captured.mutations)
         with contextlib.suppress(EngineLoadError):  # without TensorRT there is no answer to a probe
-            report.in_float = left_in_float(normalized, libraries.choose(self.options.engine), self.options)
+            library = libraries.choose(self.options.engine)
+            report.versions |= named_version(str(library))
+            report.in_float = left_in_float(normalized, library, self.options)
         proposal = propose(normalized, self.options, provider_for(self.options))
         report.in_torch = [torch_entry(rejection.node, rejection.reason) for rejection in proposal.rejections]
+        report.gpus = gpu_names([gpu_of(normalized)])
         ranges = bounded(captured.ranges, self.options)
         for name, subgraph in extract_subgraphs(normalized, proposal.subgraphs).items():
             entry = planned_entry(name, subgraph)
             entry.inputs = [f"{spec.name}: {spec}" for spec in input_specs(subgraph, ranges)]
             entry.engine = "not built"
             report.engines.append(entry)
+        report.stages = stages_from_graph(normalized, report.in_torch, {})

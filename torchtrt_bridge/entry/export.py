@@ -22,13 +22,14 @@ from torchtrt_bridge.entry import archive
 from torchtrt_bridge.entry.manifest import FORMAT, Manifest, versions
 from torchtrt_bridge.entry.option_signature import shows_options
 from torchtrt_bridge.entry.program import Program
+from torchtrt_bridge.entry.reported_model import describe_model
 from torchtrt_bridge.entry.rounded_program import why_not_in_fp32, why_not_in_half
 from torchtrt_bridge.errors import BridgeError, CaptureError, EngineLoadError, OptionsError, UnsupportedOpError
 from torchtrt_bridge.options import AT_LOAD, KeywordOptions, LoadOptions, Options
 from torchtrt_bridge.partition import extract_subgraphs
-from torchtrt_bridge.pipeline import bounded, compile_graph, compile_torch_subgraphs, engine_module
+from torchtrt_bridge.pipeline import bounded, compile_graph, compile_torch_subgraphs, engine_module, report_stages
 from torchtrt_bridge.report.log import warn_once
-from torchtrt_bridge.report.model import CompileReport, EngineEntry
+from torchtrt_bridge.report.model import CompileReport, EngineEntry, source_lines
 from torchtrt_bridge.runtime import Execution
 from torchtrt_bridge.runtime.engine_module import computing_device
 from torchtrt_bridge.runtime.runners import Built, NoEngine
@@ -68,6 +69,7 @@ def export(
     captured = graph_from_program(original)
     can_run = checked.engine == "reference" or (torch.cuda.is_available() and not checked.targets)
     compiled = compile_graph(captured, checked, run=can_run, original=original)
+    describe_model(compiled.report, model)
     _check_engines(compiled.report, module)
     for problem in problems:
         compiled.report.note(problem)
@@ -216,7 +218,7 @@ def _manifest(
         {name: value for name, value in content["options"].items() if name not in AT_LOAD},
         {name: list(nodes) for name, nodes in subgraphs.items()},
         {name: hashlib.sha256(plan).hexdigest() for name, plan in plans.items()},
-        content["engines"],
+        [{name: value for name, value in entry.items() if name != "sources"} for entry in content["engines"]],
         content["in_torch"],
         content["in_float"],
     )
@@ -231,10 +233,12 @@ def _with_engines(
     ranges = bounded(captured.ranges, report.options)
     for entry in report.engines:
         entry.forget_trial()  # that of another machine
+        entry.sources = source_lines(subgraphs[entry.name])  # which the file's graph has, and its manifest not
         device = computing_device(subgraphs[entry.name], report.options)
         runner = _runner(entry, plans, manifest, report.options, device)
         module.set_submodule(entry.name, engine_module(subgraphs[entry.name], ranges, runner, entry, report.options))
-    compile_torch_subgraphs(module, report)
+    torch_subgraphs = compile_torch_subgraphs(module, report)
+    report_stages(module, report, torch_subgraphs)
     return module
 
 

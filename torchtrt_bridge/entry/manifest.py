@@ -14,7 +14,7 @@ from torchtrt_bridge.errors import EngineLoadError, OptionsError
 from torchtrt_bridge.graph.json_fields import faults_of
 from torchtrt_bridge.graph.version import __version__
 from torchtrt_bridge.options import AT_LOAD, Options
-from torchtrt_bridge.report.model import CompileReport, EngineEntry, TorchEntry
+from torchtrt_bridge.report.model import CompileReport, EngineEntry, TorchEntry, named_version
 
 FORMAT = 1
 SUBGRAPH = re.compile(r"trt_\d+")
@@ -68,7 +68,9 @@ class Manifest:
         """Return the report of the export."""
         engines = [EngineEntry(**entry) for entry in self.engines]
         in_torch, in_float = ([TorchEntry(**node) for node in nodes] for nodes in (self.in_torch, self.in_float))
-        return CompileReport(options, engines, in_torch, graphs=1, in_float=in_float)
+        report = CompileReport(options, engines, in_torch, graphs=1, in_float=in_float)
+        report.versions |= named_version(self.versions["tensorrt"])
+        return report
 
     def _contradictions(self) -> Iterator[str]:
         """Yield what the fields say wrongly together, each fitting its type."""

@@ -58,7 +58,7 @@ class Program:
         return self._exported
 
     def __repr__(self) -> str:
-        from torchtrt_bridge.report.render import headline
+        from torchtrt_bridge.report.facts import headline
 
         return f"<torchtrt_bridge.Program: {headline(self.report)}>"
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import inspect
 import itertools
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,7 @@ from torchtrt_bridge.capture import graph_breaks
 from torchtrt_bridge.capture.transformers_classes import install_hooks, is_for_pipelines, is_pipeline
 from torchtrt_bridge.entry.compiled_graph import CompiledGraph
 from torchtrt_bridge.entry.option_signature import shows_options
+from torchtrt_bridge.entry.reported_model import describe_model
 from torchtrt_bridge.errors import OptionsError, UnsupportedOpError
 from torchtrt_bridge.graph.dynamo_internals import backend_of_optimized, function_of_backend
 from torchtrt_bridge.graph.torch_internals import compiled_call, mode_counts, set_compiled_call, uncompiled_call
@@ -54,7 +56,7 @@ def torchtrt_bridge(
 def _on_graph_break(found: GraphBreak, used: Any) -> None:
     """Keep a graph break for the report, with the object that `torch.compile` makes of the backend's name."""
     _check_break(found, Options.from_mapping(used.kwargs.get("options")))
-    used.__dict__.setdefault(_BREAKS, []).append(found)
+    used.__dict__.setdefault(_BREAKS, []).append(dataclasses.replace(found, after=CompiledGraph.made))
 
 
 torchtrt_bridge.on_graph_break = _on_graph_break  # type: ignore[attr-defined]
@@ -91,7 +93,7 @@ class Backend:
     def on_graph_break(self, found: GraphBreak, _: Any = None) -> None:
         """Keep a graph break for the report; UnsupportedOpError with ``fallback="error"``."""
         _check_break(found, self.options)
-        self.breaks.append(found)
+        self.breaks.append(dataclasses.replace(found, after=CompiledGraph.made))
 
     def after_first_call(self) -> None:
         """Keep the break for which Dynamo passes over a function that it left to Python before, as it logs nothing."""
@@ -121,7 +123,7 @@ class Backend:
 
     @property
     def report(self) -> CompileReport:
-        whole = _report_of([graph.report for graph in self.graphs], self.breaks, self.options)
+        whole = _report_of(self.graphs, self.breaks, self.options, self._target)
         whole.notes += self.notes
         if (whole.graphs or whole.breaks) and is_training(self._target):
             whole.notes.insert(0, TRAINING)
@@ -153,10 +155,15 @@ def _check_break(found: GraphBreak, options: Options) -> None:
         )
 
 
-def _report_of(reports: Sequence[CompileReport], breaks: Sequence[GraphBreak], options: Options) -> CompileReport:
+def _report_of(
+    graphs: Iterable[CompiledGraph], breaks: Sequence[GraphBreak], options: Options, model: Any
+) -> CompileReport:
     """Return the report of all graphs of a model."""
-    whole = merged([*reports, CompileReport(options, breaks=list(breaks))] if breaks else reports)
-    return whole if reports or breaks else CompileReport(options)
+    graphs = sorted(graphs, key=lambda graph: graph.number)
+    known = graph_breaks.placed(breaks, [graph.number for graph in graphs], [graph.ends_in_break for graph in graphs])
+    whole = merged([*(graph.report for graph in graphs), CompileReport(options, breaks=known)])
+    describe_model(whole, model)
+    return whole
 
 
 @shows_options(KeywordOptions)
@@ -309,4 +316,4 @@ def _report_by_weights(compiled: Any) -> CompileReport:
     used = backend_of_optimized(compiled)
     is_own = function_of_backend(used) is torchtrt_bridge
     options = Options.from_mapping(used.kwargs.get("options")) if is_own else Options()
-    return _report_of([graph.report for graph in graphs], getattr(used, _BREAKS, []), options)
+    return _report_of(graphs, getattr(used, _BREAKS, []), options, module)

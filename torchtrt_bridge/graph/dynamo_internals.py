@@ -71,6 +71,11 @@ def function_of_backend(backend: Any) -> Any:
     return getattr(innermost, "compiler_fn", innermost)
 
 
+def ends_in_break(module: torch.fx.GraphModule) -> bool:
+    """Return whether Dynamo ended a graph at a line that it left to Python."""
+    return bool(getattr(getattr(module, "compile_subgraph_reason", None), "graph_break", False))
+
+
 def backend_of_optimized(compiled: torch.nn.Module) -> Any:
     """Return the backend, as Dynamo holds it, of a module that `torch.compile` returned; None for another module."""
     return innermost_backend(getattr(getattr(compiled, "dynamo_ctx", None), "callback", None))

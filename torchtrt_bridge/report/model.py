@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+import datetime
+import platform
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import fx
 
+from torchtrt_bridge.errors import OptionsError
 from torchtrt_bridge.graph.nodes import source_of
+from torchtrt_bridge.graph.version import __version__
 from torchtrt_bridge.options import Options
 
 READY = "ready"
@@ -33,6 +38,8 @@ class EngineEntry:
     unquantized: why this engine replaces one of the same subgraph in 8 bits; empty if it does not.
     dtypes: how many operators have a first result of each dtype; "size" for those that compute a number.
     device: the GPU that it runs on, as "cuda:1"; empty for the first one and for the CPU.
+    sources: how many of the operators come from each line of the user's source, as "model.py:12: x = f(x)"; operators
+        of which PyTorch knows no line are left out.
     """
 
     name: str
@@ -53,6 +60,7 @@ class EngineEntry:
     products: dict[str, int] = dataclasses.field(default_factory=dict)
     unquantized: str = ""
     device: str = ""
+    sources: dict[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def is_ready(self) -> bool:
@@ -95,11 +103,45 @@ class GraphBreak:
 
     source: the line, as "model.py:12: if x.sum() > 0:".
     in_torch: the code that PyTorch runs: "this line", "all of forward" or "the rest of forward".
+    after: how many graphs are captured before this line.
     """
 
     reason: str
     source: str
     in_torch: str
+    after: int = 0
+
+
+@dataclasses.dataclass
+class Stage:
+    """One step of a graph, in the order of its data: an engine, or nodes in PyTorch between two engines.
+
+    graph: the number of the graph, in the order of capture.
+    name: of an engine, that of its entry; of nodes that inductor may compile, as "torch_0"; else empty.
+    in_torch: the nodes in PyTorch; none for an engine.
+    moves: how many other calls PyTorch runs here. They compute no elements: views, copies and sizes.
+    reason: of a graph that PyTorch runs as a whole, why it does.
+    milliseconds: time per call of PyTorch and of inductor, where they were compared.
+    choice: which of them runs the nodes.
+    """
+
+    graph: int
+    name: str = ""
+    in_torch: list[TorchEntry] = dataclasses.field(default_factory=list)
+    moves: int = 0
+    reason: str = ""
+    milliseconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    choice: str = "PyTorch"
+
+
+def _now() -> str:
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions that every report has; that of TensorRT comes with the engines."""
+    found = {"torchtrt_bridge": __version__, "PyTorch": torch.__version__, "Python": platform.python_version()}
+    return found | ({"CUDA": torch.version.cuda} if torch.version.cuda else {})
 
 
 @dataclasses.dataclass
@@ -112,6 +154,12 @@ class CompileReport:
     error: relative L2 distance of the first results to those of the model itself; None where it was not measured.
     breaks: the graph breaks. What PyTorch runs there is in no graph, so that no count of nodes has it.
     is_plan: the report is one of `explain`, which builds nothing.
+    stages: what computes each graph, in the order of its data.
+    model: the class or the function that was compiled; empty where it is unknown.
+    versions: of the packages, as {"PyTorch": "2.11.0"}.
+    gpus: the GPUs that the engines are on.
+    created: when the report was begun, in the form of ISO 8601.
+    quantization: what `quantize` did to the model, as its own report says in `to_dict`; None for other models.
     """
 
     options: Options
@@ -123,6 +171,12 @@ class CompileReport:
     error: float | None = None
     breaks: list[GraphBreak] = dataclasses.field(default_factory=list)
     is_plan: bool = False
+    stages: list[Stage] = dataclasses.field(default_factory=list)
+    model: str = ""
+    versions: dict[str, str] = dataclasses.field(default_factory=_versions)
+    gpus: list[str] = dataclasses.field(default_factory=list)
+    created: str = dataclasses.field(default_factory=_now)
+    quantization: dict[str, Any] | None = None
 
     @property
     def trt_nodes(self) -> int:
@@ -153,17 +207,20 @@ class CompileReport:
             self.breaks[lines.index(found.source)] = found
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain data."""
         options = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self.options).items()}
-        return {
-            "options": options,
-            "graphs": self.graphs,
-            "engines": [dataclasses.asdict(entry) for entry in self.engines],
-            "in_torch": [dataclasses.asdict(entry) for entry in self.in_torch],
-            "in_float": [dataclasses.asdict(entry) for entry in self.in_float],
-            "breaks": [dataclasses.asdict(entry) for entry in self.breaks],
-            "notes": list(self.notes),
-            "error": self.error,
-        }
+        stages = [dataclasses.asdict(stage) | {"in_torch": [e.node for e in stage.in_torch]} for stage in self.stages]
+        return {**dataclasses.asdict(self), "options": options, "stages": stages}
+
+    def diff(self, other: CompileReport) -> str:
+        """Return what changes from this report to `other`, as a table that is as wide as the terminal.
+
+        It compares coverage, versions, options, errors, and of each engine its nodes, dtypes, size, error, time and the
+        winner of its trial. Times within 5 % of each other count as equal.
+        """
+        from torchtrt_bridge.report.diff import text_from_difference
+
+        return text_from_difference(self, other)
 
     def __str__(self) -> str:
         from torchtrt_bridge.report.render import text_from_report
@@ -172,29 +229,42 @@ class CompileReport:
 
     def _repr_html_(self) -> str:
         """Return the report for a notebook."""
-        from torchtrt_bridge.report.render import html_for_notebook
+        from torchtrt_bridge.report.page import html_for_notebook
 
         return html_for_notebook(self)
 
     def save(self, path: str | Path) -> None:
-        """Write the report as one HTML page."""
-        from torchtrt_bridge.report.render import html_from_report
+        """Write the report as one HTML page, which needs no other file and no network.
 
-        Path(path).write_text(html_from_report(self), encoding="utf-8")
+        Raises OptionsError if there is no folder to write it into.
+        """
+        from torchtrt_bridge.report.page import html_from_report
+
+        path = Path(path)
+        if not path.parent.is_dir() or path.is_dir():
+            what = "is a folder" if path.is_dir() else f"is in no folder that exists: create {path.parent} first"
+            raise OptionsError(f"save() writes one HTML file, and {path} {what}.")
+        path.write_text(html_from_report(self), encoding="utf-8")
 
 
 def merged(reports: Iterable[CompileReport]) -> CompileReport:
     """Return one report of several graphs; engines of different graphs have the graph's number in their names."""
     reports = list(reports)
-    has_engines = [report for report in reports if report.engines]
+    has_many = sum(bool(report.engines) for report in reports) > 1
     options = reports[0].options if reports else Options()
     errors = [report.error for report in reports if report.error is not None]
-    whole = CompileReport(options, graphs=sum(r.graphs for r in reports), error=max(errors, default=None))
+    whole = CompileReport(options, error=max(errors, default=None))
     for report in reports:
-        whole.engines += report.engines if len(has_engines) == 1 else _numbered(report, has_engines)
+        prefix = f"graph_{whole.graphs}." if has_many else ""
+        whole.engines += [dataclasses.replace(e, name=prefix + e.name) if prefix else e for e in report.engines]
+        whole.stages += [_moved(stage, whole.graphs, prefix) for stage in stages_of(report)]
         whole.in_torch += report.in_torch
         whole.in_float += report.in_float
         whole.is_plan |= report.is_plan
+        whole.graphs += report.graphs
+        whole.versions.update(report.versions)
+        whole.gpus += [gpu for gpu in report.gpus if gpu not in whole.gpus]
+        whole.created = min(whole.created, report.created)
         for found in report.breaks:
             whole.add_break(found)
         for note in report.notes:
@@ -202,10 +272,24 @@ def merged(reports: Iterable[CompileReport]) -> CompileReport:
     return whole
 
 
-def _numbered(report: CompileReport, reports: Sequence[CompileReport]) -> list[EngineEntry]:
-    """Return the engines of a report as "graph_0.trt_0", by its place among those with engines."""
-    number = next((index for index, other in enumerate(reports) if other is report), 0)
-    return [dataclasses.replace(entry, name=f"graph_{number}.{entry.name}") for entry in report.engines]
+def named_version(library: str) -> dict[str, str]:
+    """Return the version of "TensorRT-RTX 1.7.1.116" as a report has it, by name."""
+    name, _, version = library.partition(" ")
+    return {name: version}
+
+
+def _moved(stage: Stage, graph: int, prefix: str) -> Stage:
+    return dataclasses.replace(stage, graph=graph, name=prefix + stage.name if stage.name else "")
+
+
+def stages_of(report: CompileReport) -> list[Stage]:
+    """Return the stages of a report; of one without any, its engines, or one stage for what PyTorch runs."""
+    if report.stages:
+        return report.stages
+    found = [Stage(0, entry.name) for entry in report.engines]
+    if report.in_torch:
+        found.append(Stage(0, in_torch=list(report.in_torch)))
+    return found if found or not report.graphs else [Stage(0, reason="; ".join(report.notes))]
 
 
 def engine_entry(name: str, module: fx.GraphModule) -> EngineEntry:
@@ -213,7 +297,38 @@ def engine_entry(name: str, module: fx.GraphModule) -> EngineEntry:
     nodes = collections.Counter(map(op_name, _calls(module)))
     firsts = [next((str(value.dtype) for value in _tensors(n.meta.get("val"))), "size") for n in _calls(module)]
     dtypes = collections.Counter(dtype.removeprefix("torch.") for dtype in firsts)
-    return EngineEntry(name, dict(nodes.most_common()), [], [], dict(dtypes.most_common()))
+    return EngineEntry(
+        name, dict(nodes.most_common()), [], [], dict(dtypes.most_common()), sources=source_lines(module)
+    )
+
+
+def source_lines(module: fx.GraphModule) -> dict[str, int]:
+    """Return how many operators come from each line of the user's source, in the order of the data."""
+    return dict(collections.Counter(line for node in _calls(module) if (line := source_of(node)) is not None))
+
+
+def stages_from_graph(
+    module: fx.GraphModule, in_torch: Iterable[TorchEntry], torch_subgraphs: Mapping[str, Iterable[str]]
+) -> list[Stage]:
+    """Return the stages of a graph whose subgraphs are modules.
+
+    in_torch: the entries of the nodes in PyTorch.
+    torch_subgraphs: the names of the nodes that each subgraph for inductor was made of.
+    """
+    entries = {entry.node: entry for entry in in_torch}
+    stages: list[Stage] = []
+    for node in module.graph.nodes:
+        if node.op == "call_module":
+            names = torch_subgraphs.get(node.target, ())
+            stages.append(Stage(0, node.target, [entries[name] for name in names if name in entries]))
+        elif node.op == "call_function" and op_name(node) != "getitem":
+            if not stages or stages[-1].name:
+                stages.append(Stage(0))
+            if node.name in entries:
+                stages[-1].in_torch.append(entries[node.name])
+            else:
+                stages[-1].moves += 1
+    return stages
 
 
 def dtypes_of(module: fx.GraphModule) -> list[Any]:

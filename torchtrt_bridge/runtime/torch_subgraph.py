@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from torchtrt_bridge.errors import BridgeError
-from torchtrt_bridge.report.model import CompileReport
+from torchtrt_bridge.report.model import CompileReport, Stage
 from torchtrt_bridge.runtime.inductor import Inductor
 from torchtrt_bridge.runtime.tolerance import Reference, error_bound
 from torchtrt_bridge.runtime.trial import INDUCTOR, PYTORCH, Trial, TriedModule, ready
@@ -35,11 +35,17 @@ class TorchSubgraph(TriedModule):
         problem = self._problem(inputs, expected)
         self.choice = INDUCTOR if problem is None else PYTORCH
         self.state = "serving"
+        self._stage.choice = self.choice
         nodes = self.pytorch.graph.nodes
         calls = [n for n in nodes if n.op == "call_function" and n.target is not operator.getitem]
         subject = f"{self.name} ({len(calls)} of the nodes in PyTorch)"
         self.report.note(f"{subject} is compiled by inductor" if problem is None else f"{subject} is not: {problem}")
         return expected
+
+    @property
+    def _stage(self) -> Stage:
+        """The stage of the report that shows these nodes."""
+        return next((stage for stage in self.report.stages if stage.name == self.name), Stage(0))
 
     def _problem(self, inputs: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> str | None:
         """Return why inductor is not to compute this subgraph; None if it is."""
@@ -59,7 +65,7 @@ class TorchSubgraph(TriedModule):
             return f"what inductor made of it failed: {error}"
         if outcome.problem is not None:
             return f"inductor's results are wrong: {outcome.problem}"
+        times = self._stage.milliseconds = outcome.milliseconds
         if outcome.winner == INDUCTOR:
             return None
-        times = outcome.milliseconds
         return f"inductor takes {times[INDUCTOR]:.3g} ms, PyTorch {times[PYTORCH]:.3g} ms"

@@ -1,0 +1,26 @@
+"""The model as its report names it, with what `quantize` did to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from torchtrt_bridge.quantize.model import QuantizedModel
+from torchtrt_bridge.report.model import CompileReport
+
+
+def describe_model(report: CompileReport, model: Any) -> None:
+    """Have a report say of which model it is; `model` may be a result of `torch.compile`."""
+    model = getattr(model, "_orig_mod", model)
+    report.model = _name(model)
+    if isinstance(model, QuantizedModel) and "quantization" in model.meta:
+        report.quantization = model.quantization.to_dict()
+
+
+def _name(model: Any) -> str:
+    """Return the name of a module's class or of a function; empty for None."""
+    if model is None:
+        return ""
+    named = type(model) if isinstance(model, nn.Module) or not hasattr(model, "__name__") else model
+    return str(named.__name__)

@@ -11,6 +11,7 @@ from torch import nn
 
 import torchtrt_bridge as trtb
 from tests.models import WithUnsupported, image, trained
+from torchtrt_bridge.report.model import Stage
 from torchtrt_bridge.runtime import TorchSubgraph, inductor
 
 OPTIONS: dict[str, Any] = {"engine": "reference", "inductor": "fallback"}
@@ -164,11 +165,14 @@ def slow(module: Any, *_: Any) -> Any:
 @pytest.mark.parametrize(("trial", "stays"), [("check+time", True), ("check", False), ("off", False)])
 def test_pytorch_stays_where_inductor_is_slower(trial: str, stays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inductor, "compiled_by_inductor", slow)
-    report = trtb.CompileReport(trtb.Options(trial=trial))  # type: ignore[arg-type]
+    report = trtb.CompileReport(trtb.Options(trial=trial), stages=[Stage(0, "torch_0")])  # type: ignore[arg-type]
     part, x = TorchSubgraph("torch_0", torch.fx.symbolic_trace(lambda x: (x.cos(),)), report), torch.randn(3)
     torch.testing.assert_close([part(x)[0], part(x)[0]], [x.cos()] * 2)
     (note,) = report.notes
     assert ("is not: inductor takes" in note) is stays
+    (stage,) = report.stages
+    assert stage.choice == ("PyTorch" if stays else "inductor")
+    assert list(stage.milliseconds) == (["inductor", "PyTorch"] if trial == "check+time" else [])
 
 
 def test_a_tensor_that_lies_otherwise_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,6 +121,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
+    _check_page(arguments.html)
     model, inputs = _model_and_inputs(arguments)
     report = trtb.explain(model, tuple(inputs), precision=arguments.precision)
     _show(report, arguments.html)
@@ -133,6 +134,7 @@ def _export(arguments: argparse.Namespace) -> int:
         raise OptionsError(f"--output: {output.name!r} must end in .pt2.")
     if not output.parent.is_dir():
         raise OptionsError(f"--output: there is no directory {output.parent}.")
+    _check_page(arguments.html)
     batch = _batch_range(arguments.dynamic_batch) if arguments.dynamic_batch else None
     model, inputs = _model_and_inputs(arguments, batch)
     program = trtb.export(
@@ -163,6 +165,14 @@ def _demo(arguments: argparse.Namespace) -> int:
         output=arguments.output,
     )
     return 0
+
+
+def _check_page(page: Path | None) -> None:
+    """Raise OptionsError for a page that cannot be written, before anything is computed for it."""
+    if page is not None and (page.is_dir() or not page.parent.is_dir()):
+        raise OptionsError(
+            f"--html: {page} is a directory." if page.is_dir() else f"--html: there is no {page.parent}."
+        )
 
 
 def _show(report: CompileReport, page: Path | None) -> None:

@@ -109,7 +109,7 @@ def test_the_top_says_what_was_compiled() -> None:
         "Precision fp16",
         "Coverage 102 of 102 nodes (100 %), 1 engine",
         "Error 1.1e-03, of the results to the model's own",
-        "Speed 2.4 times PyTorch's: 0.21 ms per call instead of 0.5 ms, in the trial",
+        "Speed 2.4 times as fast as PyTorch: 0.21 ms per call instead of 0.5 ms, in the trial",
         "GPU NVIDIA L4",
         f"PyTorch {report.versions['PyTorch']}",
         "TensorRT-RTX 1.7.1.116",

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from torch import nn
 
-from torchtrt_bridge.quantize.model import QuantizedModel
 from torchtrt_bridge.report.model import CompileReport
 
 
 def describe_model(report: CompileReport, model: Any) -> None:
-    """Have a report say of which model it is; `model` may be a result of `torch.compile`."""
+    """Have a report say of which model it is; `model` may be a result of `torch.compile`, or None."""
     model = getattr(model, "_orig_mod", model)
     report.model = _name(model)
-    if isinstance(model, QuantizedModel) and "quantization" in model.meta:
+    quantize = sys.modules.get("torchtrt_bridge.quantize.model")  # not imported for models that nobody quantized
+    if quantize is not None and isinstance(model, quantize.QuantizedModel) and "quantization" in model.meta:
         report.quantization = model.quantization.to_dict()
 
 

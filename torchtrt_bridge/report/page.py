@@ -102,7 +102,7 @@ def _speed(report: CompileReport) -> str:
         return "not measured"
     pytorch, taken, count = times
     subgraphs = "" if count == len(report.engines) else f" of {count} of {len(report.engines)} subgraphs"
-    ratio = f"{pytorch / taken:.2g} times PyTorch's: " if taken else ""
+    ratio = f"{pytorch / taken:.2g} times as fast as PyTorch: " if taken else ""
     return f"{ratio}{taken:.3g} ms per call instead of {pytorch:.3g} ms, in the trial{subgraphs}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any
@@ -199,14 +200,15 @@ def _alternatives(subgraphs: Mapping[str, fx.GraphModule], builder: Builder) -> 
 def compile_torch_subgraphs(module: fx.GraphModule, report: CompileReport) -> dict[str, list[str]]:
     """Let inductor compile what stays in PyTorch between the engines of `module`, if the options say so.
 
-    Returns the names of the nodes of each such subgraph.
+    Returns the names of the nodes of each such subgraph, without those that take an item of a result.
     """
     if report.options.inductor == "off":
         return {}
     proposed = propose_torch_subgraphs(module)
+    items = {node.name for node in module.graph.find_nodes(op="call_function", target=operator.getitem)}
     for name, nodes in extract_subgraphs(module, proposed, TORCH_SUBGRAPH_PREFIX).items():
         module.set_submodule(name, TorchSubgraph(name, nodes, report))
-    return proposed
+    return {name: [node for node in nodes if node not in items] for name, nodes in proposed.items()}
 
 
 def left_in_float(module: fx.GraphModule, library: TensorRTLibrary, options: Options) -> list[TorchEntry]:

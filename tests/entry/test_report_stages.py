@@ -183,6 +183,20 @@ def test_stages_are_part_of_the_data() -> None:
     assert Stage(0).in_torch == []
 
 
+@pytest.mark.gpu
+def test_a_report_of_a_gpu_has_its_name_and_times(tmp_path: Path) -> None:
+    fast = trtb.compile(Net().eval().cuda())
+    for _ in range(3):
+        fast(X.cuda())
+    report = trtb.report(fast)
+    assert report.gpus == [torch.cuda.get_device_name()]
+    assert [set(entry.milliseconds) >= {"engine", "PyTorch"} for entry in report.engines] == [True, True]
+    report.save(tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert torch.cuda.get_device_name() in text
+    assert "times as fast as PyTorch" in text
+
+
 def test_a_function_is_named_too() -> None:
     def halved(x: torch.Tensor) -> torch.Tensor:
         return x / 2 + 1

@@ -121,8 +121,8 @@ class Stage:
     in_torch: the nodes in PyTorch; none for an engine.
     moves: how many other calls PyTorch runs here. They compute no elements: views, copies and sizes.
     reason: of a graph that PyTorch runs as a whole, why it does.
-    milliseconds: time per call of PyTorch and of inductor, where they were compared.
-    choice: which of them runs the nodes.
+    milliseconds: time per call of PyTorch and of inductor, where they were compared; of an engine, its entry has them.
+    choice: which of them runs the nodes; of an engine, its entry says what does.
     """
 
     graph: int
@@ -319,8 +319,9 @@ def stages_from_graph(
     stages: list[Stage] = []
     for node in module.graph.nodes:
         if node.op == "call_module":
-            names = torch_subgraphs.get(node.target, ())
-            stages.append(Stage(0, node.target, [entries[name] for name in names if name in entries]))
+            names = list(torch_subgraphs.get(node.target, ()))
+            known = [entries[name] for name in names if name in entries]
+            stages.append(Stage(0, node.target, known, moves=len(names) - len(known)))
         elif node.op == "call_function" and op_name(node) != "getitem":
             if not stages or stages[-1].name:
                 stages.append(Stage(0))

@@ -32,6 +32,9 @@ BY_BOTH = (
     "of a node in PyTorch in the blocks that were timed."
 )
 
+# A block that has no other beside it, to which its height could be compared, is so many times less high.
+ALONE = 4
+
 _SOURCE = re.compile(r"(?P<file>.+?):(?P<line>\d+)(?:: (?P<code>.*))?$", re.DOTALL)
 
 
@@ -60,7 +63,7 @@ class SourceLine:
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A stage as the picture shows it; a drawing of one block alone has no sizes to compare.
+    """A stage as the picture shows it.
 
     reason: why the stage runs where it does, in a line or two.
     share: its part of the whole picture, from 0 to 1.
@@ -126,8 +129,7 @@ def picture_of(report: CompileReport) -> Picture:
     stages = stages_of(report)
     entries = {entry.name: entry for entry in report.engines}
     weights, caption = _weights(stages, entries)
-    whole = sum(weights) or 1.0
-    whole = whole if len(stages) > 1 else 4 * whole
+    whole = (sum(weights) or 1.0) * (ALONE if len(stages) == 1 else 1)
     blocks = [_block(report, s, entries.get(s.name), w / whole) for s, w in zip(stages, weights, strict=True)]
     numbers = range(max([report.graphs, *(stage.graph + 1 for stage in stages)]))
     parts = [

@@ -170,9 +170,8 @@ def _demo(arguments: argparse.Namespace) -> int:
 def _check_page(page: Path | None) -> None:
     """Raise OptionsError for a page that cannot be written, before anything is computed for it."""
     if page is not None and (page.is_dir() or not page.parent.is_dir()):
-        raise OptionsError(
-            f"--html: {page} is a directory." if page.is_dir() else f"--html: there is no {page.parent}."
-        )
+        found = f"{page} is a directory" if page.is_dir() else f"there is no directory {page.parent}"
+        raise OptionsError(f"--html: {found}. Name a file in an existing directory.")
 
 
 def _show(report: CompileReport, page: Path | None) -> None:

@@ -22,7 +22,7 @@ from torchtrt_bridge.report.render import tables, terminal_width, text_console, 
 if TYPE_CHECKING:
     from torchtrt_bridge.report.model import CompileReport, EngineEntry
 
-# Times within this share of each other count as equal: two trials of one engine differ by as much.
+# Times within this share of each other count as equal: a trial takes them from few calls.
 SAME_TIME = 0.05
 
 NONE = "-"

@@ -94,7 +94,10 @@ def test_an_export_without_an_engine_is_no_success(tiny: str, capsys: pytest.Cap
         (["explain", "MODEL"], "Say what"),
         (["explain", "MODEL", "--input", "1xfour"], "write sizes with x between them"),
         (["explain", "MODEL", "--input", "1x4:int65"], "'int65' is not a dtype"),
-        (["explain", "MODEL", "--input", "1x4", "--html", "missing/plan.html"], "--html: there is no directory missing"),
+        (
+            ["explain", "MODEL", "--input", "1x4", "--html", "missing/plan.html"],
+            "there is no directory missing",
+        ),
         (["export", "MODEL", "--input", "1x4", "-o", "t.pt2", "--html", "."], "--html: . is a directory"),
         (["explain", "MODEL", "--input", "1x5"], "fails in PyTorch on --input 1x5"),
         (["export", "MODEL", "--input", "1x4", "-o", "tiny.onnx"], "must end in .pt2"),

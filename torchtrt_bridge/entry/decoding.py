@@ -59,7 +59,8 @@ class Decoder:
     ) -> Any:
         """Return what `generate` returns for greedy decoding, sampling or beam search."""
         if (generation_config.num_beams or 1) > 1:
-            return self._search(model, input_ids, logits_processor, stopping_criteria, generation_config, settings)
+            prepared = (input_ids, logits_processor, stopping_criteria, generation_config)
+            return self._search(model, prepared, settings)
         request = Request(model, input_ids, logits_processor, stopping_criteria, generation_config, streamer, settings)
         reason = request.why_not()
         if reason is None and self._lock.acquire(blocking=False):
@@ -76,13 +77,12 @@ class Decoder:
             **settings,
         )
 
-    def _search(self, model: Any, *prepared: Any) -> Any:
+    def _search(self, model: Any, prepared: tuple[Any, ...], settings: dict[str, Any]) -> Any:
         """Return what beam search returns: transformers' loop, of which one engine computes each step."""
-        *arguments, settings = prepared
         self.note("beams are searched")
         for value in settings.values():
             move_beams_in_place(value)
-        return beam_loop(model)(model, *arguments, **settings)
+        return beam_loop(model)(model, *prepared, **settings)
 
     def note(self, reason: str) -> None:
         """Have the report say why a call runs in the loop of transformers."""

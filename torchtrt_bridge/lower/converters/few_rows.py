@@ -11,8 +11,8 @@ TensorRT-RTX has few blocks of threads read it; a sum in parts lets more of them
     8192 x 2048      20.7 -> 17.8   23.3 -> 15.3   23.1 -> 14.8
     4096 x 14336     41.6           35.2 -> 35.3   36.9 -> 36.6
 
-One row that stands twice goes through tensor cores, and its sum in parts would be as fast as that of four rows. But
-these sum in fp16 there: the numbers of a decoder were six times as far from fp32 as PyTorch's.
+One row that stands twice goes through tensor cores, and its sum in parts is as fast as that of four rows. But these
+sum in fp16 there: over 8192 inputs the results were 2.4e-3 from PyTorch's in place of 6e-5.
 """
 
 from __future__ import annotations

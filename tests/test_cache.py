@@ -18,12 +18,14 @@ import torch
 
 import torchtrt_bridge as trtb
 from tests.models import ConvNet, WithUnsupported, image, trained
+from torchtrt_bridge import cache as caches
 from torchtrt_bridge.cache import EngineCache, source_digest
 from torchtrt_bridge.engine import builder
 from torchtrt_bridge.options import Options
 
 TARGETS = ("sm_89",)
 PLAN = bytes(range(256)) * 4
+default_directory = caches.default_directory  # which a fixture replaces in each test
 
 
 @pytest.fixture
@@ -313,6 +315,17 @@ def test_the_default_directory_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp
     assert cache is not None
     assert cache.directory == tmp_path / "engines"  # what the fixture of all tests puts there
     assert cache.limit_bytes == Options().cache_bytes
+
+
+def test_the_environment_names_the_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(caches, "default_directory", default_directory)
+    monkeypatch.setenv("TORCHTRT_BRIDGE_CACHE_DIR", str(tmp_path / "named"))
+    for options, directory in ((Options(), "named"), (Options(cache_dir=tmp_path / "given"), "given")):
+        found = EngineCache.from_options(options)
+        assert found is not None
+        assert found.directory == tmp_path / directory
+    monkeypatch.setenv("TORCHTRT_BRIDGE_CACHE_DIR", "")
+    assert default_directory().name == "engines"
 
 
 def test_a_warm_cache_builds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

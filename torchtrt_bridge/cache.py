@@ -28,8 +28,9 @@ KINDS = ("engine", "engine.json", "kernels", "kernels.json", "graph", "graph.jso
 
 
 def default_directory() -> Path:
-    """Return the per-user cache directory."""
-    return Path(platformdirs.user_cache_dir("torchtrt_bridge")) / "engines"
+    """Return the directory that TORCHTRT_BRIDGE_CACHE_DIR names in the environment, else the per-user one."""
+    named = os.environ.get("TORCHTRT_BRIDGE_CACHE_DIR")
+    return Path(named) if named else Path(platformdirs.user_cache_dir("torchtrt_bridge")) / "engines"
 
 
 @dataclasses.dataclass(frozen=True)

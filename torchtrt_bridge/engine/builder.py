@@ -22,7 +22,7 @@ from torchtrt_bridge.graph.shapes import Range
 from torchtrt_bridge.interop import TorchTensorRT, provider_for
 from torchtrt_bridge.lower.network import Network, network_from_graph
 from torchtrt_bridge.options import Options
-from torchtrt_bridge.report.log import warn_once
+from torchtrt_bridge.report.log import info, warn_once
 from torchtrt_bridge.report.model import READY, EngineEntry
 from torchtrt_bridge.report.progress import BuildProgress
 from torchtrt_bridge.runtime.call_context import on_device
@@ -191,6 +191,7 @@ class _Engine:
         plan = None if self.cache is None else self.cache.get(self._key)
         if plan is not None:
             self.entry.engine, self.entry.from_cache, self.entry.bytes = str(self.library), True, len(plan)
+            info(f"{self.entry.name} comes from the cache, {len(plan) / 1e6:.1f} MB")
         return plan
 
     def _cached_or_built(self) -> bytes:
@@ -211,6 +212,7 @@ class _Engine:
             plan = engine_from_network(self._network, self.library, self.options, self.on_progress)
         self.entry.build_seconds = time.perf_counter() - started
         self.entry.bytes = len(plan)
+        info(f"{self.entry.name} was built in {self.entry.build_seconds:.1f} s, {len(plan) / 1e6:.1f} MB")
         return plan
 
 

@@ -14,7 +14,7 @@ from torchtrt_bridge.errors import BridgeError, EngineLoadError, ShapeRangeError
 from torchtrt_bridge.graph.nodes import gpu_of
 from torchtrt_bridge.graph.shapes import TensorSpec
 from torchtrt_bridge.options import Options
-from torchtrt_bridge.report.log import warn_once
+from torchtrt_bridge.report.log import info, warn_once
 from torchtrt_bridge.report.model import EngineEntry
 from torchtrt_bridge.runtime.call_context import is_capturing
 from torchtrt_bridge.runtime.inductor import Inductor
@@ -272,6 +272,8 @@ class EngineModule(TriedModule):
     def _settle(self, outcome: Outcome) -> None:
         """Let the winner compute all calls from now on."""
         times = self.entry.milliseconds = outcome.milliseconds
+        listed = ", ".join(f"{name} {milliseconds:.3g} ms" for name, milliseconds in times.items())
+        info(f"{self.name} is computed by {outcome.winner}; {listed or 'only checked'}, error {outcome.error:.1e}")
         if outcome.winner == UNQUANTIZED:
             self.drop(f"in 8 bits it takes {times[ENGINE]:.3g} ms, without quantization {times[UNQUANTIZED]:.3g} ms")
             return

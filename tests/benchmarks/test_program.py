@@ -1,4 +1,4 @@
-"""The command that lists what an engine launches."""
+"""The command that lists the steps of an engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torchtrt_bridge as trtb
 from benchmarks import program
 
 
-def test_it_lists_the_launches_of_each_engine(
+def test_it_lists_the_steps_of_each_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64)).eval()
@@ -23,7 +23,7 @@ def test_it_lists_the_launches_of_each_engine(
     monkeypatch.setattr(sys, "argv", ["program", str(path)])
     assert program.main() == 0
     shown = capsys.readouterr().out
-    assert re.search(r"trt_0: \d+ launches", shown)
+    assert re.search(r"trt_0: \d+ steps", shown)
     assert "fully_connected" in shown
     assert "float16" in shown
 

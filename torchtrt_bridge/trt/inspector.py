@@ -1,4 +1,4 @@
-"""Inspector of built engines: reads the kernels of an engine, and the dtypes in which it computes its products.
+"""Inspector of built engines: reads the steps of an engine, and the dtypes in which it computes its products.
 
 These may differ from those of the network. TensorRT-RTX writes the program of an engine into it as text, which shows
 what is otherwise visible on a GPU only: 1.6 and 1.7 keep the weights of a quantized convolution in 8 bits, and
@@ -15,7 +15,7 @@ _TENSOR = re.compile(r'tensor=\{.*? name=("?)(.+?)\1 .*? type=(\w+) \}')
 _PRODUCT = re.compile(
     r' (?:corrltn|deconvolution|fully_connected)=\{ name=("?)(.+?)\1 output=.*? input=\{ ?"(.+?)" "(.+?)" '
 )
-_KERNEL = re.compile(r'^ *(\w+)=\{ name=("?)(.+?)\2 (?:fqn|output|input|args)=', re.MULTILINE)
+_STEP = re.compile(r'^ *(\w+)=\{ name=("?)(.+?)\2 (?:fqn|output|input|args)=', re.MULTILINE)
 _SUMS = re.compile(r" accumulation_type=(\d+) ")
 _SUMS_IN = {"0": "float16", "2": "float32"}  # of a product in fp16; for others it says nothing
 _DTYPES = {"half": "float16", "float": "float32", "bf16": "bfloat16", "fp8_e4m3": "float8_e4m3fn"}
@@ -39,10 +39,11 @@ def product_dtypes(plan: bytes) -> dict[str, str]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Kernel:
-    """One launch of an engine: a kernel that TensorRT generates, or a product or convolution of its libraries.
+class Step:
+    """One step of an engine: a kernel that TensorRT generates, or an operation that its libraries do.
 
-    kind: "function" for a generated one, which is named after what it fuses; else "fully_connected", "corrltn", ...
+    kind: "function" for a generated kernel, which is named after what it fuses; else "fully_connected", "corrltn", or
+        an element-wise operation, as "add", which the kernel of the product before it does too.
     sums_in: of a product of fp16 matrices, the dtype that it is summed in; else empty.
     """
 
@@ -51,14 +52,14 @@ class Kernel:
     sums_in: str = ""
 
 
-def kernels(plan: bytes) -> list[Kernel]:
-    """Return what an engine of TensorRT-RTX launches, in order; nothing for one without the text of its program."""
+def steps(plan: bytes) -> list[Step]:
+    """Return the steps of an engine of TensorRT-RTX, in order; nothing for one without the text of its program."""
     found = []
     for program in _PROGRAM.findall(plan):
         _, _, main = program.decode("ascii").partition("\nmain {")
         for line in main.splitlines():
-            match = _KERNEL.match(line)
+            match = _STEP.match(line)
             if match:
                 sums = _SUMS.search(line)
-                found.append(Kernel(match[1], match[3], _SUMS_IN.get(sums[1], "") if sums else ""))
+                found.append(Step(match[1], match[3], _SUMS_IN.get(sums[1], "") if sums else ""))
     return found

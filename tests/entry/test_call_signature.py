@@ -165,6 +165,28 @@ def test_sizes_that_share_a_dim(
         program(*map(torch.ones, other))
 
 
+class Nested(nn.Module):
+    """Model whose first argument has a name that the graph cannot use, and whose second is a list."""
+
+    def forward(self, input: torch.Tensor, pair: Any, scale: Any = 2.0, *, mask: torch.Tensor) -> torch.Tensor:
+        return input.relu() * scale + pair[0].sum() + pair[1].sum() + mask
+
+
+@pytest.mark.parametrize("is_loaded", [False, True], ids=["exported", "loaded"])
+def test_the_tensors_that_a_program_takes_have_names(is_loaded: bool, tmp_path: Path) -> None:
+    ids = torch.ones(3, dtype=torch.int64)
+    shapes = {"input": {0: N}, "pair": [None, None], "scale": None, "mask": {0: N}}
+    arguments = (torch.ones(4), [torch.ones(2, 2), ids], 3.0)
+    program = exported(Nested(), arguments, kwargs={"mask": torch.ones(4)}, dynamic_shapes=shapes)
+    if is_loaded:
+        program = loaded(program, tmp_path)
+    assert {name: str(spec) for name, spec in program.inputs.items()} == {
+        "input": "float32[2..9]", "pair_0": "float32[2, 2]", "pair_1": "int64[3]", "mask": "float32[2..9]",
+    }  # fmt: skip
+    assert [program.inputs["input"].accepts(torch.ones(size)) for size in (1, 2, 9, 10)] == [False, True, True, False]
+    program(input=torch.ones(9), pair=arguments[1], scale=3.0, mask=torch.ones(9))
+
+
 # Memory --------------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import OrderedDict
 from typing import Any
 
@@ -39,6 +40,18 @@ class CallSignature:
             else:
                 self._wanted.append(_tensor_of(node, ranges))
         self._sizes = SharedSizes((node.name, node.meta.get("val")) for node in nodes)
+
+    @property
+    def tensors(self) -> dict[str, TensorSpec]:
+        """Return the tensors that a call takes, by their argument's name; within a nested one by the graph's name."""
+        forms = [form for part in self._form.children() for form in part.children()]
+        found: dict[str, TensorSpec] = {}
+        wanted = iter(self._wanted)
+        for name, form in zip([*self._positions, *self._names], forms, strict=True):
+            for tensor in itertools.islice(wanted, form.num_leaves):
+                if isinstance(tensor, _Tensor):
+                    found[name if form.is_leaf() else tensor.spec.name] = tensor.spec
+        return found
 
     def flat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         """Return the arguments in the order of the graph; ShapeRangeError if the program was exported for others."""

@@ -16,6 +16,7 @@ from torchtrt_bridge.capture.shared_memory import MemoryGuard
 from torchtrt_bridge.entry.call_signature import CallSignature
 from torchtrt_bridge.entry.manifest import Manifest
 from torchtrt_bridge.errors import ShapeRangeError
+from torchtrt_bridge.graph.shapes import TensorSpec
 from torchtrt_bridge.graph.torch_internals import is_transformed
 from torchtrt_bridge.report.log import warn_once
 from torchtrt_bridge.report.model import CompileReport
@@ -56,6 +57,15 @@ class Program:
         """
         self._run.restore_weights()
         return self._exported
+
+    @property
+    def inputs(self) -> dict[str, TensorSpec]:
+        """Tensors that a call takes, by the name of the argument, each with its `dtype` and the `ranges` of its sizes.
+
+        `accepts` of one says whether it may be a given tensor, and `str` of it is like ``float32[1..16, 3, 224, 224]``.
+        Tensors within a nested argument have the names that the graph gives them.
+        """
+        return self._signature.tensors
 
     def __repr__(self) -> str:
         from torchtrt_bridge.report.facts import headline

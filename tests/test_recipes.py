@@ -97,6 +97,17 @@ def test_train_to_deploy(tmp_path: Path, environment: dict[str, str]) -> None:
     assert abs(float(served[1]) - float(simulated[2])) < 0.5
 
 
+@pytest.mark.full
+def test_serve(environment: dict[str, str]) -> None:
+    for package in ("fastapi", "uvicorn", "prometheus_client", "safetensors"):
+        pytest.importorskip(package, reason="the extra serve brings it")
+    text = said_by("serve", environment)
+    assert "400 of 400 answers are the network's" in text
+    batches = re.search(r"^(\d+) batches, ", text, re.MULTILINE)
+    assert batches is not None
+    assert int(batches[1]) < 400
+
+
 def executed(name: str, kernels: AsyncKernelManager, environment: dict[str, str]) -> tuple[str, int]:
     """Return what a notebook prints, and how many pictures it draws."""
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)

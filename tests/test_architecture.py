@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -175,6 +176,11 @@ assert not torch.cuda.is_initialized()
 
 def test_public_names_exist_and_say_what_they_are() -> None:
     assert [name for name in torchtrt_bridge.__all__ if not getattr(torchtrt_bridge, name).__doc__] == []
+
+
+def test_a_pickle_of_the_package_is_the_package() -> None:
+    """Cloudpickle pickles the modules that a function refers to, as Ray does for what it sends to workers."""
+    assert pickle.loads(pickle.dumps(torchtrt_bridge)) is torchtrt_bridge
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

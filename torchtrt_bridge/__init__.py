@@ -97,6 +97,10 @@ class _Package(types.ModuleType):
         if not (name in _HOMES and isinstance(value, types.ModuleType)):
             super().__setattr__(name, value)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Reduce to an import, as cloudpickle does modules, which the functions that Ray or Dask send may refer to."""
+        return importlib.import_module, (__name__,)
+
 
 sys.modules[__name__].__class__ = _Package
 

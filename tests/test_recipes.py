@@ -108,6 +108,14 @@ def test_serve(environment: dict[str, str]) -> None:
     assert int(batches[1]) < 400
 
 
+@pytest.mark.full
+def test_batch_inference(environment: dict[str, str]) -> None:
+    pytest.importorskip("ray.data", reason="the extra batch brings it")
+    text = said_by("batch_inference", environment | {"RAY_USAGE_STATS_ENABLED": "0"}, "--workers", "2")
+    assert "4000 rows by 2 workers" in text
+    assert "4000 of 4000 results are the network's" in text
+
+
 def executed(name: str, kernels: AsyncKernelManager, environment: dict[str, str]) -> tuple[str, int]:
     """Return what a notebook prints, and how many pictures it draws."""
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)

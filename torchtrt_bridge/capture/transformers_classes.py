@@ -1,4 +1,7 @@
-"""Models and pipelines of transformers, recognised without importing it: if there is such an object, it is loaded."""
+"""Models and pipelines of transformers, and models of sentence-transformers.
+
+They are recognised without importing either package: if there is such an object, its package is loaded.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,16 @@ def is_for_pipelines(target: Any) -> bool:
 def is_pipeline(target: Any) -> bool:
     """Return whether an object is a `transformers.Pipeline`."""
     return _is_a(target, "transformers.pipelines.base", "Pipeline")
+
+
+def is_sentence_model(target: Any) -> bool:
+    """Return whether an object is a `SentenceTransformer` or a `CrossEncoder`: tokenizer, model and pooling in one."""
+    return any(_is_a(target, "sentence_transformers", name) for name in ("SentenceTransformer", "CrossEncoder"))
+
+
+def version_of_sentence_models() -> str:
+    """Return the version of sentence-transformers, which is loaded."""
+    return str(sys.modules["sentence_transformers"].__version__)
 
 
 def has_encoder(model: Any) -> bool:

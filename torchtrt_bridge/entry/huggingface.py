@@ -1,4 +1,4 @@
-"""Hugging Face pipelines and models on TensorRT, in place."""
+"""Hugging Face pipelines, models and sentence transformers on TensorRT, in place."""
 
 from __future__ import annotations
 
@@ -7,12 +7,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
-from torchtrt_bridge.capture.transformers_classes import has_encoder, is_for_pipelines, is_model, is_pipeline
+from torchtrt_bridge.capture.transformers_classes import (
+    has_encoder,
+    is_for_pipelines,
+    is_model,
+    is_pipeline,
+    is_sentence_model,
+)
 from torchtrt_bridge.entry.generation import by_cache, has_static_steps, install, uninstall
 from torchtrt_bridge.entry.option_signature import shows_options
 from torchtrt_bridge.entry.torch_compile import (
     Backend,
     backend_of_calls,
+    check_sentence_model,
     compile_calls,
     compiled_anew,
     set_call,
@@ -32,10 +39,11 @@ T = TypeVar("T")
 def accelerate(
     target: T, *, dynamic: bool | None = None, fullgraph: bool = False, **options: Unpack[KeywordOptions]
 ) -> T:
-    """Let a Hugging Face pipeline or model compute on TensorRT, in place.
+    """Let a Hugging Face pipeline, model, SentenceTransformer or CrossEncoder compute on TensorRT, in place.
 
-    Every call of the model runs the engines: `model(...)`, `model.generate(...)`, the pipeline. Its class, its weights
-    and its attributes stay. The encoder of an encoder-decoder model is compiled too, as `generate` calls it by itself.
+    Every call of the model runs the engines: `model(...)`, `generate`, `encode`, `predict`, the pipeline. Its class,
+    its weights and its attributes stay. The encoder of an encoder-decoder model is compiled too, as `generate` calls it
+    by itself.
     dynamic, fullgraph: as in `torch.compile`; but without `dynamic` a model that reads token ids is compiled for any
         batch size and length at once. PyTorch still compiles a batch of one by itself.
     options: the fields of `Options`, checked at once.
@@ -44,6 +52,7 @@ def accelerate(
     """
     model = _model_of(target, "accelerate")
     backend = Backend(Options.from_mapping(options), model)
+    check_sentence_model(model)
     for part in _parts(model):
         if compiled_call(part) is not None:
             raise OptionsError(
@@ -54,7 +63,7 @@ def accelerate(
                     else " by its own compile()."
                 )
             )
-    if dynamic is None and getattr(model, "main_input_name", None) == "input_ids":
+    if dynamic is None and (is_sentence_model(model) or getattr(model, "main_input_name", None) == "input_ids"):
         dynamic = True
     for part in _parts(model):
         compile_calls(part, backend, dynamic, fullgraph)
@@ -86,7 +95,7 @@ def restore(target: T) -> T:
 def _model_of(target: Any, verb: str) -> nn.Module:
     """Return the model of a pipeline, or the model itself; OptionsError says what to give instead."""
     model = target.model if is_pipeline(target) else target
-    if is_for_pipelines(model):
+    if is_for_pipelines(model) or is_sentence_model(model):
         found: nn.Module = model
         return found
     if isinstance(getattr(model, "_orig_mod", None), nn.Module):
@@ -105,7 +114,7 @@ def _instead(target: Any) -> str:
 
 def _parts(model: Any) -> list[nn.Module]:
     """Return the modules that are called from outside: the model, and the encoder that `generate` calls before it."""
-    if not has_encoder(model):
+    if is_sentence_model(model) or not has_encoder(model):
         return [model]
     encoder = model.get_encoder()
     return [model] if encoder is model else [model, encoder]

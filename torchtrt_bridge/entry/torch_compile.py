@@ -17,7 +17,13 @@ import torch
 from torch import fx, nn
 
 from torchtrt_bridge.capture import graph_breaks
-from torchtrt_bridge.capture.transformers_classes import install_hooks, is_for_pipelines, is_pipeline
+from torchtrt_bridge.capture.transformers_classes import (
+    install_hooks,
+    is_for_pipelines,
+    is_pipeline,
+    is_sentence_model,
+    version_of_sentence_models,
+)
 from torchtrt_bridge.entry.compiled_graph import CompiledGraph
 from torchtrt_bridge.entry.option_signature import shows_options
 from torchtrt_bridge.entry.reported_model import describe_model
@@ -176,7 +182,8 @@ def compile(
     options: the fields of `Options`, checked at once.
     Returns the result of `torch.compile`, or the decorated class itself with its `forward` compiled. For a Hugging Face
     model, quantized or not, and for a module with a method `generate`, the result is a second module of the same class
-    over the same weights, since pipelines look at the class, and `generate` calls the module that it belongs to.
+    over the same weights, since pipelines look at the class, and `generate` calls the module that it belongs to. So it
+    is for a SentenceTransformer and a CrossEncoder.
     """
     checked = Options.from_mapping(options)
     if model is None:
@@ -195,7 +202,8 @@ def _compile(target: Any, dynamic: bool | None, fullgraph: bool, options: Option
         return target
     if not callable(target):
         raise OptionsError(f"compile() takes a module, a function or a class, not {type(target).__name__}.")
-    if isinstance(target, nn.Module) and (is_for_pipelines(target) or hasattr(type(target), "generate")):
+    if isinstance(target, nn.Module) and _is_called_by_its_methods(target):
+        check_sentence_model(target)
         install_hooks(target)
         shallow = copy.copy(target)  # its parameters, buffers, submodules and hooks are those of the original
         compile_calls(shallow, backend, dynamic, fullgraph)
@@ -207,6 +215,20 @@ def _compile(target: Any, dynamic: bool | None, fullgraph: bool, options: Option
         compiled = _alone_at_first(compiled, backend)
     object.__setattr__(compiled, _ATTRIBUTE, backend)
     return compiled
+
+
+def _is_called_by_its_methods(module: nn.Module) -> bool:
+    """Return whether others expect the class of a module, or its own methods call it."""
+    return is_for_pipelines(module) or is_sentence_model(module) or hasattr(type(module), "generate")
+
+
+def check_sentence_model(model: nn.Module) -> None:
+    """Raise OptionsError for a model of sentence-transformers before 6.0, whose `encode` would not run the engines."""
+    if is_sentence_model(model) and int((version := version_of_sentence_models()).partition(".")[0]) < 6:
+        raise OptionsError(
+            f"A {type(model).__name__} of sentence-transformers {version} calls its forward directly, past the "
+            "engines: pip install 'sentence-transformers>=6'."
+        )
 
 
 def compile_calls(module: nn.Module, backend: Backend, dynamic: bool | None, fullgraph: bool) -> None:

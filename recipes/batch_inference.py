@@ -149,7 +149,7 @@ def tiny(workers: int) -> None:
     scores = torch.as_tensor(results["output"].combine_chunks().flatten().to_numpy().copy()).reshape(rows, 10)
     with torch.inference_mode():
         right = int(torch.isclose(scores, network(images), rtol=1e-2, atol=1e-3).all(1).sum())  # fp16
-    print(f"{rows} rows by {workers} workers in {seconds:.1f} s, with the time to start them")
+    print(f"{rows} rows in {seconds:.1f} s, with the start of the workers ({workers})")
     print(f"{right} of {rows} results are the network's")
     if right < len(images):
         sys.exit("The results differ by more than fp16 explains.")

@@ -51,9 +51,6 @@ SECONDS_TO_STOP = 30  # what is open then is given up
 LOGGER = logging.getLogger("uvicorn.error")
 
 
-# The program ---------------------------------------------------------------------------------------------------------
-
-
 class Model:
     """Program that takes and returns tensors by name, on the CPU, with rows in their first dimension."""
 
@@ -98,9 +95,6 @@ class Model:
         if len(rows) > 1:
             raise HTTPException(422, f"The inputs have different numbers of rows: {sorted(rows)}.")
         return rows.pop()
-
-
-# Batches -------------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(eq=False)
@@ -206,14 +200,8 @@ class Batcher:
         return [{name: part[number].clone() for name, part in parts.items()} for number in range(len(batch))]
 
 
-# HTTP ----------------------------------------------------------------------------------------------------------------
-
-
 class Service:
-    """What the server answers.
-
-    most_open: requests that may be open at once, from their first byte to their answer. most_bytes: of a body.
-    """
+    """Answers of the server. most_open: requests that may be open at once; most_bytes: of a request's body."""
 
     def __init__(self, model: Model, wait_s: float = 0.004, most_open: int = 256, most_bytes: int = 16 << 20) -> None:
         self.model = model
@@ -295,9 +283,6 @@ async def unless_hung_up(request: Request, answer: asyncio.Future[Tensors]) -> T
         answer.cancel()
         raise HTTPException(499, "The client hung up.")
     return answer.result()
-
-
-# A load test ---------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager

@@ -360,3 +360,18 @@ def test_a_server_that_is_told_to_stop_answers_what_is_open(path: Path, threads:
     finally:
         process.kill()
         process.communicate()
+
+
+@pytest.mark.gpu
+def test_engines_answer_on_a_gpu(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
+    network = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 3)).eval()
+    shapes = ({0: Dim("batch", min=1, max=MOST_ROWS)},)
+    trtb.save(trtb.export(network, torch.rand(2, 4), dynamic_shapes=shapes, precision="fp16"), tmp_path / "gpu.pt2")
+    model = RECIPE["Model"](tmp_path / "gpu.pt2")
+    requests = [{"input": torch.rand(1 + number % 3, 4)} for number in range(60)]
+    with served(model) as client:
+        for results, tensors in zip(threads.map(client.results, requests), requests, strict=True):
+            with torch.inference_mode():
+                torch.testing.assert_close(results["output"], network(tensors["input"]), rtol=1e-2, atol=1e-2)  # fp16
+    (engine,) = model.program.report.engines
+    assert engine.is_ready

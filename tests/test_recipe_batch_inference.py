@@ -17,7 +17,6 @@ from torch.export import Dim
 
 import torchtrt_bridge as trtb
 
-pytest.importorskip("ray.data", reason="no Ray: pip install 'torchtrt_bridge[batch]'")
 pa = pytest.importorskip("pyarrow", reason="no pyarrow: pip install 'torchtrt_bridge[batch]'")
 
 from pyarrow import parquet  # noqa: E402
@@ -26,7 +25,6 @@ pytestmark = pytest.mark.full
 
 ROOT = Path(__file__).parent.parent
 PATH = ROOT / "recipes" / "batch_inference.py"
-RECIPE = runpy.run_path(str(PATH))
 ROWS = 2000
 
 # One worker is killed in the middle of its work, one batch fails twice; then a batch fails for good.
@@ -73,6 +71,12 @@ except Exception as error:
 """
 
 
+@pytest.fixture(scope="module")
+def recipe() -> dict[str, Any]:
+    pytest.importorskip("ray.data", reason="no Ray: pip install 'torchtrt_bridge[batch]'")
+    return runpy.run_path(str(PATH))
+
+
 class Scaled(nn.Module):
     """Two inputs, of which one is a number for each row, and two results."""
 
@@ -115,7 +119,7 @@ def assert_right(results: Any, keys: list[int]) -> None:
 
 
 @pytest.fixture(scope="module")
-def found(folder: Path) -> dict[str, Any]:
+def found(folder: Path, recipe: dict[str, Any]) -> dict[str, Any]:
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": path, "RAY_USAGE_STATS_ENABLED": "0"}
     command = [sys.executable, "-c", SCRIPT, str(PATH), str(folder)]
@@ -141,7 +145,7 @@ def test_a_batch_that_fails_for_good_ends_the_run(found: dict[str, Any]) -> None
 
 
 @pytest.mark.parametrize("kind", ["lists", "nested", "fixed", "double"])
-def test_columns_are_brought_into_the_sizes_of_an_input(kind: str, folder: Path) -> None:
+def test_columns_are_brought_into_the_sizes_of_an_input(kind: str, folder: Path, recipe: dict[str, Any]) -> None:
     keys = torch.arange(5, 15)
     table = table_of(keys)
     x = inputs(ROWS)[0][keys]
@@ -149,28 +153,28 @@ def test_columns_are_brought_into_the_sizes_of_an_input(kind: str, folder: Path)
     column = pa.array(x.tolist()) if kind == "nested" else pa.FixedSizeListArray.from_arrays(values, 6)
     if kind != "lists":
         table = table.set_column(1, "x", column)
-    worker = RECIPE["Worker"](str(folder / "model.pt2"), "id")
+    worker = recipe["Worker"](str(folder / "model.pt2"), "id")
     assert_right(worker(table), keys.tolist())
     assert_right(worker(table.slice(2, 3)), keys[2:5].tolist())
 
 
-def test_what_the_program_does_not_take_is_not_tried_again(folder: Path) -> None:
+def test_what_the_program_does_not_take_is_not_tried_again(folder: Path, recipe: dict[str, Any]) -> None:
     with pytest.raises(RuntimeError, match="from 0 to 16 failed 1 times: Argument x is"):
-        RECIPE["Worker"](str(folder / "model.pt2"), "id")(table_of(torch.arange(17)))
+        recipe["Worker"](str(folder / "model.pt2"), "id")(table_of(torch.arange(17)))
 
 
-def test_a_folder_with_files_is_left_alone(folder: Path) -> None:
+def test_a_folder_with_files_is_left_alone(folder: Path, recipe: dict[str, Any]) -> None:
     with pytest.raises(SystemExit, match="has files already"):
-        RECIPE["run"](folder / "model.pt2", folder / "table", folder / "table", "id", 1)
+        recipe["run"](folder / "model.pt2", folder / "table", folder / "table", "id", 1)
 
 
-def test_keys_that_are_not_unique_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_keys_that_are_not_unique_are_refused(folder: Path, tmp_path: Path, recipe: dict[str, Any]) -> None:
     parquet.write_table(table_of(torch.tensor([1, 2, 1])), tmp_path / "twice.parquet")
     with pytest.raises(SystemExit, match="have the same id"):
-        RECIPE["run"](folder / "model.pt2", tmp_path / "twice.parquet", tmp_path / "results", "id", 1)
+        recipe["run"](folder / "model.pt2", tmp_path / "twice.parquet", tmp_path / "results", "id", 1)
 
 
-def test_a_program_of_one_batch_size_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_program_of_one_batch_size_is_refused(folder: Path, tmp_path: Path, recipe: dict[str, Any]) -> None:
     trtb.save(trtb.export(Scaled().eval(), inputs(3), engine="reference"), tmp_path / "fixed.pt2")
     with pytest.raises(SystemExit, match=r"takes float32\[3, 2, 3\], float32\[3\]\. Export it with Dim"):
-        RECIPE["run"](tmp_path / "fixed.pt2", folder / "table", tmp_path / "results", "id", 1)
+        recipe["run"](tmp_path / "fixed.pt2", folder / "table", tmp_path / "results", "id", 1)

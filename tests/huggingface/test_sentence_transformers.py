@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,9 @@ import torch
 import torchtrt_bridge as trtb
 from torchtrt_bridge.runtime.runners import ReferenceRunner
 
-sentence_transformers = pytest.importorskip(
-    "sentence_transformers", reason="no sentence-transformers: pip install 'torchtrt_bridge[sentence-transformers]'"
-)
 transformers = pytest.importorskip("transformers")
-
-from sentence_transformers.sentence_transformer import modules  # noqa: E402
+if importlib.util.find_spec("sentence_transformers") is None:  # its import takes seconds, so the tests import it
+    pytest.skip("no sentence-transformers: pip install '.[sentence-transformers]'", allow_module_level=True)
 
 STRICT: dict[str, Any] = {"engine": "reference", "fallback": "error"}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "film", "was", "good", "bad", "long", "very", "and", "a"]
@@ -41,11 +39,14 @@ def saved(model: Any, folder: Path) -> str:
 
 def with_pooling(folder: str) -> Any:
     """Return a SentenceTransformer of a folder of transformers, made of its modules."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer import modules
+
     encoder = modules.Transformer(folder)
     pooling = modules.Pooling(encoder.get_embedding_dimension(), "mean")
     prompts = {"query": "a good film "}
     parts = [encoder, pooling, modules.Normalize()]
-    return sentence_transformers.SentenceTransformer(modules=parts, device="cpu", prompts=prompts)
+    return SentenceTransformer(modules=parts, device="cpu", prompts=prompts)
 
 
 @pytest.fixture
@@ -144,8 +145,10 @@ def test_compile_makes_a_second_model_over_the_same_weights(model: Any, engine_c
 
 @pytest.mark.full
 def test_a_cross_encoder(tmp_path: Path, engine_calls: list[list[int]]) -> None:
+    from sentence_transformers import CrossEncoder
+
     classifier = transformers.BertForSequenceClassification(transformers.BertConfig(**SIZES, num_labels=1))
-    model = sentence_transformers.CrossEncoder(saved(classifier, tmp_path), device="cpu")
+    model = CrossEncoder(saved(classifier, tmp_path), device="cpu")
     pairs = list(zip(SENTENCES, reversed(SENTENCES), strict=True))
     expected = model.predict(pairs, batch_size=3, convert_to_tensor=True)
     trtb.accelerate(model, **STRICT)
@@ -158,7 +161,7 @@ def test_a_cross_encoder(tmp_path: Path, engine_calls: list[list[int]]) -> None:
 def test_a_version_whose_encode_calls_forward_is_refused(
     begin: Any, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sentence_transformers, "__version__", "5.7.0")
+    monkeypatch.setattr("sentence_transformers.__version__", "5.7.0")
     with pytest.raises(trtb.OptionsError, match=r"SentenceTransformer of sentence-transformers 5\.7\.0 calls its for"):
         begin(model)
     assert model._compiled_call_impl is None

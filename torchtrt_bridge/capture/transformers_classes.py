@@ -155,5 +155,5 @@ def without_cache(model: nn.Module) -> Iterator[bool]:
 
 
 def _is_a(target: Any, module: str, name: str) -> bool:
-    loaded = sys.modules.get(module)
-    return loaded is not None and isinstance(target, getattr(loaded, name))
+    kind = getattr(sys.modules.get(module), name, None)  # another thread may be importing the module
+    return isinstance(kind, type) and isinstance(target, kind)

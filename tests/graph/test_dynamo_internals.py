@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.convert_frame import ConvertFrameAssert
+from torch._dynamo.variables import builder
 
 from torchtrt_bridge.graph import dynamo_internals
 
@@ -107,3 +113,64 @@ def test_export_is_quiet_of_its_own_work_and_of_nothing_else(capsys: pytest.Capt
     with pytest.raises(Exception, match="data-dependent"):
         torch.export.export(Branch(), (torch.ones(2),), strict=False)
     assert "def forward" in capsys.readouterr().err
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.GRU(2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x + 1)[0] + 1
+
+
+@pytest.fixture
+def _traces_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the contexts of a test out of later traces."""
+    monkeypatch.setattr(ConvertFrameAssert, "__call__", ConvertFrameAssert.__call__)
+
+
+@pytest.mark.usefixtures("_traces_as_before")
+def test_dynamo_traces_recurrent_layers_for_one_backend() -> None:
+    ours, others, x = Backend(), Backend(), torch.ones(3, 1, 2)
+
+    def context_for(backend: Any) -> contextlib.AbstractContextManager[Any]:
+        found = dynamo_internals.function_of_backend(backend) is ours
+        return dynamo_internals.recurrent_layers_traced() if found else contextlib.nullcontext()
+
+    dynamo_internals.enter_in_traces(context_for)
+    torch.compile(Recurrent(), backend=ours, fullgraph=True)(x)
+    assert ours.graphs == 1
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="RNN, GRU, or LSTM"):
+        torch.compile(Recurrent(), backend=others, fullgraph=True)(x)
+
+
+@pytest.mark.usefixtures("_traces_as_before")
+def test_a_context_of_traces_is_entered_once() -> None:
+    entered = []
+
+    @contextlib.contextmanager
+    def context_for(backend: Any) -> Iterator[None]:
+        entered.append(backend)
+        yield
+
+    dynamo_internals.enter_in_traces(context_for)
+    trace = ConvertFrameAssert.__call__
+    dynamo_internals.enter_in_traces(context_for)
+    assert ConvertFrameAssert.__call__ is trace
+    backend = Backend()
+    torch.compile(broken, backend=backend)(torch.ones(2))
+    assert {dynamo_internals.function_of_backend(each) for each in entered} == {backend}
+
+
+def test_other_threads_have_dynamos_own_setting() -> None:
+    def read() -> bool:
+        return bool(builder.config.allow_rnn)
+
+    before = builder.config
+    with concurrent.futures.ThreadPoolExecutor() as other, dynamo_internals.recurrent_layers_traced():
+        assert read()
+        assert not other.submit(read).result()
+        assert builder.config.recompile_limit == before.recompile_limit
+    assert builder.config is before
+    assert not read()

@@ -11,7 +11,8 @@ from torch.export import ExportedProgram, exported_program
 from torch.nn import functional
 
 from torchtrt_bridge.capture.decompositions import DECOMPOSITIONS
-from torchtrt_bridge.graph.export_internals import SPLIT, decompose
+from torchtrt_bridge.graph.export_internals import SPLIT, decompose, traced_as
+from torchtrt_bridge.graph.recurrent import WHOLE as WHOLE_LAYERS
 from torchtrt_bridge.graph.torch_internals import tracing_lock
 
 aten = torch.ops.aten
@@ -87,3 +88,46 @@ def test_other_threads_decompose_as_ever(expected: list[str], monkeypatch: pytes
     other, own = found
     assert other == len(original({})[0])
     assert own <= len(WHOLE) + len(OWN)
+
+
+# Operators that are traced as others ------------------------------------------------------------------------------
+
+
+TANH = "aten.tanh.default"
+OF_LAYER = "torchtrt_bridge.rnn_tanh.default"
+
+
+def steps_of(x: torch.Tensor) -> list[str]:
+    """Return the operators of a recurrent layer, as `torch.export` traces it."""
+    return operators(torch.export.export(nn.RNN(2, 2), (x,)).run_decompositions())
+
+
+def test_an_operator_is_traced_as_another_in_this_thread_only() -> None:
+    x = torch.ones(2, 1, 2)
+    before, kernels = steps_of(x), {op: dict(op.py_kernels) for op in WHOLE_LAYERS}
+    with tracing_lock(), traced_as(WHOLE_LAYERS):
+        within = steps_of(x)
+        weights = [torch.randn(2, 2), torch.randn(2, 2)]
+        values = torch.rnn_tanh(x, torch.zeros(1, 1, 2), weights, False, 1, 0.0, False, False, False)
+        found: list[list[str]] = []
+        thread = threading.Thread(target=lambda: found.append(unrolled(x, weights)))
+        thread.start()
+        thread.join()
+    assert OF_LAYER in within
+    assert TANH not in within
+    assert values[0].shape == (2, 1, 2)
+    assert before.count(TANH) == found[0].count(TANH) == x.shape[0]
+    assert {op: dict(op.py_kernels) for op in WHOLE_LAYERS} == kernels
+    assert steps_of(x) == before
+
+
+def unrolled(x: torch.Tensor, weights: list[torch.Tensor]) -> list[str]:
+    """Return the operators of a layer as another kind of trace sees them."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    def call(x: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
+        state = torch.zeros(1, 1, 2)
+        return torch.rnn_tanh(x, state, weights, False, 1, 0.0, False, False, False)[0]
+
+    graph = make_fx(call, tracing_mode="fake")(x, *weights).graph
+    return [str(node.target) for node in graph.nodes if node.op == "call_function"]

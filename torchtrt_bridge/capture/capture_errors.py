@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.nn.utils import rnn
 
 from torchtrt_bridge.graph.torch_internals import is_constraint_violation, is_data_dependent
 
@@ -36,6 +37,12 @@ _PYTHON, _INSTALLED = sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"
 _NO_VALUES = ("data pointer", ".numpy()", "tolist()")
 
 COMPILE = "torch.compile(model, backend='torchtrt_bridge') leaves such lines to PyTorch and compiles the rest"
+
+
+PADDED = (
+    "A recurrent layer of one direction gives the same outputs, up to the end of each sequence, for the batch as it is "
+    f"padded; else {COMPILE}"
+)
 
 
 class AssumptionError(RuntimeError):
@@ -74,12 +81,25 @@ def _reason_and_advice(error: Exception) -> tuple[str, str]:
             f"a size in it depends on data, and the example inputs contradict what is assumed of it ({text})",
             COMPILE,
         )
+    if _packs_sequences(error):
+        return "it packs sequences, whose sizes depend on the values of their lengths", PADDED
     if is_data_dependent(error):
         return "its control flow, or a size in it, depends on data", COMPILE
     if any(part in text for part in _NO_VALUES):
         return "it reads the values of a tensor outside of PyTorch's operators", COMPILE
     name = "" if type(error).__name__ in ("RuntimeError", "UserError") and text else type(error).__name__
     return ": ".join(part for part in (name, text) if part), ""
+
+
+def _packs_sequences(error: Exception) -> bool:
+    """Return whether a model packed sequences of several lengths where it failed."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    names = (rnn.pack_padded_sequence.__code__, rnn.pack_sequence.__code__, rnn.pad_packed_sequence.__code__)
+    return any(
+        frame.f_code in names or any(isinstance(value, rnn.PackedSequence) for value in frame.f_locals.values())
+        for frame in frames
+        if Path(frame.f_code.co_filename).name == "rnn.py"
+    )
 
 
 def _without_noise(text: str) -> str:

@@ -19,6 +19,7 @@ from torchtrt_bridge.capture.arguments import in_order
 from torchtrt_bridge.capture.capture_errors import AssumptionError, capture_failure, is_failed_assertion
 from torchtrt_bridge.capture.decompositions import DECOMPOSITIONS
 from torchtrt_bridge.capture.indexing import indices_as_numbers
+from torchtrt_bridge.capture.recurrent_layers import recurrent_layers_exported
 from torchtrt_bridge.capture.shared_memory import apart
 from torchtrt_bridge.capture.transformers_classes import without_cache
 from torchtrt_bridge.errors import CaptureError
@@ -26,6 +27,7 @@ from torchtrt_bridge.graph.dynamo_internals import export_is_quiet
 from torchtrt_bridge.graph.edit import copy_graph, set_constant
 from torchtrt_bridge.graph.export_internals import decompose
 from torchtrt_bridge.graph.nodes import operator_name
+from torchtrt_bridge.graph.recurrent import use_own
 from torchtrt_bridge.graph.shapes import UNBOUNDED
 from torchtrt_bridge.graph.torch_internals import (
     expression_bounds,
@@ -85,7 +87,14 @@ def export_program(
     try:
         call = functools.partial(_exported, model, args, in_order(model, args, kwargs or {}), dynamic_shapes)
         nnpack = torch.backends.nnpack.flags(enabled=False)  # its guard: batch < 16
-        with tracing_lock(), torch.no_grad(), nnpack, sizes_from_zero(), export_is_quiet():
+        with (
+            tracing_lock(),
+            torch.no_grad(),
+            nnpack,
+            sizes_from_zero(),
+            export_is_quiet(),
+            recurrent_layers_exported(),
+        ):
             return _without_cache(model, call)
     except Exception as error:
         raise CaptureError(capture_failure(model, error)) from error
@@ -214,6 +223,7 @@ def graph_from_program(program: ExportedProgram) -> CapturedGraph:
     """Return the graph of an exported program, with weights as attributes and mutated buffers as trailing inputs."""
     module = fx.GraphModule(program.graph_module, copy_graph(program.graph))
     _replace_views(module.graph)
+    use_own(module.graph)
     signature = program.graph_signature
     mutated = set(signature.buffers_to_mutate.values())
     placeholders = {node.name: node for node in module.graph.nodes if node.op == "placeholder"}

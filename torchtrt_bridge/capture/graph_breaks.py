@@ -21,7 +21,15 @@ _left_to_python: weakref.WeakKeyDictionary[types.CodeType, GraphBreak] = weakref
 _PREFIXES = ("Encountered graph break", "Failed to handle graph break")
 _EXPLANATION = re.compile(r"Explanation:\s*(.*)")
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+_RECURRENT_TITLE = "RNN, GRU, or LSTM"
 _RESUMED = re.compile(r"torch_dynamo_resume_in_(.+?)_at_\d+")
+
+
+# Dynamo traces recurrent layers for this package, but not in a function that it left to Python before.
+RECURRENT = (
+    "; another backend met it first. torch._dynamo.reset() lets Dynamo trace it here, and "
+    "torch._dynamo.config.allow_rnn = True for all backends"
+)
 
 
 def watch() -> None:
@@ -75,6 +83,7 @@ def _reason(message: str) -> str:
     title = text.splitlines()[0].rstrip(".: ")
     explanation = _EXPLANATION.search(text)
     reason = f"{title}: {explanation[1].strip().rstrip('.')}" if explanation else title
+    reason += RECURRENT if _RECURRENT_TITLE in title else ""
     return _ADDRESS.sub("", reason)
 
 

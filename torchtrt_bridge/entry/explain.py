@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 
-from torchtrt_bridge.capture import dynamo, graph_breaks
+from torchtrt_bridge.capture import dynamo, graph_breaks, recurrent_layers
 from torchtrt_bridge.capture.arguments import arguments_from
 from torchtrt_bridge.entry.option_signature import shows_options
 from torchtrt_bridge.entry.reported_model import describe_model
@@ -65,6 +65,7 @@ def explain(
         model = copy.copy(model)  # a copy has no compiled call of `nn.Module.compile` or `accelerate`
     args, named = arguments_from(model, example_inputs, kwargs)
     graph_breaks.watch()
+    recurrent_layers.watch()
     call = with_own_code(model, f"explain_{next(_numbers)}")
     with torch.no_grad(), forgetting_graphs(analysis):
         torch.compile(call, backend=analysis)(*args, **named)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx, nn
 
-from torchtrt_bridge.capture import graph_breaks
+from torchtrt_bridge.capture import graph_breaks, recurrent_layers
 from torchtrt_bridge.capture.transformers_classes import (
     install_hooks,
     is_for_pipelines,
@@ -68,6 +68,7 @@ def _on_graph_break(found: GraphBreak, used: Any) -> None:
 torchtrt_bridge.on_graph_break = _on_graph_break  # type: ignore[attr-defined]
 if "torch._dynamo" in sys.modules:  # as where `torch.compile` loads this module for the backend's name
     graph_breaks.watch()
+    recurrent_layers.watch()
 
 
 class Backend:
@@ -83,6 +84,7 @@ class Backend:
         self.notes: list[str] = []
         self._target = target
         graph_breaks.watch()
+        recurrent_layers.watch()
 
     def __call__(self, module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         known = (graph for graph in _all_graphs if graph.is_for(module, example_inputs, self.options))

@@ -1,4 +1,4 @@
-"""Private names by which Dynamo's graph breaks are seen, its graphs forgotten, and dumps of graphs kept from users.
+"""Private names by which Dynamo's traces and graph breaks are seen, its graphs forgotten, and export is kept quiet.
 
 All that differs there between versions of PyTorch is here. The rest of PyTorch's private names are in
 `torch_internals`.
@@ -56,6 +56,49 @@ def watch_graph_breaks(listener: GraphBreakListener) -> None:
 
     log_and_call.listeners = listeners  # type: ignore[attr-defined]
     InstructionTranslatorBase.log_graph_break = log_and_call  # type: ignore[method-assign, assignment]
+
+
+def enter_in_traces(context_for: Callable[[Any], contextlib.AbstractContextManager[Any]]) -> None:
+    """Let Dynamo trace within `context_for(backend)` from now on, where it holds its lock.
+
+    A second call with the same function changes nothing.
+    """
+    from torch._dynamo.convert_frame import ConvertFrameAssert
+
+    trace = ConvertFrameAssert.__call__
+    if context_for in getattr(trace, "contexts", ()):
+        return
+
+    @functools.wraps(trace)
+    def trace_within(tracer: Any, *args: Any, **kwargs: Any) -> Any:
+        with context_for(innermost_backend(tracer)):
+            return trace(tracer, *args, **kwargs)
+
+    trace_within.contexts = (*getattr(trace, "contexts", ()), context_for)  # type: ignore[attr-defined]
+    ConvertFrameAssert.__call__ = trace_within  # type: ignore[method-assign, assignment]
+
+
+class _RecurrentLayersAllowed:
+    """Dynamo's settings, of which one thread reads that recurrent layers are allowed."""
+
+    def __init__(self, settings: Any) -> None:
+        self._settings = settings
+        self._thread = threading.get_ident()
+
+    def __getattr__(self, name: str) -> Any:
+        is_allowed = name == "allow_rnn" and threading.get_ident() == self._thread
+        return is_allowed or getattr(self._settings, name)
+
+
+def recurrent_layers_traced() -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which Dynamo of this thread traces nn.LSTM, nn.GRU and nn.RNN, where it breaks graphs else.
+
+    Before torch 2.14, a setting that is changed is so for all threads. The caller holds Dynamo's lock.
+    """
+    from torch._dynamo import config
+    from torch._dynamo.variables import builder
+
+    return mock.patch.object(builder, "config", _RecurrentLayersAllowed(config))
 
 
 def innermost_backend(function: Any) -> Any:
@@ -148,6 +191,8 @@ def export_is_quiet() -> Iterator[None]:
     try:
         with mock.patch.object(_trace, "print", print_elsewhere, create=True), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=r"erase_node\(.*\) on an already erased node")
+            # Recurrent layers list their weights anew in each call; PyTorch puts the list back after the trace.
+            warnings.filterwarnings("ignore", message=r"The tensor attributes? self\..*_flat_weights\[")
             yield
     finally:
         logger.removeFilter(is_of_users)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from torchtrt_bridge.graph import recurrent
 from torchtrt_bridge.graph.torch_internals import is_operator, schema_of
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>.+)\n\s*(?P<code>.*)')
@@ -78,7 +79,9 @@ def arguments_of(node: fx.Node) -> dict[str, Any]:
 
 
 def is_random(node: fx.Node) -> bool:
-    """Return whether a node's results change from call to call; an attention's do only with dropout."""
+    """Return whether a node's results change from call to call; an attention's or a recurrent layer's by dropout."""
+    if node.target in recurrent.OPERATORS:
+        return recurrent.is_random(arguments_of(node))
     if not is_operator(node.target) or torch.Tag.nondeterministic_seeded not in node.target.tags:
         return False
     return arguments_of(node).get("dropout_p") != 0.0

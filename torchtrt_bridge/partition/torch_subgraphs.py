@@ -9,6 +9,7 @@ import torch
 from torch import fx
 from torch.fx.passes.operator_support import OperatorSupportBase
 
+from torchtrt_bridge.graph.nodes import is_random
 from torchtrt_bridge.graph.torch_internals import is_operator, schema_of
 from torchtrt_bridge.partition.subgraphs import groups_of
 
@@ -40,7 +41,8 @@ def _is_functional(node: fx.Node) -> bool:
     op = node.target
     if not is_operator(op):
         return False
-    return torch.Tag.nondeterministic_seeded not in op.tags and not schema_of(op).is_mutable
+    may_be_random = torch.Tag.nondeterministic_seeded in op.tags or is_random(node)
+    return not may_be_random and not schema_of(op).is_mutable
 
 
 def _is_static(node: fx.Node) -> bool:

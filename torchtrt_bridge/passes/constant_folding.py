@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from torchtrt_bridge.graph.edit import constant_of, fake_mode_of, finish, insert_constant
+from torchtrt_bridge.graph.nodes import is_random
 from torchtrt_bridge.graph.ops import own
 from torchtrt_bridge.graph.torch_internals import is_operator, schema_of
 from torchtrt_bridge.options import Options
@@ -60,7 +61,7 @@ def _constant_calls(graph: fx.Graph, skip: Callable[[fx.Node], bool]) -> set[fx.
 def _is_pure(node: fx.Node) -> bool:
     if is_operator(node.target):
         tags = node.target.tags
-        if torch.Tag.nondeterministic_seeded in tags or schema_of(node.target).is_mutable:
+        if torch.Tag.nondeterministic_seeded in tags or is_random(node) or schema_of(node.target).is_mutable:
             return False
     return isinstance(node.meta.get("val"), (torch.Tensor, tuple, list))
 

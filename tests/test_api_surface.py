@@ -52,6 +52,7 @@ OBJECTS = {
     ("trt/library.py", "engine"): "ICudaEngine",
     ("lower/network.py", "definition"): "INetworkDefinition",
     ("lower/context.py", "definition"): "INetworkDefinition",
+    ("lower/loop.py", "loop"): "ILoop",
     ("runtime/runners.py", "_runtime"): "Runtime",
     ("runtime/runners.py", "_engine"): "ICudaEngine",
     ("runtime/runners.py", "_kernel_cache"): "IRuntimeCache",

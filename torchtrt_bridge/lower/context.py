@@ -31,9 +31,11 @@ class NamedNetwork:
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.definition, name)
-        return self._named(name[4:], method) if name.startswith("add_") else method
+        return self.named(name[4:], method) if name.startswith("add_") else method
 
-    def _named(self, kind: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    def named(self, kind: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a method that adds a layer, changed to name the layer and to raise LoweringError for none."""
+
         def add(*args: Any, **kwargs: Any) -> Any:
             layer = method(*args, **kwargs)
             if layer is None:

@@ -1,0 +1,250 @@
+"""Recurrent layers, as loops over the steps of a sequence: a network has as many layers for any length.
+
+The products of the inputs are computed for all steps at once, in front of the loop, which has only those of the hidden
+state. One loop computes both directions, as a batch of two, and reads the inputs of the second one in reverse.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from torchtrt_bridge.graph.recurrent import is_random, own
+from torchtrt_bridge.graph.torch_internals import schema_of
+from torchtrt_bridge.lower.converters.arithmetic import widened
+from torchtrt_bridge.lower.converters.sizes import computed
+from torchtrt_bridge.lower.loop import Loop
+from torchtrt_bridge.lower.registry import FLOATS, converter
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """What a step computes from the products of its input and of the hidden state, each the gates side by side.
+
+    gates: how many there are.
+    compute: returns the new states, the hidden one first.
+    adds_hidden_bias: whether the bias of the hidden state is added to its product, and not in front of the loop.
+    """
+
+    gates: int
+    compute: Callable[..., Any]
+    adds_hidden_bias: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """The weights of one layer in one direction; None for those that it lacks."""
+
+    input: Any
+    hidden: Any
+    input_bias: Any = None
+    hidden_bias: Any = None
+    projection: Any = None
+
+
+def random_in_training(input, hx, params, has_biases, num_layers, dropout, train, **rest):
+    """Engines draw no random numbers."""
+    draws = is_random({"num_layers": num_layers, "dropout": dropout, "train": train})
+    return f"it is in training mode, where it drops values between its layers (dropout={dropout:g})" if draws else None
+
+
+@converter(own.lstm.default, why_not=random_in_training, dtypes=FLOATS, precision="half")
+def lstm(ctx, input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first):
+    """lstm(Tensor input, Tensor[] hx, Tensor[] params, bool has_biases, int num_layers, float dropout, bool train,
+    bool bidirectional, bool batch_first) -> (Tensor, Tensor, Tensor)"""
+    layers = _layers(params, has_biases, num_layers, bidirectional)
+    return _recurrent(ctx, Cell(4, _lstm_step), input, hx, layers, batch_first)
+
+
+@converter(own.gru.default, why_not=random_in_training, dtypes=FLOATS, precision="half")
+def gru(ctx, input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first):
+    """gru(Tensor input, Tensor hx, Tensor[] params, bool has_biases, int num_layers, float dropout, bool train,
+    bool bidirectional, bool batch_first) -> (Tensor, Tensor)"""
+    layers = _layers(params, has_biases, num_layers, bidirectional)
+    return _recurrent(ctx, Cell(3, _gru_step, adds_hidden_bias=True), input, [hx], layers, batch_first)
+
+
+def _register(op, activation):
+    @converter(op, why_not=random_in_training, dtypes=FLOATS, precision="half")
+    def lower(ctx, input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first):
+        def step(ctx, inputs, products, states, split):
+            return [ctx.activation(activation, ctx.elementwise("SUM", inputs, products))]
+
+        layers = _layers(params, has_biases, num_layers, bidirectional)
+        return _recurrent(ctx, Cell(1, step), input, [hx], layers, batch_first)
+
+    lower.__doc__ = str(schema_of(op))
+
+
+_register(own.rnn_tanh.default, "TANH")
+_register(own.rnn_relu.default, "RELU")
+
+
+# The steps ---------------------------------------------------------------------------------------------------------
+
+
+def _lstm_step(ctx, inputs, products, states, split):
+    """Compute the gates in PyTorch's order: input, forget, cell, output."""
+    takes, keeps, new, gives = split(ctx.elementwise("SUM", inputs, products))
+    takes, keeps, gives = (ctx.activation("SIGMOID", gate) for gate in (takes, keeps, gives))
+    taken = ctx.elementwise("PROD", takes, ctx.activation("TANH", new))
+    cell = ctx.elementwise("SUM", ctx.elementwise("PROD", keeps, states[1]), taken)
+    return [ctx.elementwise("PROD", gives, ctx.activation("TANH", cell)), cell]
+
+
+def _gru_step(ctx, inputs, products, states, split):
+    """Compute the gates in PyTorch's order: reset, update, new."""
+    of_input, of_hidden = split(inputs), split(products)
+    reset, update = (
+        ctx.activation("SIGMOID", ctx.elementwise("SUM", *pair))
+        for pair in zip(of_input[:2], of_hidden[:2], strict=True)
+    )
+    kept = ctx.elementwise("PROD", reset, of_hidden[2])
+    new = ctx.activation("TANH", ctx.elementwise("SUM", of_input[2], kept))
+    change = ctx.elementwise("SUB", states[0], new)
+    return [ctx.elementwise("SUM", ctx.elementwise("PROD", change, update), new)]
+
+
+# The layers --------------------------------------------------------------------------------------------------------
+
+
+def _layers(params, has_biases, num_layers, bidirectional):
+    """Return the weights of each layer, a list of one for each direction."""
+    directions = 2 if bidirectional else 1
+    count = len(params) // (num_layers * directions)
+    named = ["input", "hidden", *(["input_bias", "hidden_bias"] if has_biases else []), "projection"][:count]
+    groups = [params[start : start + count] for start in range(0, len(params), count)]
+    weights = [Weights(**dict(zip(named, group, strict=True))) for group in groups]
+    return [weights[start : start + directions] for start in range(0, len(weights), directions)]
+
+
+def _recurrent(ctx, cell, input, states, layers, batch_first):
+    """Add all layers; return the output of the last one, and the last states of all."""
+    output = ctx.tensor(input)
+    output = ctx.permute(output, [1, 0, 2]) if batch_first else output
+    last = []
+    for index, weights in enumerate(layers):
+        first = index * len(weights)
+        initial = [_rows(ctx, state, first, len(weights)) for state in states]
+        output, states_of_layer = _layer(ctx, cell, output, initial, weights)
+        last.append(states_of_layer)
+    output = ctx.permute(output, [1, 0, 2]) if batch_first else output
+    return output, *(_joined(ctx, list(of_layers), 0) for of_layers in zip(*last, strict=True))
+
+
+def _layer(ctx, cell, input, initial, weights):
+    """Add one layer; return its output, of shape (length, batch, features of all directions), and its last states.
+
+    States are kept in fp32, where their sums over all steps do not lose what half precision would round off.
+    """
+    dtype, (length, batch, _) = ctx.dtype(input), ctx.sizes(input)
+    wide = widened(dtype)
+    shape = [len(weights), batch, weights[0].hidden.shape[0] // cell.gates]
+    hidden, projection, bias = (_of_directions(ctx, weights, name) for name in ("hidden", "projection", "hidden_bias"))
+    bias = None if bias is None or not cell.adds_hidden_bias else ctx.unsqueeze(ctx.tensor(bias, wide), [1])
+
+    def split(gates):
+        return [ctx.slice(gates, [0, 0, index * shape[2]], shape) for index in range(cell.gates)]
+
+    products = _input_products(ctx, cell, input, weights)
+    initial = [ctx.tensor(state, wide) for state in initial]
+    loop = Loop(ctx, length)
+    inputs = ctx.cast(loop.each(products), wide)
+    kept = [loop.state(state) for state in initial]
+    states = [state.get_output(0) for state in kept]
+    product = ctx.cast(_product(ctx, ctx.cast(states[0], dtype), hidden), wide)
+    product = product if bias is None else ctx.elementwise("SUM", product, bias)
+    new = cell.compute(ctx, inputs, product, states, split)
+    output = ctx.cast(new[0], dtype)
+    if projection is not None:
+        output = _product(ctx, output, projection)
+        new[0] = ctx.cast(output, wide)
+    for state, value in zip(kept, new, strict=True):
+        state.set_input(1, value)
+    last = [ctx.cast(loop.last(state), dtype) for state in kept]
+    return _side_by_side(ctx, loop.collected(output), len(weights)), last
+
+
+def _input_products(ctx, cell, input, weights):
+    """Return the products of all inputs, with the biases, of shape (length, directions, batch, gates).
+
+    Those of the second direction come in reverse order.
+    """
+    biases = [each.input_bias for each in weights if each.input_bias is not None]
+    if biases and not cell.adds_hidden_bias:
+        biases = [_sum(ctx, each.input_bias, each.hidden_bias) for each in weights]
+    products = _product(ctx, input, _joined(ctx, [each.input for each in weights], 0), rank=3)
+    if biases:
+        products = ctx.elementwise("SUM", products, _joined(ctx, biases, 0))
+    length, batch, count = ctx.sizes(products)
+    shape = [length, batch, count // len(weights)]
+    parts = [ctx.slice(products, [0, 0, 0], shape)] if len(weights) > 1 else [products]
+    if len(weights) > 1:
+        last = computed(ctx, operator.sub, length, 1)
+        parts.append(ctx.slice(products, [last, 0, shape[2]], shape, [-1, 1, 1]))
+    return _joined(ctx, [ctx.unsqueeze(part, [1]) for part in parts], 1)
+
+
+def _side_by_side(ctx, outputs, directions):
+    """Return outputs of shape (length, directions, batch, features) in the order of time, without the directions."""
+    length, _, *shape = ctx.sizes(outputs)
+    parts = [ctx.slice(outputs, [0, 0, 0, 0], [length, 1, *shape])] if directions > 1 else [outputs]
+    if directions > 1:
+        last = computed(ctx, operator.sub, length, 1)
+        parts.append(ctx.slice(outputs, [last, 1, 0, 0], [length, 1, *shape], [-1, 1, 1, 1]))
+    return _joined(ctx, [ctx.squeeze(part, [1]) for part in parts], 2)
+
+
+# Constants and tensors ---------------------------------------------------------------------------------------------
+
+
+def _product(ctx, left, weight, rank=None):
+    """Multiply rows by a weight of shape (..., outputs, inputs)."""
+    if isinstance(weight, torch.Tensor) and rank is not None:
+        weight = weight.reshape((1,) * (rank - weight.dim()) + tuple(weight.shape))
+    weight = ctx.tensor(weight, rank=rank)
+    plain, transposed = ctx.trt.MatrixOperation.NONE, ctx.trt.MatrixOperation.TRANSPOSE
+    return ctx.network.add_matrix_multiply(left, plain, weight, transposed).get_output(0)
+
+
+def _of_directions(ctx, weights, name):
+    """Return a weight of all directions along a new first dimension; None if the layer lacks it."""
+    values = [getattr(each, name) for each in weights]
+    if values[0] is None:
+        return None
+    if _are_constants(values):
+        return torch.stack(values)
+    return _joined(ctx, [ctx.unsqueeze(ctx.tensor(value), [0]) for value in values], 0)
+
+
+def _rows(ctx, value, start, count):
+    """Return `count` of the entries along the first of three dimensions."""
+    if value.shape[0] == count:
+        return value
+    if isinstance(value, torch.Tensor):
+        return value[start : start + count]
+    return ctx.slice(value, [start, 0, 0], [count, *ctx.sizes(value)[1:]])
+
+
+def _joined(ctx, values, dim):
+    if len(values) == 1:
+        return values[0]
+    if _are_constants(values):
+        return torch.cat(values, dim)
+    layer = ctx.network.add_concatenation([ctx.tensor(value) for value in values])
+    layer.axis = dim
+    return layer.get_output(0)
+
+
+def _sum(ctx, left, right):
+    if _are_constants([left, right]):
+        return (left.float() + right.float()).to(left.dtype)
+    return ctx.elementwise("SUM", left, right)
+
+
+def _are_constants(values):
+    return all(isinstance(value, torch.Tensor) for value in values)

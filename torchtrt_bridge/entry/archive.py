@@ -35,6 +35,7 @@ from torchtrt_bridge.entry.manifest import Manifest
 from torchtrt_bridge.errors import EngineLoadError, OptionsError
 from torchtrt_bridge.graph.edit import copy_graph
 from torchtrt_bridge.graph.nodes import describe, graph_of
+from torchtrt_bridge.graph.recurrent import use_pytorchs
 from torchtrt_bridge.graph.torch_internals import set_state_dict
 
 MANIFEST = "torchtrt_bridge.json"
@@ -44,6 +45,7 @@ ENGINE_PREFIX = "engine_"
 def program_from_graph(original: ExportedProgram, captured: CapturedGraph, flat: fx.GraphModule) -> ExportedProgram:
     """Return an exported program that computes `flat`, with the calling convention of `original`."""
     module = fx.GraphModule(flat, copy_graph(flat.graph))
+    use_pytorchs(module.graph)
     state: dict[str, torch.Tensor] = {}
     inputs = _lift_constants(module, flat, state)
     inputs += _input_specs(original, captured, state)

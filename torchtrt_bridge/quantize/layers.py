@@ -10,12 +10,14 @@ import torch
 from torch import fx
 
 from torchtrt_bridge.errors import OptionsError
+from torchtrt_bridge.graph import recurrent
 from torchtrt_bridge.graph.edit import constant_of
 from torchtrt_bridge.quantize.config import Settings
 from torchtrt_bridge.quantize.float_graph import ATTENTION, why_whole
 
 aten = torch.ops.aten
 ADD = aten.add.Tensor
+OF_SEQUENCES = "the rounding of its state would add up over the steps of a sequence"
 PRODUCT_OF_TWO = "a product of two activations: attention=True quantizes these"
 
 
@@ -123,6 +125,8 @@ def _rank(node: Any) -> int:
 
 
 def _why_float(node: fx.Node, settings: Settings) -> str | None:
+    if node.target in recurrent.OPERATORS:
+        return OF_SEQUENCES
     if node.target is ATTENTION:
         return why_whole(node) if settings.config.attention else PRODUCT_OF_TWO
     layer, value = _layer(node, ""), node.meta.get("val")
@@ -195,4 +199,5 @@ _OPS: dict[Any, str] = {
     aten.bmm.default: "matmul",
     aten.matmul.default: "matmul",
     ATTENTION: "attention",
+    **dict.fromkeys(recurrent.OPERATORS, "recurrent layer"),
 }

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from torchtrt_bridge.capture.transformers_classes import is_model
 from torchtrt_bridge.errors import CalibrationError
 from torchtrt_bridge.graph import torch_internals
-from torchtrt_bridge.graph.edit import copy_graph
+from torchtrt_bridge.graph.edit import copy_graph, free_name
 from torchtrt_bridge.graph.shapes import UNBOUNDED
 from torchtrt_bridge.quantize.calibration import CalibrationResult
 from torchtrt_bridge.quantize.calls import Limits, check_call
@@ -30,6 +30,7 @@ from torchtrt_bridge.quantize.search import SearchResult
 if TYPE_CHECKING:
     from rich.table import Table
 
+aten = torch.ops.aten
 WIDTH = 120
 FLOAT = "float"
 CONFIG = "config"
@@ -165,6 +166,7 @@ class QuantizedModel(fx.GraphModule):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle a GraphModule of flat arguments and results: fx turns nested ones into plain dicts in unpickling."""
         flat = fx.GraphModule(self, copy_graph(self.graph))
+        _let_full_be_traced(flat)
         torch_internals.set_tracer(flat, _ReadsBuffers)
         return _unpickled, (flat, torch_internals.pytree_info(self.graph), self.meta, type(self).__name__)
 
@@ -180,6 +182,26 @@ class QuantizedModel(fx.GraphModule):
     def can_generate(self) -> bool:
         """Return False: a quantized model of transformers computes one pass, and has no `generate`."""
         return False
+
+
+def _let_full_be_traced(module: fx.GraphModule) -> None:
+    """Make tensors of a dynamic size, as the first states of recurrent layers, from a buffer of one element.
+
+    fx traces a module when it is unpickled, and `full` has no tensor among its arguments by which fx would notice it.
+    """
+    for node in module.graph.find_nodes(op="call_function", target=aten.full.default):
+        sizes, value = node.args[:2]
+        if not any(isinstance(size, fx.Node) for size in sizes):
+            continue
+        like = node.meta["val"]
+        name = free_name(module, f"{node.name}_value")
+        module.register_buffer(name, torch.full([1] * like.dim(), value, dtype=like.dtype, device=like.device))
+        with module.graph.inserting_before(node):
+            one = module.graph.get_attr(name)
+            expanded = module.graph.call_function(aten.expand.default, (one, sizes))
+            node.replace_all_uses_with(module.graph.call_function(aten.clone.default, (expanded,)))
+        module.graph.erase_node(node)
+    module.recompile()
 
 
 def _unpickled(flat: fx.GraphModule, info: Any, meta: dict[str, Any], name: str) -> QuantizedModel:

@@ -43,6 +43,7 @@ from torchtrt_bridge.report.model import (
 )
 from torchtrt_bridge.runtime import EngineModule, Execution, TorchSubgraph
 from torchtrt_bridge.runtime.inductor import flatten_linear_inputs
+from torchtrt_bridge.runtime.recurrent_weights import join_recurrent_weights
 from torchtrt_bridge.runtime.runners import Built
 from torchtrt_bridge.trt.library import TensorRTLibrary
 from torchtrt_bridge.trt.probe import supports
@@ -99,6 +100,7 @@ def compile_graph(
         alternatives = [other.pytorch for engine in execution.engines for other in engine.alternatives]
         # not earlier, as the builds need the memory
         own_constants([module, flat, *alternatives], _tensors_of(original))
+    join_recurrent_weights(module)
     return EngineGraph(
         captured, module, execution, flat if is_result else None, proposal, _plans(report, builder), report
     )

@@ -11,9 +11,11 @@ from torch import nn
 
 import torchtrt_bridge as trtb
 from tests.models import WithUnsupported, image, trained
+from torchtrt_bridge.graph import recurrent
 from torchtrt_bridge.report.model import Stage
 from torchtrt_bridge.runtime import TorchSubgraph, inductor
 
+GRU = recurrent.own.gru.default
 OPTIONS: dict[str, Any] = {"engine": "reference", "inductor": "fallback"}
 
 
@@ -62,6 +64,38 @@ def test_constants_go_with_their_nodes() -> None:
     fast = called(Between().eval(), torch.randn(4, 6), **LEFT)
     (part,) = torch_subgraphs_of(fast)
     assert [tuple(value.shape) for value in part.pytorch.buffers()] == [(6,)]
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer that the tests leave to PyTorch, between linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 6), nn.Linear(4, 6)
+        self.layer = nn.GRU(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y, _ = self.layer(self.first(x))
+        result: torch.Tensor = self.last(y.relu())
+        return result
+
+
+def test_a_recurrent_layer_is_one_call_for_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would write out PyTorch's own operator step by step, and compile that for minutes."""
+    taken: list[Any] = []
+    compile_module = inductor.compiled_by_inductor
+
+    def noting(module: Any, *args: Any) -> Any:
+        taken.append([str(node.target) for node in module.graph.find_nodes(op="call_function", target=GRU)])
+        return compile_module(module, *args)
+
+    monkeypatch.setattr(inductor, "compiled_by_inductor", noting)
+    left = {**OPTIONS, "torch_ops": (str(GRU), "aten.relu.default")}
+    fast = called(Recurrent().eval(), torch.randn(50, 2, 6), **left)
+    (subgraph,) = torch_subgraphs_of(fast)
+    assert taken == [[str(GRU)]]
+    assert "is compiled by inductor" in str(trtb.report(fast))
+    assert subgraph.choice == "inductor"
 
 
 def test_without_inductor_nothing_is_cut_out() -> None:

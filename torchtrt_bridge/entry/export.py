@@ -32,6 +32,7 @@ from torchtrt_bridge.report.log import warn_once
 from torchtrt_bridge.report.model import CompileReport, EngineEntry, source_lines
 from torchtrt_bridge.runtime import Execution
 from torchtrt_bridge.runtime.engine_module import computing_device
+from torchtrt_bridge.runtime.recurrent_weights import join_recurrent_weights
 from torchtrt_bridge.runtime.runners import Built, NoEngine
 from torchtrt_bridge.trt import library as libraries
 
@@ -238,6 +239,7 @@ def _with_engines(
         runner = _runner(entry, plans, manifest, report.options, device)
         module.set_submodule(entry.name, engine_module(subgraphs[entry.name], ranges, runner, entry, report.options))
     torch_subgraphs = compile_torch_subgraphs(module, report)
+    join_recurrent_weights(module)
     report_stages(module, report, torch_subgraphs)
     return module
 

@@ -207,8 +207,7 @@ def _product(ctx, left, weight, rank=None):
     if isinstance(weight, torch.Tensor) and rank is not None:
         weight = weight.reshape((1,) * (rank - weight.dim()) + tuple(weight.shape))
     weight = ctx.tensor(weight, rank=rank)
-    plain, transposed = ctx.trt.MatrixOperation.NONE, ctx.trt.MatrixOperation.TRANSPOSE
-    return ctx.network.add_matrix_multiply(left, plain, weight, transposed).get_output(0)
+    return ctx.product(left, weight, "TRANSPOSE")
 
 
 def _of_directions(ctx, weights, name):

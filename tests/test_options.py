@@ -20,6 +20,9 @@ from torchtrt_bridge.options import (
     KeywordOptions,
     LoadOptions,
     Shapes,
+    defaults,
+    names_text,
+    options_from_text,
     options_table,
     type_hints,
 )
@@ -144,3 +147,30 @@ def test_torch_compile_does_not_drop_a_mode() -> None:
     model = torch.compile(ConvNet().eval(), backend="torchtrt_bridge", mode="max-autotune")
     with torch.no_grad(), pytest.raises(Exception, match="mode"):
         model(image())
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("precision=fp16", "precision", "fp16"),
+        ("tf32=True", "tf32", True),
+        ("fp16-accumulation=false", "fp16_accumulation", False),
+        ("targets=sm_86, sm_89", "targets", ("sm_86", "sm_89")),
+        ("torch_ops=", "torch_ops", ()),
+        ("workspace_bytes=none", "workspace_bytes", None),
+        ("workspace_bytes=4096", "workspace_bytes", 4096),
+        ("cache_dir=", "cache_dir", ""),
+        ("cache_dir=a=b", "cache_dir", "a=b"),
+        ("progress=none", "progress", None),
+    ],
+)
+def test_options_are_read_from_text(text: str, name: str, value: object) -> None:
+    assert options_from_text([text]) == {name: value}
+
+
+@pytest.mark.parametrize("name", DECLARATIONS)
+def test_the_default_of_every_option_is_read_from_its_text(name: str) -> None:
+    default = defaults()[name]
+    text = ",".join(default) if isinstance(default, tuple) else str(default)
+    assert options_from_text([f"{name}={text}"]) == {name: default}
+    assert f"  {name}=" in names_text()

@@ -22,6 +22,7 @@ from torchtrt_bridge.options.options import (
     defaults,
     type_hints,
 )
+from torchtrt_bridge.options.text import names_text, option_from_text, options_from_text
 
 __all__ = [
     "AT_LOAD",
@@ -45,6 +46,9 @@ __all__ = [
     "choices",
     "defaults",
     "first_sentence",
+    "names_text",
+    "option_from_text",
+    "options_from_text",
     "options_table",
     "text_of",
     "type_hints",

@@ -214,8 +214,7 @@ class Options:
         """Return options from keyword arguments; OptionsError for an unknown name suggests a similar one."""
         options = dict(options or {})
         for name in options:
-            if name not in DECLARATIONS:
-                raise OptionsError(f"Unknown option {name!r}.{suggestion(name, list(DECLARATIONS))}")
+            check_name(name)
         return cls(**options)
 
 
@@ -265,6 +264,12 @@ AT_LOAD = tuple(name for name, declaration in DECLARATIONS.items() if declaratio
 def type_hints() -> dict[str, Any]:
     """Return the type of each option, by name."""
     return get_type_hints(Options)
+
+
+def check_name(name: str) -> None:
+    """Raise OptionsError for a name that is no option's, with the most similar one."""
+    if name not in DECLARATIONS:
+        raise OptionsError(f"Unknown option {name!r}.{suggestion(name, list(DECLARATIONS))}")
 
 
 def defaults() -> dict[str, Any]:

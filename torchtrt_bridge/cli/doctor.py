@@ -48,6 +48,10 @@ class Diagnosis:
         """True if no check failed; warnings are allowed."""
         return all(check.status != "fail" for check in self.checks)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the diagnosis as plain data."""
+        return dataclasses.asdict(self) | {"is_well": self.is_well}
+
     def __getitem__(self, name: str) -> Check:
         return next(check for check in self.checks if check.name == name)
 

@@ -107,7 +107,8 @@ def imports_peer(path: Path) -> bool:
 # Who imports modules by a name in a string, and which.
 BY_NAME = {
     "__init__.py": "the home of a public name",
-    "cli/command.py": "the user's model",
+    "cli/command.py": "the benchmark suite of a checkout",
+    "cli/user_code.py": "the user's model and data",
     "cli/doctor.py": "the packages that it examines",
     "trt/library.py": "TensorRT",
     "lower/converters/__init__.py": "the files of converters",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +12,15 @@ import pytest
 import torch
 
 import torchtrt_bridge as trtb
-from torchtrt_bridge.cli.command import input_from_text, main, model_from_name
+from torchtrt_bridge.cli.arguments import input_from_text
+from torchtrt_bridge.cli.calls import tensor_from
+from torchtrt_bridge.cli.command import _covers, main
+from torchtrt_bridge.cli.models import model_from_name
 from torchtrt_bridge.errors import OptionsError
+from torchtrt_bridge.report.model import CompileReport, Stage
 
 MODULE = """
+import torch
 from torch import nn
 
 class Tiny(nn.Module):
@@ -32,6 +39,27 @@ def identity():
 
 def nothing():
     return 3
+
+def broken():
+    raise RuntimeError("no weights here")
+
+def leaving():
+    raise SystemExit(3)
+
+def talking():
+    print("hello from the callable")
+    return Tiny()
+
+number = 3
+
+class Undecided(nn.Module):
+    def forward(self, x):
+        return torch.special.airy_ai(x.relu())
+
+class Chatty(Tiny):
+    def forward(self, x):
+        print("hello from forward")
+        return self.layers(x)
 """
 
 
@@ -50,6 +78,16 @@ def test_doctor_prints_every_check(capsys: pytest.CaptureFixture[str]) -> None:
     output = capsys.readouterr().out
     for name in ("python:", "torch:", "gpu:", "engine cache:"):
         assert name in output
+
+
+def test_doctor_prints_its_checks_as_data(capsys: pytest.CaptureFixture[str]) -> None:
+    status = main(["doctor", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["is_well"] is (status == 0)
+    checks = {check["name"]: check for check in found["checks"]}
+    assert checks["python"]["status"] == "ok"
+    assert checks["torch"]["found"].startswith(torch.__version__)
+    assert checks["python"].keys() == {"name", "status", "found", "advice"}
 
 
 def test_explain_prints_where_operators_would_run(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,6 +123,13 @@ def test_an_export_without_an_engine_is_no_success(tiny: str, capsys: pytest.Cap
     assert not Path("t.pt2").exists()
 
 
+def named(tiny: str, word: str) -> str:
+    """Return the argument that a word in capitals stands for: the name of something in the user's module."""
+    words = {"MODEL": "tiny", "BROKEN": "broken", "LEAVING": "leaving", "NUMBER": "number"}
+    first, colon, rest = word.partition(":")
+    return tiny.replace(":tiny", f":{words[first]}") + (f".{rest}" if colon else "") if first in words else word
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -99,6 +144,24 @@ def test_an_export_without_an_engine_is_no_success(tiny: str, capsys: pytest.Cap
             "there is no directory missing",
         ),
         (["export", "MODEL", "--input", "1x4", "-o", "t.pt2", "--html", "."], "--html: . is a directory"),
+        (["explain", "MODEL", "--input", "1x4", "--option", "precison=fp16"], "Did you mean 'precision'?"),
+        (["explain", "MODEL", "--input", "1x4", "--option", "precision=fp15"], "Did you mean 'fp1"),
+        (["explain", "MODEL", "--input", "1x4", "--option", "precision"], "Write NAME=VALUE"),
+        (["explain", "MODEL", "--input", "1x4", "--option", "tf32=yes"], "Known: true, false"),
+        (["explain", "MODEL", "--input", "1x4", "--option", "min_subgraph_nodes=0"], "1 or more"),
+        (["explain", "MODEL", "--input", "1x4", "--option", "min_subgraph_nodes=two"], "is not an integer"),
+        (
+            ["explain", "MODEL", "--input", "1x4", "--precision", "fp16", "--option", "precision=bf16"],
+            "precision is given twice",
+        ),
+        (["explain", "MODEL", "--input", "1x4", "--require-coverage", "95"], "from 0 to 1"),
+        (["explain", "missing.pt2"], "no such file"),
+        (["explain", "MODEL:more"], "has no attribute"),
+        (["explain", "BROKEN", "--input", "1x4"], "RuntimeError: no weights here"),
+        (["explain", "LEAVING", "--input", "1x4"], "SystemExit: 3"),
+        (["explain", "NUMBER", "--input", "1x4"], "is a int, not a callable"),
+        (["explain", "timm:resnet17"], "Did you mean 'resnet"),
+        (["explain", "hf:bertt"], "Models are not downloaded"),
         (["explain", "MODEL", "--input", "1x5"], "fails in PyTorch on --input 1x5"),
         (["export", "MODEL", "--input", "1x4", "-o", "tiny.onnx"], "must end in .pt2"),
         (["export", "MODEL", "--input", "1x4", "-o", "missing/tiny.pt2"], "there is no directory missing"),
@@ -110,11 +173,101 @@ def test_an_export_without_an_engine_is_no_success(tiny: str, capsys: pytest.Cap
 def test_errors_are_one_message_and_no_traceback(
     tiny: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([tiny if word == "MODEL" else word for word in arguments]) == 1
+    assert main([named(tiny, word) for word in arguments]) == 1
     captured = capsys.readouterr()
     assert message in captured.err
     assert "Traceback" not in captured.err
     assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--require-coverage", "1"], 1, "1 of 2 nodes (0.5) would run"),
+        (["--require-coverage", "0.5"], 0, ""),
+        (["--require-coverage", "0.1", "--option", "torch_ops=aten.relu.default"], 1, "0 of 2 nodes"),
+    ],
+    ids=["too little", "enough", "none"],
+)
+def test_coverage_may_be_required(
+    tiny: str, arguments: list[str], status: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explain", tiny.replace(":tiny", ":Undecided"), "--input", "4", *arguments]) == status
+    assert message in capsys.readouterr().err
+
+
+def test_a_graph_that_is_not_counted_has_no_coverage(capsys: pytest.CaptureFixture[str]) -> None:
+    report = CompileReport(trtb.Options(), stages=[Stage(0, reason="it could not be captured")])
+    assert _covers(report, 0.0) == 1
+    assert "a graph is not counted: it could not be captured" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("made_by", ["talking", "Chatty"])
+def test_what_the_user_prints_is_not_in_the_results(
+    tiny: str, made_by: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["explain", tiny.replace(":tiny", f":{made_by}"), "--input", "1x4"]) == 0
+    captured = capsys.readouterr()
+    assert not any(line.startswith("hello") for line in captured.out.splitlines())
+    assert any(line.startswith("hello") for line in captured.err.splitlines())
+
+
+def test_it_says_what_it_does_before_it_does_it(
+    tiny: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = []
+
+    def explain(*args: object, **options: object) -> CompileReport:
+        seen.append(capsys.readouterr().err)
+        return CompileReport(trtb.Options())
+
+    monkeypatch.setattr(trtb, "explain", explain)
+    assert main(["explain", tiny, "--input", "1x4"]) == 0
+    assert "finding out where its operators would run ..." in seen[0]
+
+
+def test_ctrl_c_leaves_nothing_behind(
+    tiny: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("torchtrt_bridge.entry.archive._checked_records", interrupted)
+    assert main(["export", tiny, "--input", "1x4", "-o", "t.pt2"]) == 130
+    assert capsys.readouterr().err.endswith("torchtrt-bridge export: interrupted\n")
+    assert [path.name for path in Path().iterdir() if path.suffix != ".py" and path.is_file()] == []
+
+
+def test_ctrl_c_while_a_page_is_written(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: object) -> str:
+        raise KeyboardInterrupt
+
+    Path("report.html").write_text("of before")
+    monkeypatch.setattr(importlib.import_module("torchtrt_bridge.report.page"), "html_from_report", interrupted)
+    assert main(["explain", tiny, "--input", "1x4", "--html", "report.html"]) == 130
+    assert [path.name for path in Path().glob("*.html")] == ["report.html"]
+    assert Path("report.html").read_text() == "of before"
+
+
+SYNTAX = """
+import sys
+from torchtrt_bridge.cli.command import _covers, main
+for arguments in (
+    ["explain", "a:b", "--input", "1xtwo"],
+    ["explain", "a:b", "--option", "tf32=maybe"],
+    ["explain", "a"],
+    ["export", "a:b", "-o", "a.pt2", "--dynamic-batch", "3"],
+    ["export", "a:b", "-o", "none/a.pt2"],
+    ["export", "a:b", "-o", "a.pt2", "--targets", "a100"],
+):
+    assert main(arguments) == 1, arguments
+assert "torch" not in sys.modules
+"""
+
+
+def test_syntax_is_checked_before_pytorch_is_imported() -> None:
+    done = subprocess.run([sys.executable, "-c", SYNTAX], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_callable_must_return_a_module(tiny: str) -> None:
@@ -123,9 +276,9 @@ def test_a_callable_must_return_a_module(tiny: str) -> None:
 
 
 def test_inputs_have_the_sizes_and_dtype_of_their_text() -> None:
-    value = input_from_text("2x128:int64")
+    value = tensor_from(input_from_text("2x128:int64"))
     assert (tuple(value.shape), value.dtype) == ((2, 128), torch.int64)
-    assert input_from_text("1x3x8x8", batch=(1, 16)).shape == (2, 3, 8, 8)
+    assert tensor_from(input_from_text("1x3x8x8"), batch=(1, 16)).shape == (2, 3, 8, 8)
 
 
 @pytest.mark.full

@@ -13,7 +13,6 @@ import itertools
 import logging
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +21,7 @@ import torch
 from torch import nn
 
 import torchtrt_bridge as trtb
+from torchtrt_bridge.cli.console import step
 from torchtrt_bridge.errors import OptionsError
 from torchtrt_bridge.options import Precision
 from torchtrt_bridge.report.model import CompileReport
@@ -85,7 +85,7 @@ def demo(
 
     trtb.Options.from_mapping({"precision": precision, "targets": tuple(targets)})
     console = Console(highlight=False, soft_wrap=False)
-    with _step(console, f"{model} in PyTorch fp32"):
+    with step(f"{model} in PyTorch fp32"):
         task = _task(model, weights)
     console.print(f"[bold]{model}[/bold] on {' and '.join(task.photo_names)}, {precision}")
     if not task.is_trained:
@@ -144,13 +144,13 @@ def _without_gpu(
     path = directory / f"{task.name}.pt2"
     # PyTorch's half precision convolutions on CPU took a third of the time in this layout.
     photos = task.photos.to(memory_format=torch.channels_last)
-    with _step(console, f"building for {', '.join(targets)}"):
+    with step(f"building for {', '.join(targets)}"):
         program = trtb.export(task.model, task.photos, precision=precision, targets=targets)
         program.report.save(directory / "report.html")
-    with _step(console, "computing the lowered network in the reference interpreter"):
+    with step("computing the lowered network in the reference interpreter"):
         reference = trtb.export(task.model, task.photos, precision=precision, engine="reference")
         checked = reference(photos)
-    with _step(console, f"saving {path.name}, loading it back, running it in PyTorch"):
+    with step(f"saving {path.name}, loading it back, running it in PyTorch"):
         trtb.save(program, path)
         logging.disable(logging.WARNING)  # the closing line says that PyTorch runs it
         loaded = trtb.load(path)(photos)
@@ -176,9 +176,9 @@ def _on_gpu(
     dtype = DTYPES[precision]
     eager, photos = copy.deepcopy(task.model).to(dtype), task.photos.to(dtype)
     with torch.inference_mode():
-        with _step(console, 'torch.compile(model, backend="torchtrt_bridge")'):
+        with step('torch.compile(model, backend="torchtrt_bridge")'):
             results = compiled(task.photos).clone()
-        with _step(console, f"timing {CALLS} calls of each"):
+        with step(f"timing {CALLS} calls of each"):
             engine_time = _milliseconds(lambda: compiled(task.photos))
             eager_time = _milliseconds(lambda: eager(photos))
         expected = eager(photos).float()
@@ -274,15 +274,6 @@ def _table(title: str, *columns: str, justify: Literal["left", "right"] = "left"
     for index, column in enumerate(columns):
         table.add_column(column, justify=justify if index else "left")
     return table
-
-
-@contextlib.contextmanager
-def _step(console: Console, title: str) -> Iterator[None]:
-    """Show a step while it runs, and print the time that it took."""
-    started = time.perf_counter()
-    with console.status(title):
-        yield
-    console.print(f"[green]✓[/green] {title} [dim]{time.perf_counter() - started:.1f} s[/dim]")
 
 
 @contextlib.contextmanager

@@ -130,3 +130,30 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--targets", help="compute capabilities, as sm_86,sm_89; without it: a portable engine")
     parser.add_argument("--dynamic-batch", metavar="MIN:MAX", help="let the first size of every input vary")
     add_choice(parser, "fallback")
+
+
+def add_quantize(parser: argparse.ArgumentParser) -> None:
+    """Add the data, and the arguments of `trtb.quantize` that can be text."""
+    parser.add_argument("--data", metavar="package.module:loader", help="a loader of batches, or what returns one")
+    parser.add_argument("--method", help="how ranges are found: auto (default), absmax, percentile, mse, entropy, ...")
+    parser.add_argument("--dtype", help="int8 (default), fp8 or int4")
+    parser.add_argument("--skip", metavar="LIST", help="layers to leave in floating point, as 'head.*,stem'")
+    parser.add_argument("--evaluate", metavar="package.module:function", help="gives the score of a model")
+    parser.add_argument(
+        "--max-drop", type=float, metavar="SCORE", help="most of the score to lose: layers stay in floating point"
+    )
+    parser.add_argument("--calibration", type=Path, metavar="FILE.json", help="file for what was found, read again")
+    parser.add_argument("--num-batches", type=int, metavar="N", help="read so many batches of the data")
+    parser.add_argument("--sensitivity", action="store_true", help="measure the error of each layer by itself")
+
+
+def check_objects(arguments: argparse.Namespace) -> None:
+    """Raise OptionsError for data or a score that is no name, and for a drop of no score."""
+    for flag, name in (("--data", arguments.data), ("--evaluate", arguments.evaluate)):
+        home, _, attribute = ("" if name is None else name).partition(":")
+        if name is not None and not (home and attribute):
+            raise OptionsError(f"{flag} {name}: write package.module:name.")
+    if arguments.data is None and not (arguments.calibration and arguments.calibration.exists()):
+        raise OptionsError("--data package.module:loader is needed, or a --calibration FILE.json that exists.")
+    if arguments.max_drop is not None and arguments.evaluate is None:
+        raise OptionsError("--max-drop is about a score: --evaluate package.module:function gives it.")

@@ -1,4 +1,4 @@
-"""Command line `torchtrt-bridge`: doctor, explain, export, demo, bench."""
+"""Command line `torchtrt-bridge`: doctor, explain, export, quantize, demo, bench."""
 
 from __future__ import annotations
 
@@ -11,12 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torchtrt_bridge as trtb
-from torchtrt_bridge.cli.arguments import add_choice, add_export, add_model, add_page, names_of, request_from
-from torchtrt_bridge.cli.console import check_file, say, show, step
+from torchtrt_bridge.cli.arguments import (
+    add_choice,
+    add_export,
+    add_model,
+    add_page,
+    add_quantize,
+    check_objects,
+    names_of,
+    request_from,
+)
+from torchtrt_bridge.cli.console import check_file, say, show, step, write_program
 from torchtrt_bridge.errors import BridgeError, OptionsError
 
 if TYPE_CHECKING:
-    from torchtrt_bridge.entry.program import Program
     from torchtrt_bridge.report.model import CompileReport
 
 INTERRUPTED = 130
@@ -70,6 +78,13 @@ def _parser() -> argparse.ArgumentParser:
     add_page(export)
     add_export(export)
     export.set_defaults(run=_export)
+
+    quantize = commands.add_parser("quantize", help="quantize with your data, and export as `export` does")
+    add_model(quantize)
+    add_page(quantize)
+    add_export(quantize)
+    add_quantize(quantize)
+    quantize.set_defaults(run=_quantize)
 
     demo = commands.add_parser("demo", help="classify two photographs with ResNet-50 through TensorRT")
     demo.add_argument("--model", default="resnet50", help="a classification model of torchvision's")
@@ -179,14 +194,15 @@ def _export(arguments: argparse.Namespace) -> int:
     return write_program(program, output, "export")
 
 
-def write_program(program: Program, output: Path, command: str) -> int:
-    """Write a program that has an engine, and return the exit status."""
-    if not any(entry.is_ready for entry in program.report.engines):
-        say(f"\ntorchtrt-bridge {command}: no engine was built, so {output} is not written.")
-        return 1
-    trtb.save(program, output)
-    print(f"\nwrote {output} ({output.stat().st_size / 1e6:.1f} MB)")
-    return 0
+def _quantize(arguments: argparse.Namespace) -> int:
+    request = request_from(arguments)
+    check_objects(arguments)
+    check_file("--output", arguments.output, ".pt2")
+    check_file("--html", arguments.html)
+    check_file("--calibration", arguments.calibration)
+    with step("loading PyTorch"):
+        from torchtrt_bridge.cli.quantize import quantize
+    return quantize(arguments, request)
 
 
 def _demo(arguments: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from torchtrt_bridge.errors import OptionsError
 
 if TYPE_CHECKING:
+    from torchtrt_bridge.entry.program import Program
     from torchtrt_bridge.report.model import CompileReport
 
 # A step that took longer has its time told.
@@ -65,3 +66,15 @@ def show(report: CompileReport, page: Path | None) -> None:
         with written_aside(page, mode=None, suffix=".html") as aside:
             report.save(aside)
         print(f"\nwrote {page}")
+
+
+def write_program(program: Program, output: Path, command: str) -> int:
+    """Write a program that has an engine, and return the exit status."""
+    if not any(entry.is_ready for entry in program.report.engines):
+        say(f"\ntorchtrt-bridge {command}: no engine was built, so {output} is not written.")
+        return 1
+    import torchtrt_bridge as trtb
+
+    trtb.save(program, output)
+    print(f"\nwrote {output} ({output.stat().st_size / 1e6:.1f} MB)")
+    return 0

@@ -157,3 +157,11 @@ def check_objects(arguments: argparse.Namespace) -> None:
         raise OptionsError("--data package.module:loader is needed, or a --calibration FILE.json that exists.")
     if arguments.max_drop is not None and arguments.evaluate is None:
         raise OptionsError("--max-drop is about a score: --evaluate package.module:function gives it.")
+
+
+def add_bench(parser: argparse.ArgumentParser) -> None:
+    """Add how a model is measured, and where the results are written."""
+    add_choice(parser, "engine")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="turns of each contender (%(default)s)")
+    parser.add_argument("--calls", type=int, default=100, metavar="N", help="calls in a turn, at most (%(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results as JSON")

@@ -16,6 +16,7 @@ from torchtrt_bridge.cli.arguments import IMAGE, InputText, Request
 from torchtrt_bridge.cli.models import model_from_name
 from torchtrt_bridge.cli.user_code import reason_of
 from torchtrt_bridge.errors import CaptureError, OptionsError
+from torchtrt_bridge.quantize.calls import device_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,7 +68,8 @@ def _call(module: nn.Module, request: Request) -> ModelCall:
     inputs = request.inputs or _usual_inputs(module, request.model)
     if not inputs:
         raise OptionsError(f"Say what {request.model} takes: --input {IMAGE} (--input {TOKENS} for integers).")
-    args = tuple(tensor_from(each, request.batch) for each in inputs)
+    device = device_of(module)
+    args = tuple(tensor_from(each, request.batch).to(device) for each in inputs)
     said = " ".join(f"--input {each.text}" for each in inputs)
     return ModelCall(module, args, {}, dynamic_shapes(args, {}, request.batch), said)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torchtrt_bridge as trtb
 from torchtrt_bridge.cli.arguments import (
+    add_bench,
     add_choice,
     add_export,
     add_model,
@@ -95,12 +96,38 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--output", type=Path, help="a directory for the .pt2 file and the report")
     demo.set_defaults(run=_demo)
 
-    commands.add_parser("bench", help="speed, start and memory of models beside other compilers; in a checkout")
+    commands.add_parser("bench", help="bench MODEL times your model beside inductor; without MODEL: the suite")
     return parser
 
 
 def _bench(argv: Sequence[str]) -> int:
-    """Hand the arguments to the benchmark suite, which is part of the repository and not of the installed package."""
+    """Time the user's own model if the first argument is one; else hand the arguments to the benchmark suite."""
+    if argv and not argv[0].startswith("-"):
+        return _bench_model(_bench_parser().parse_args(argv))
+    return _bench_suite(argv)
+
+
+def _bench_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="torchtrt-bridge bench", description="Time a model in eager PyTorch, inductor and torchtrt_bridge."
+    )
+    add_model(parser)
+    add_bench(parser)
+    return parser
+
+
+def _bench_model(arguments: argparse.Namespace) -> int:
+    request = request_from(arguments)
+    if min(arguments.rounds, arguments.calls) < 1:
+        raise OptionsError("--rounds and --calls must be 1 or more.")
+    check_file("--json", arguments.json)
+    with step("loading PyTorch"):
+        from torchtrt_bridge.cli.bench import bench
+    return bench(arguments, request)
+
+
+def _bench_suite(argv: Sequence[str]) -> int:
+    """Run the benchmark suite, which is part of the repository and not of the installed package."""
     for root in (Path(trtb.__file__).parents[1], Path.cwd()):
         if (root / "benchmarks" / "suite" / "command.py").is_file():
             if str(root) not in sys.path:
@@ -110,7 +137,8 @@ def _bench(argv: Sequence[str]) -> int:
     print(
         "torchtrt-bridge bench: the benchmark suite is part of the repository, and neither this directory nor the one "
         f"that contains {Path(trtb.__file__).parent} is a checkout of it. Run this command, or "
-        "`python -m benchmarks`, in the top directory of a checkout.",
+        "`python -m benchmarks`, in the top directory of a checkout. `torchtrt-bridge bench MODEL` times a model of "
+        "yours, and needs none.",
         file=sys.stderr,
     )
     return 2

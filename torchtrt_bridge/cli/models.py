@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.export.passes import move_to_device_pass
 
 from torchtrt_bridge.cli.arguments import MODEL_HELP, is_file
 from torchtrt_bridge.cli.user_code import call, guarded, object_from
+from torchtrt_bridge.entry.archive import read_archive
 from torchtrt_bridge.errors import OptionsError
 
 if TYPE_CHECKING:
@@ -136,10 +138,12 @@ def is_saved_by_us(path: Path) -> bool:
 
 
 def program_from_file(path: Path) -> ExportedProgram:
-    """Return the exported program in a file, of `trtb.save` or of `torch.export.save`."""
-    if is_saved_by_us(path):
-        from torchtrt_bridge.entry.archive import read_archive
+    """Return the exported program in a file, of `trtb.save` or of `torch.export.save`, on the CPU."""
+    return move_to_device_pass(_read_program(path), "cpu")
 
+
+def _read_program(path: Path) -> ExportedProgram:
+    if is_saved_by_us(path):
         return read_archive(path)[0]
     try:
         return torch.export.load(path)

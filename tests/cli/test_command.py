@@ -185,21 +185,24 @@ def test_errors_are_one_message_and_no_traceback(
     [
         (["--require-coverage", "1"], 1, "1 of 2 nodes (0.5) would run"),
         (["--require-coverage", "0.5"], 0, ""),
+        (["--fallback", "error"], 1, "PyTorch runs aten.special_airy_ai.default (no converter"),
         (["--require-coverage", "0.1", "--option", "torch_ops=aten.relu.default"], 1, "0 of 2 nodes"),
     ],
-    ids=["too little", "enough", "none"],
+    ids=["too little", "enough", "error", "none"],
 )
 def test_coverage_may_be_required(
     tiny: str, arguments: list[str], status: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["explain", tiny.replace(":tiny", ":Undecided"), "--input", "4", *arguments]) == status
-    assert message in capsys.readouterr().err
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert "nodes would run in TensorRT" in captured.out
 
 
 def test_a_graph_that_is_not_counted_has_no_coverage(capsys: pytest.CaptureFixture[str]) -> None:
     report = CompileReport(trtb.Options(), stages=[Stage(0, reason="it could not be captured")])
     assert _covers(report, 0.0) == 1
-    assert "a graph is not counted: it could not be captured" in capsys.readouterr().err
+    assert "PyTorch runs a graph whose nodes are not counted (it could not be captured)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("made_by", ["talking", "Chatty"])
@@ -247,6 +250,15 @@ def test_ctrl_c_while_a_page_is_written(tiny: str, monkeypatch: pytest.MonkeyPat
     assert main(["explain", tiny, "--input", "1x4", "--html", "report.html"]) == 130
     assert [path.name for path in Path().glob("*.html")] == ["report.html"]
     assert Path("report.html").read_text() == "of before"
+
+
+def test_ctrl_c_ends_the_suite(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*args: object, **options: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("benchmarks.suite.command.main", interrupted)
+    assert main(["bench", "--tiny"]) == 130
+    assert capsys.readouterr().err.endswith("torchtrt-bridge bench: interrupted\n")
 
 
 SYNTAX = """

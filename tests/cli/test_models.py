@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,6 +101,22 @@ def test_export_of_a_program_keeps_its_ranges(
     assert program(torch.ones(6, 4), torch.ones(6, 2)).shape == (6, 2)
     with pytest.raises(trtb.ShapeRangeError):
         program(torch.ones(7, 4), torch.ones(7, 2))
+
+
+READ = """
+from pathlib import Path
+import sys
+from torchtrt_bridge.cli.models import program_from_file
+program_from_file(Path(sys.argv[1]))
+"""
+
+
+def test_a_program_of_transformers_is_read_by_a_process_that_has_not_imported_it(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bert.pt2"
+    found = called(f"hf:{folder}", "--input", "1x8:int64")
+    trtb.save(trtb.export(found.module, found.args, targets=("sm_86",)), path)
+    done = subprocess.run([sys.executable, "-c", READ, str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_inputs_of_a_program_may_be_said(tmp_path: Path) -> None:

@@ -175,7 +175,8 @@ def _explain(arguments: argparse.Namespace) -> int:
     with step("finding out where its operators would run"):
         report = trtb.explain(call.module, call.args, kwargs=call.kwargs, **request.options)
     show(report, arguments.html)
-    return 0 if share is None else _covers(report, share)
+    is_error = request.options.get("fallback") == "error"
+    return max(_stays_whole(report) if is_error else 0, 0 if share is None else _covers(report, share))
 
 
 def _share(text: str | None) -> float | None:
@@ -188,15 +189,26 @@ def _share(text: str | None) -> float | None:
     return share
 
 
-def _covers(report: CompileReport, share: float) -> int:
-    """Return status 0 if TensorRT would run this share of the nodes, else 1 with a message.
+def _stays_whole(report: CompileReport) -> int:
+    """Return status 0 if no node stays in PyTorch, else 1 with the error that ``fallback="error"`` would give."""
+    left = [f"{entry.op} ({entry.reason})" for entry in report.in_torch] + _uncounted(report)
+    if left:
+        more = f", and {len(left) - 1} more" if len(left) > 1 else ""
+        say(f"torchtrt-bridge explain: --fallback error: PyTorch runs {left[0]}{more}.")
+    return 1 if left else 0
 
-    A graph that could not be looked at has no nodes in the report, so that any share of them would be wrong.
-    """
+
+def _uncounted(report: CompileReport) -> list[str]:
+    """Return the graphs that could not be looked at, each by its reason: the report has no nodes of them."""
+    return [f"a graph whose nodes are not counted ({stage.reason})" for stage in report.stages if stage.reason]
+
+
+def _covers(report: CompileReport, share: float) -> int:
+    """Return status 0 if TensorRT would run this share of the nodes, else 1 with a message."""
     total = report.trt_nodes + report.torch_nodes
-    unknown = next((stage.reason for stage in report.stages if stage.reason), None)
-    if unknown is not None:
-        say(f"torchtrt-bridge explain: --require-coverage {share:g}: a graph is not counted: {unknown}")
+    uncounted = _uncounted(report)
+    if uncounted:
+        say(f"torchtrt-bridge explain: --require-coverage {share:g}: PyTorch runs {uncounted[0]}.")
         return 1
     if total and report.trt_nodes / total >= share:
         return 0

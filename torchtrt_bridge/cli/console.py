@@ -58,14 +58,19 @@ def check_file(flag: str, path: Path | None, suffix: str = "") -> None:
 
 
 def show(report: CompileReport, page: Path | None) -> None:
-    """Print a report, and write it as a page, whole or not at all."""
+    """Print a report, and write it as a page."""
     print(report)
     if page is not None:
-        from torchtrt_bridge.cache import written_aside
-
-        with written_aside(page, mode=None, suffix=".html") as aside:
-            report.save(aside)
+        write_page(report, page)
         print(f"\nwrote {page}")
+
+
+def write_page(report: CompileReport, page: Path) -> None:
+    """Write a report as a page, whole or not at all."""
+    from torchtrt_bridge.cache import written_aside
+
+    with written_aside(page, mode=None, suffix=".html") as aside:
+        report.save(aside)
 
 
 def write_program(program: Program, output: Path, command: str) -> int:

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 import torchtrt_bridge as trtb
-from torchtrt_bridge.cli.console import step
+from torchtrt_bridge.cli.console import step, write_page
 from torchtrt_bridge.errors import OptionsError
 from torchtrt_bridge.options import Precision
 from torchtrt_bridge.report.model import CompileReport
@@ -146,7 +146,7 @@ def _without_gpu(
     photos = task.photos.to(memory_format=torch.channels_last)
     with step(f"building for {', '.join(targets)}"):
         program = trtb.export(task.model, task.photos, precision=precision, targets=targets)
-        program.report.save(directory / "report.html")
+        write_page(program.report, directory / "report.html")
     with step("computing the lowered network in the reference interpreter"):
         reference = trtb.export(task.model, task.photos, precision=precision, engine="reference")
         checked = reference(photos)
@@ -183,7 +183,7 @@ def _on_gpu(
             eager_time = _milliseconds(lambda: eager(photos))
         expected = eager(photos).float()
     report = trtb.report(compiled)
-    report.save(directory / "report.html")
+    write_page(report, directory / "report.html")
     device = torch.cuda.get_device_name()
     runs = [
         Classification("TensorRT", results, _engine_facts(report), engine_time),

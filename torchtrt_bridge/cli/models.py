@@ -143,12 +143,29 @@ def program_from_file(path: Path) -> ExportedProgram:
 
 
 def _read_program(path: Path) -> ExportedProgram:
-    if is_saved_by_us(path):
+    is_ours = is_saved_by_us(path)
+    _register_results_of_transformers(path)
+    if is_ours:
         return read_archive(path)[0]
     try:
         return torch.export.load(path)
     except Exception as error:
         raise OptionsError(f"{path} is no exported program: {type(error).__name__}: {error}") from error
+
+
+def _register_results_of_transformers(path: Path) -> None:
+    """Import the classes of results that transformers' models share, where a program has one: it is not read without.
+
+    No other module that a file names is imported.
+    """
+    with zipfile.ZipFile(path) as archive:
+        graphs = [name for name in archive.namelist() if name.endswith(".json") and "/models/" in name]
+        has_results = any(b"transformers.modeling_outputs" in archive.read(name) for name in graphs)
+    if has_results:
+        try:
+            import transformers.modeling_outputs  # noqa: F401 - the import registers them
+        except ImportError as error:
+            raise _missing("transformers", error, 'pip install "torchtrt_bridge[huggingface]"') from error
 
 
 def module_from_program(program: ExportedProgram) -> nn.Module:

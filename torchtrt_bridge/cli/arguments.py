@@ -95,10 +95,13 @@ def _check_model_name(name: str) -> None:
         raise OptionsError(f"{name!r} names no model. Write {MODEL_HELP}.")
 
 
-def add_choice(parser: argparse.ArgumentParser, name: str) -> None:
-    """Add one of `Options` that is a choice of words, as it is declared there; None where it is not given."""
-    default = defaults()[name]
-    parser.add_argument(f"--{name}", choices=choices(name), help=f"{first_sentence(name)} ({default})")
+def add_choice(parser: argparse.ArgumentParser, name: str, default: str | None = None) -> None:
+    """Add one of `Options` that is a choice of words, as it is declared there.
+
+    default: another one than the option's own. Without it the argument is None where it is not given.
+    """
+    meaning = f"{first_sentence(name)} ({default or defaults()[name]})"
+    parser.add_argument(f"--{name}", choices=choices(name), default=default, help=meaning)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

@@ -44,7 +44,7 @@ def bench(arguments: argparse.Namespace, request: Request) -> int:
     device = device_for(options)
     with step(f"loading {request.model}, and running it in PyTorch"):
         call = on_device(call_from(request), device)
-    with tf32(options.tf32), torch.inference_mode():
+    with tf32(options.tf32):
         contenders = prepared(call, request, options, device)
         rows = [timed.row() for timed in take_turns(contenders, arguments.rounds, arguments.calls)]
     report = next((c.report for c in contenders if c.report is not None), None)
@@ -124,7 +124,8 @@ class Contender:
         """Compile with the first call, reach the steady state, and compare the results."""
         self.first_seconds = self._seconds(1)
         self._seconds(WARM_UP)
-        self.error = largest_error(float_tensors(self.run()), expected)
+        with torch.inference_mode():
+            self.error = largest_error(float_tensors(self.run()), expected)
 
     def take_turn(self, most_calls: int) -> None:
         """Time calls that are queued back to back: so many as fit in a turn, and at most `most_calls`."""
@@ -149,17 +150,19 @@ class Contender:
         return Row(self.name, tuple(self.times), self.first_seconds, self.error, self.failure)
 
     def _seconds(self, calls: int) -> float:
-        self._wait()
-        started = time.perf_counter()
-        for _ in range(calls):
-            self.run()
-        self._wait()
-        return time.perf_counter() - started
+        with torch.inference_mode():
+            self._wait()
+            started = time.perf_counter()
+            for _ in range(calls):
+                self.run()
+            self._wait()
+            return time.perf_counter() - started
 
 
 def prepared(call: ModelCall, request: Request, options: Options, device: str) -> list[Contender]:
     """Return the contenders, each compiled and warmed up, or with the reason why not."""
-    expected = [tensor.cpu() for tensor in float_tensors(call.module(*call.args, **call.kwargs))]
+    with torch.inference_mode():
+        expected = [tensor.cpu() for tensor in float_tensors(call.module(*call.args, **call.kwargs))]
     makers: dict[str, Callable[[], Compiled]] = {
         "eager": lambda: _eager(call, options),
         "inductor": lambda: _inductor(call, options),

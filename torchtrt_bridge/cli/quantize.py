@@ -40,7 +40,7 @@ def quantize(arguments: argparse.Namespace, request: Request) -> int:
         settings["evaluate"] = evaluate_from(arguments.evaluate)
     with step("quantizing"):
         quantized = trtb.quantize(module, loader, table=False, **settings)
-    print(quantized.quantization, "\n")
+    print(f"{quantized.quantization}\n")
     with step("capturing the quantized model and building engines"):
         found = given or _call_from_data(module, loader, request)
         shapes = dynamic_shapes(found.args, found.kwargs, request.batch)

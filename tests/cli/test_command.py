@@ -14,10 +14,11 @@ import torch
 import torchtrt_bridge as trtb
 from torchtrt_bridge.cli.arguments import input_from_text
 from torchtrt_bridge.cli.calls import tensor_from
-from torchtrt_bridge.cli.command import _covers, main
+from torchtrt_bridge.cli.command import main
 from torchtrt_bridge.cli.models import model_from_name
 from torchtrt_bridge.errors import OptionsError
-from torchtrt_bridge.report.model import CompileReport, Stage
+from torchtrt_bridge.options import DECLARATIONS
+from torchtrt_bridge.report.model import CompileReport
 
 MODULE = """
 import torch
@@ -199,10 +200,18 @@ def test_coverage_may_be_required(
     assert "nodes would run in TensorRT" in captured.out
 
 
-def test_a_graph_that_is_not_counted_has_no_coverage(capsys: pytest.CaptureFixture[str]) -> None:
-    report = CompileReport(trtb.Options(), stages=[Stage(0, reason="it could not be captured")])
-    assert _covers(report, 0.0) == 1
-    assert "PyTorch runs a graph whose nodes are not counted (it could not be captured)" in capsys.readouterr().err
+@pytest.mark.parametrize("arguments", [["--require-coverage", "0"], ["--fallback", "error"]])
+def test_a_graph_that_cannot_be_looked_at_is_no_success(
+    tiny: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(*args: object) -> None:
+        raise ValueError("a pass broke")
+
+    monkeypatch.setattr(importlib.import_module("torchtrt_bridge.entry.explain"), "normalize", failing)
+    assert main(["explain", tiny, "--input", "1x4", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert "PyTorch runs a graph whose nodes are not counted" in error
+    assert "ValueError: a pass broke" in error
 
 
 @pytest.mark.parametrize("made_by", ["talking", "Chatty"])
@@ -263,7 +272,7 @@ def test_ctrl_c_ends_the_suite(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
 SYNTAX = """
 import sys
-from torchtrt_bridge.cli.command import _covers, main
+from torchtrt_bridge.cli.command import main
 for arguments in (
     ["explain", "a:b", "--input", "1xtwo"],
     ["explain", "a:b", "--option", "tf32=maybe"],
@@ -280,6 +289,15 @@ assert "torch" not in sys.modules
 def test_syntax_is_checked_before_pytorch_is_imported() -> None:
     done = subprocess.run([sys.executable, "-c", SYNTAX], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", [["explain"], ["export"], ["quantize"], ["bench", "a:b"]], ids=" ".join)
+def test_help_lists_every_option(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--help"])
+    assert ended.value.code == 0
+    output = capsys.readouterr().out
+    assert [name for name in DECLARATIONS if f"  {name}=" not in output] == []
 
 
 def test_a_callable_must_return_a_module(tiny: str) -> None:

@@ -15,13 +15,11 @@ from torch.export.passes import move_to_device_pass
 
 from torchtrt_bridge.cli.arguments import MODEL_HELP, is_file
 from torchtrt_bridge.cli.user_code import call, guarded, object_from
-from torchtrt_bridge.entry.archive import read_archive
+from torchtrt_bridge.entry.archive import MANIFEST, read_archive
 from torchtrt_bridge.errors import OptionsError
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
-
-MANIFEST = "extra/torchtrt_bridge.json"
 
 
 def model_from_name(name: str) -> nn.Module:
@@ -132,7 +130,7 @@ def is_saved_by_us(path: Path) -> bool:
     """Check if `trtb.save` wrote a file: only these have a manifest."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return any(name.endswith(MANIFEST) for name in archive.namelist())
+            return any(name.endswith(f"/extra/{MANIFEST}") for name in archive.namelist())
     except zipfile.BadZipFile as error:
         raise OptionsError(f"{path} is no exported program: {error}.") from error
 

@@ -119,6 +119,27 @@ def test_a_program_of_transformers_is_read_by_a_process_that_has_not_imported_it
     assert done.returncode == 0, done.stderr
 
 
+class Named(nn.Module):
+    def forward(self, x: torch.Tensor, *, mask: torch.Tensor) -> torch.Tensor:
+        return (x.relu() * mask).sum(-1)
+
+
+@pytest.mark.parametrize(("batch", "most"), [([], 6), (["--dynamic-batch", "1:5"], 5)])
+def test_a_program_with_arguments_by_name_keeps_its_ranges(
+    batch: list[str], most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    size = Dim("n", min=1, max=6)
+    args, kwargs = (torch.ones(2, 4),), {"mask": torch.ones(2, 4)}
+    shapes = {"x": {0: size}, "mask": {0: size}}
+    torch.export.save(torch.export.export(Named().eval(), args, kwargs, dynamic_shapes=shapes), "named.pt2")
+    assert main(["export", "named.pt2", "-o", "built.pt2", "--targets", "sm_86", *batch]) == 0
+    program = trtb.load("built.pt2")
+    assert program(torch.ones(most, 4), mask=torch.ones(most, 4)).shape == (most,)
+    with pytest.raises(trtb.ShapeRangeError):
+        program(torch.ones(most + 1, 4), mask=torch.ones(most + 1, 4))
+
+
 def test_inputs_of_a_program_may_be_said(tmp_path: Path) -> None:
     found = called(saved(tmp_path / "pair.pt2", "torch"), "--input", "5x4", "--input", "5x2")
     assert [tuple(value.shape) for value in found.inputs] == [(5, 4), (5, 2)]

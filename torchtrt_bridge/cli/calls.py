@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,7 @@ def _call(module: nn.Module, request: Request) -> ModelCall:
     device = device_of(module)
     args = tuple(tensor_from(each, request.batch).to(device) for each in inputs)
     said = " ".join(f"--input {each.text}" for each in inputs)
-    return ModelCall(module, args, {}, dynamic_shapes(args, {}, request.batch), said)
+    return ModelCall(module, args, {}, dynamic_shapes(module, args, {}, request.batch), said)
 
 
 def _usual_inputs(module: nn.Module, name: str) -> tuple[InputText, ...]:
@@ -115,21 +116,30 @@ def _tensor(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     return torch.randn(shape).to(dtype) if dtype.is_floating_point else torch.zeros(shape, dtype=dtype)
 
 
-def dynamic_shapes(args: tuple[Any, ...], kwargs: dict[str, Any], batch: tuple[int, int] | None) -> Any:
+def dynamic_shapes(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: tuple[int, int] | None
+) -> Any:
     """Return the dynamic shapes of arguments whose first sizes are one batch; None without a batch."""
     if batch is None:
         return None
-    if args and kwargs:
-        raise OptionsError("--dynamic-batch: this model takes arguments by position and by name. Leave it out.")
     size = Dim("batch", min=batch[0], max=batch[1])
-    return pytree.tree_map(lambda leaf: {0: size} if isinstance(leaf, torch.Tensor) else None, args or kwargs)
+    shapes = pytree.tree_map(lambda leaf: {0: size} if isinstance(leaf, torch.Tensor) else None, (args, kwargs))
+    return _as_taken(module, *shapes)
+
+
+def _as_taken(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return the shapes of arguments as `torch.export` takes them: a tuple, or by name where some are given by name."""
+    if not kwargs:
+        return args
+    names = list(inspect.signature(module.forward).parameters)
+    return dict(zip(names, args, strict=False)) | kwargs
 
 
 # Exported programs -------------------------------------------------------------------------------------------------
 
 
 def _call_of_program(module: nn.Module, program: Any, batch: tuple[int, int] | None) -> ModelCall:
-    """Return a call with the sizes and dtypes that the program has, whose ranges it keeps if it takes only positions.
+    """Return a call with the sizes and dtypes that the program has, and with its ranges.
 
     A size that varies gets the smallest value of its range from 2 on.
     """
@@ -149,9 +159,9 @@ def _call_of_program(module: nn.Module, program: Any, batch: tuple[int, int] | N
     args, kwargs = pytree.tree_unflatten(values, program.call_spec.in_spec)
     kept = None
     if batch is not None:
-        kept = dynamic_shapes(args, kwargs, batch)
-    elif any(shapes) and len(args) == len(shapes):
-        kept = tuple(shapes)
+        kept = dynamic_shapes(module, args, kwargs, batch)
+    elif any(shapes):
+        kept = _as_taken(module, *pytree.tree_unflatten(shapes, program.call_spec.in_spec))
     return ModelCall(module, args, kwargs, kept, "inputs of its own sizes")
 
 

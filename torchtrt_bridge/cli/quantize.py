@@ -43,7 +43,7 @@ def quantize(arguments: argparse.Namespace, request: Request) -> int:
     print(f"{quantized.quantization}\n")
     with step("capturing the quantized model and building engines"):
         found = given or _call_from_data(module, loader, request)
-        shapes = dynamic_shapes(found.args, found.kwargs, request.batch)
+        shapes = dynamic_shapes(module, found.args, found.kwargs, request.batch)
         program = trtb.export(quantized, found.args, kwargs=found.kwargs, dynamic_shapes=shapes, **request.options)
     show(program.report, arguments.html)
     return write_program(program, arguments.output, "quantize")

@@ -35,7 +35,7 @@ def object_from(name: str, wanted: str) -> Any:
 
 def call(function: Callable[..., Any], name: str, *args: Any) -> Any:
     """Return the result of a function of the user's."""
-    with guarded(f"{name}: calling it", f"a callable that takes {len(args) or 'no'} arguments"):
+    with guarded(f"{name}: calling it"):
         return function(*args)
 
 

@@ -1,4 +1,4 @@
-"""Reasons why `torch.export` cannot capture a model, told apart, each with what to do about it."""
+"""Reasons why `torch.export` cannot capture a model, each apart, with what to do about it."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torchtrt_bridge.entry.program import Program
     from torchtrt_bridge.report.model import CompileReport
 
-# A step that took longer has its time told.
+# A step that took longer shows its time.
 TOLD_SECONDS = 2.0
 
 

@@ -1,4 +1,4 @@
-"""Weights of recurrent layers that PyTorch computes: in one piece of memory, from which cuDNN reads them."""
+"""Weights of recurrent layers that PyTorch computes: in one block of memory, from which cuDNN reads them."""
 
 from __future__ import annotations
 

@@ -123,7 +123,8 @@ def test_the_build_reads_only_options_that_are_in_the_key() -> None:
     subgraph, ranges = subgraph_of(linear(), (square(2, 4),), None, options)
     installed = library.load("tensorrt_rtx")
     recorder = Recorder(options)
-    engine_from_network(network_from_graph(subgraph, installed, ranges), installed, cast(Options, recorder))
+    network = network_from_graph(subgraph, installed, ranges, fp16_accumulation=recorder.fp16_accumulation)
+    engine_from_network(network, installed, cast(Options, recorder))
     assert recorder._read == set(options_that_are("engine"))
 
 

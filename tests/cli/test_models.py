@@ -111,6 +111,7 @@ program_from_file(Path(sys.argv[1]))
 """
 
 
+@pytest.mark.full
 def test_a_program_of_transformers_is_read_by_a_process_that_has_not_imported_it(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "bert.pt2"
     found = called(f"hf:{folder}", "--input", "1x8:int64")

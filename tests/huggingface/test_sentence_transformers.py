@@ -91,6 +91,7 @@ def test_sentences_of_mixed_lengths_are_encoded_by_one_engine(model: Any, engine
     assert len({sizes[1] for sizes in engine_calls}) > 2
 
 
+@pytest.mark.full
 def test_restore_undoes_it(model: Any, engine_calls: list[list[int]]) -> None:
     expected = encoded(model)
     trtb.accelerate(model, **STRICT)

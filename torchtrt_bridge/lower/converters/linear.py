@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from torchtrt_bridge.lower.converters.few_rows import has_few_rows, product_of_few_rows
+from torchtrt_bridge.lower.converters.few_rows import HALF_FLOATS, has_few_rows, product_of_few_rows
 from torchtrt_bridge.lower.converters.sizes import known_elements
 from torchtrt_bridge.lower.registry import FLOATS, MAX_RANK, NUMBERS, converter
 
 aten = torch.ops.aten
-HALF_FLOATS = (torch.float16, torch.bfloat16)
 
 
 @converter(aten.linear.default, dtypes=FLOATS, precision="half")
@@ -128,7 +127,7 @@ def _product(ctx, left, right, right_operation="NONE"):
     left_operation = "VECTOR" if len(left.shape) == 1 else "NONE"
     own = [1 if operation == "VECTOR" else 2 for operation in (left_operation, right_operation)]
     batch = max(len(left.shape) - own[0], len(right.shape) - own[1])
-    a, b = (_with_rank(ctx, v, batch + n) for v, n in zip((left, right), own, strict=True))
+    a, b = (with_rank(ctx, v, batch + n) for v, n in zip((left, right), own, strict=True))
     return ctx.product(a, b, right_operation, left_operation)
 
 
@@ -142,7 +141,7 @@ def _integer_product(ctx, left, right):
     return ctx.reduce("SUM", products, [-2], keep_dims=False)
 
 
-def _with_rank(ctx, value, rank):
+def with_rank(ctx, value, rank):
     """Return a tensor with leading ones up to `rank` dimensions; a constant gets them without a layer."""
     if isinstance(value, torch.Tensor):
         value = value.reshape((1,) * (rank - value.dim()) + tuple(value.shape))

@@ -16,6 +16,7 @@ import torch
 from torchtrt_bridge.graph.recurrent import is_random, own
 from torchtrt_bridge.graph.torch_internals import schema_of
 from torchtrt_bridge.lower.converters.arithmetic import widened
+from torchtrt_bridge.lower.converters.linear import with_rank
 from torchtrt_bridge.lower.converters.sizes import computed
 from torchtrt_bridge.lower.loop import Loop
 from torchtrt_bridge.lower.registry import FLOATS, converter
@@ -177,7 +178,7 @@ def _input_products(ctx, cell, input, weights):
     biases = [each.input_bias for each in weights if each.input_bias is not None]
     if biases and not cell.adds_hidden_bias:
         biases = [_sum(ctx, each.input_bias, each.hidden_bias) for each in weights]
-    products = _product(ctx, input, _joined(ctx, [each.input for each in weights], 0), rank=3)
+    products = _product(ctx, input, _joined(ctx, [each.input for each in weights], 0))
     if biases:
         products = ctx.elementwise("SUM", products, _joined(ctx, biases, 0))
     length, batch, count = ctx.sizes(products)
@@ -202,12 +203,9 @@ def _side_by_side(ctx, outputs, directions):
 # Constants and tensors ---------------------------------------------------------------------------------------------
 
 
-def _product(ctx, left, weight, rank=None):
-    """Multiply rows by a weight of shape (..., outputs, inputs)."""
-    if isinstance(weight, torch.Tensor) and rank is not None:
-        weight = weight.reshape((1,) * (rank - weight.dim()) + tuple(weight.shape))
-    weight = ctx.tensor(weight, rank=rank)
-    return ctx.product(left, weight, "TRANSPOSE")
+def _product(ctx, left, weight):
+    """Multiply rows by a weight of shape (..., outputs, inputs); `left` has three dimensions."""
+    return ctx.product(left, with_rank(ctx, weight, 3), "TRANSPOSE")
 
 
 def _of_directions(ctx, weights, name):

@@ -45,58 +45,24 @@ def _in_order_of_time(results: Sequence[Tensor], batch_first: bool) -> tuple[Ten
     return output, *(state.contiguous() for state in states)
 
 
-def _of_one_state(name: str) -> Any:
-    """Register an operator whose layers hold one tensor between the steps."""
+def _register(name: str, schema: str) -> None:
+    """Register an operator that computes what PyTorch's of this name does; `hx` is one state, or a list of them."""
     compute = getattr(torch, name)
 
-    @torch.library.custom_op(f"{NAMESPACE}::{name}", mutates_args=(), schema=_OF_ONE_STATE)
-    def run(
-        input: Tensor,
-        hx: Tensor,
-        params: Sequence[Tensor],
-        has_biases: bool,
-        num_layers: int,
-        dropout: float,
-        train: bool,
-        bidirectional: bool,
-        batch_first: bool,
-    ) -> tuple[Tensor, ...]:
-        options = (has_biases, num_layers, dropout, train, bidirectional, batch_first)
-        return _in_order_of_time(compute(input, hx.contiguous(), params, *options), batch_first)
+    @torch.library.custom_op(f"{NAMESPACE}::{name}", mutates_args=(), schema=schema)
+    def run(input: Tensor, hx: Any, params: Sequence[Tensor], *options: Any) -> tuple[Tensor, ...]:
+        states = pytree.tree_map(Tensor.contiguous, hx)  # cuDNN takes no others
+        return _in_order_of_time(compute(input, states, params, *options), batch_first=options[-1])
 
     @run.register_fake
-    def _(input: Tensor, hx: Tensor, *options: Any) -> tuple[Tensor, ...]:
+    def _(input: Tensor, hx: Any, params: Sequence[Tensor], *options: Any) -> tuple[Tensor, ...]:
         *_, bidirectional, batch_first = options
-        return _empty(input, [hx], bidirectional, batch_first)
-
-    return run
+        return _empty(input, pytree.tree_leaves(hx), bidirectional, batch_first)
 
 
-gru, rnn_tanh, rnn_relu = map(_of_one_state, ("gru", "rnn_tanh", "rnn_relu"))
-
-
-@torch.library.custom_op(f"{NAMESPACE}::lstm", mutates_args=(), schema=_OF_TWO_STATES)
-def lstm(
-    input: Tensor,
-    hx: Sequence[Tensor],
-    params: Sequence[Tensor],
-    has_biases: bool,
-    num_layers: int,
-    dropout: float,
-    train: bool,
-    bidirectional: bool,
-    batch_first: bool,
-) -> tuple[Tensor, ...]:
-    """Compute `nn.LSTM`: its output, and the last hidden and cell states."""
-    options = (has_biases, num_layers, dropout, train, bidirectional, batch_first)
-    states = [state.contiguous() for state in hx]  # cuDNN takes no others
-    return _in_order_of_time(torch.lstm(input, states, params, *options), batch_first)  # type: ignore[call-overload]
-
-
-@lstm.register_fake
-def _(input: Tensor, hx: Sequence[Tensor], *options: Any) -> tuple[Tensor, ...]:
-    *_, bidirectional, batch_first = options
-    return _empty(input, hx, bidirectional, batch_first)
+_register("lstm", _OF_TWO_STATES)
+for _name in ("gru", "rnn_tanh", "rnn_relu"):
+    _register(_name, _OF_ONE_STATE)
 
 
 # PyTorch's operators on sequences of the same length, and what stands for each in a captured graph.

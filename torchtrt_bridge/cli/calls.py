@@ -102,13 +102,17 @@ def _input(*sizes: int, dtype: str = "float32") -> InputText:
 def tensor_from(given: InputText, batch: tuple[int, int] | None = None) -> torch.Tensor:
     """Return a random tensor of these sizes and this dtype; zeros if the dtype is not a float.
 
-    batch: the range of the first size, if it varies. The tensor then has the smallest size of the range from 2 on, as
-        `torch.export` would take a size of 1 for fixed.
+    batch: the range of the first size, if it varies.
     """
     shape = list(given.sizes)
     if batch is not None:
-        shape[0] = min(max(2, batch[0]), batch[1])
+        shape[0] = _example_size(*batch)
     return _tensor(shape, getattr(torch, given.dtype))
+
+
+def _example_size(low: int, high: int | None) -> int:
+    """Return the smallest size of a range from 2 on: `torch.export` would take a size of 1 for fixed."""
+    return max(2, low) if high is None else min(max(2, low), high)
 
 
 def _tensor(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
@@ -153,7 +157,7 @@ def _call_of_program(module: nn.Module, program: Any, batch: tuple[int, int] | N
             raise OptionsError("the program takes more than tensors. Say what it takes: --input for each tensor.")
         sizes, dynamic = _sizes(fake, ranges, dims)
         if batch is not None:
-            sizes[0] = min(max(2, batch[0]), batch[1])
+            sizes[0] = _example_size(*batch)
         values.append(_tensor(sizes, fake.dtype))
         shapes.append(dynamic)
     args, kwargs = pytree.tree_unflatten(values, program.call_spec.in_spec)
@@ -183,7 +187,7 @@ def _sizes(fake: torch.Tensor, ranges: dict[str, Any], dims: dict[str, Any]) -> 
         if str(size) not in dims:
             dims[str(size)] = Dim(f"size_{len(dims)}", min=low, max=high)
         dynamic[index] = dims[str(size)]
-        sizes.append(max(2, low) if high is None else min(max(2, low), high))
+        sizes.append(_example_size(low, high))
     return sizes, dynamic
 
 

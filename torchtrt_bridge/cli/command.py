@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torchtrt_bridge as trtb
 from torchtrt_bridge.cli.arguments import (
+    Request,
     add_bench,
     add_choice,
     add_export,
@@ -26,6 +27,7 @@ from torchtrt_bridge.cli.console import check_file, say, show, step, write_progr
 from torchtrt_bridge.errors import BridgeError, OptionsError
 
 if TYPE_CHECKING:
+    from torchtrt_bridge.cli.calls import ModelCall
     from torchtrt_bridge.report.model import CompileReport
 
 INTERRUPTED = 130
@@ -167,15 +169,20 @@ def _explain(arguments: argparse.Namespace) -> int:
     request = request_from(arguments)
     share = _share(arguments.require_coverage)
     check_file("--html", arguments.html)
-    with step(f"loading PyTorch, and running {request.model} in it"):
-        from torchtrt_bridge.cli.calls import call_from
-
-        call = call_from(request)
+    call = _call(request)
     with step("finding out where its operators would run"):
         report = trtb.explain(call.module, call.args, kwargs=call.kwargs, **request.options)
     show(report, arguments.html)
     is_error = request.options.get("fallback") == "error"
     return max(_stays_whole(report) if is_error else 0, 0 if share is None else _covers(report, share))
+
+
+def _call(request: Request) -> ModelCall:
+    """Return the call of the model that is asked about, which PyTorch has run."""
+    with step(f"loading PyTorch, and running {request.model} in it"):
+        from torchtrt_bridge.cli.calls import call_from
+
+        return call_from(request)
 
 
 def _share(text: str | None) -> float | None:
@@ -221,10 +228,7 @@ def _export(arguments: argparse.Namespace) -> int:
     output: Path = arguments.output
     check_file("--output", output, ".pt2")
     check_file("--html", arguments.html)
-    with step(f"loading PyTorch, and running {request.model} in it"):
-        from torchtrt_bridge.cli.calls import call_from
-
-        call = call_from(request)
+    call = _call(request)
     with step("capturing it and building engines"):
         program = trtb.export(
             call.module, call.args, kwargs=call.kwargs, dynamic_shapes=call.dynamic_shapes, **request.options

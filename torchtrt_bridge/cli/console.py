@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torchtrt_bridge.report.model import CompileReport
 
 # A step that took longer shows its time.
-TOLD_SECONDS = 2.0
+LONG_SECONDS = 2.0
 
 
 def say(message: str) -> None:
@@ -36,7 +36,7 @@ def step(title: str) -> Iterator[None]:
     with contextlib.redirect_stdout(sys.stderr):
         yield
     seconds = time.monotonic() - started
-    if seconds >= TOLD_SECONDS:
+    if seconds >= LONG_SECONDS:
         say(f"{title}: {seconds:.0f} s")
 
 

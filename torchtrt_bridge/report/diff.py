@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchtrt_bridge.options import defaults
 from torchtrt_bridge.report.facts import (
+    counted,
     coverage,
     error_text,
     option_text,
@@ -38,7 +39,7 @@ def text_from_difference(before: CompileReport, after: CompileReport) -> str:
     if not rows:
         console.print("No difference in coverage, versions, options, engines, choices, errors and times.")
         return text_from_console(console)
-    console.print(f"{len(rows)} difference{'' if len(rows) == 1 else 's'}")
+    console.print(counted(len(rows), "difference"))
     for table in tables("", COLUMNS, [*rows], console.width):
         console.print()
         console.print(table)

@@ -75,15 +75,9 @@ def has_read_encoder(cache: Any) -> bool:
 # What a decoding loop needs of transformers' own, which has no public name.
 
 
-def plain_loop(model: Any) -> Callable[..., Any]:
-    """Return transformers' loop for greedy decoding and sampling; it takes the model first."""
-    loop: Callable[..., Any] = type(model)._sample
-    return loop
-
-
-def beam_loop(model: Any) -> Callable[..., Any]:
-    """Return transformers' loop for beam search; it takes the model first."""
-    loop: Callable[..., Any] = type(model)._beam_search
+def plain_loop(model: Any, config: Any) -> Callable[..., Any]:
+    """Return transformers' loop for greedy decoding, sampling or beam search; it takes the model first."""
+    loop: Callable[..., Any] = type(model)._beam_search if (config.num_beams or 1) > 1 else type(model)._sample
     return loop
 
 

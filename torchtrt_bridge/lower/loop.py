@@ -7,20 +7,20 @@ from typing import Any
 
 import torch
 
-from torchtrt_bridge.lower.context import Context, Size
+from torchtrt_bridge.lower.context import Context
 
 
 class Loop:
-    """A loop that runs `length` times, which is a number or a size known only at run time.
+    """A loop that runs `length` times.
 
-    Layers that are added after `each` and `state`, and read what these return, are in the loop.
+    Layers that are added after `each` and `state`, and read what these return, are in the loop. An engine whose loop
+    has a length that is known only at run time cannot be captured in a CUDA graph.
     """
 
-    def __init__(self, ctx: Context, length: Size) -> None:
+    def __init__(self, ctx: Context, length: int) -> None:
         self.ctx = ctx
         self.loop = ctx.network.add_loop()
-        is_known = isinstance(length, int)
-        self._length = ctx.constant(length, torch.int32) if is_known else ctx.cast(ctx.reshape(length, []), torch.int32)
+        self._length = ctx.constant(length, torch.int32)
         self._add("trip_limit", self.loop.add_trip_limit, self._length, ctx.trt.TripLimit.COUNT)
 
     def each(self, tensor: Any) -> Any:

@@ -9,8 +9,9 @@ from torch import nn
 
 from tests.lower.case import Case, Rejected
 from torchtrt_bridge.graph.recurrent import own
+from torchtrt_bridge.lower.converters.recurrent import LEAST_UNITS_OF_ONE_SEQUENCE
 
-FEATURES, SIZE, BATCH = 5, 6, 3
+FEATURES, SIZE, BATCH, LENGTH = 5, 6, 3, 7
 
 
 def layer(kind: type[nn.RNNBase], **options: Any) -> nn.RNNBase:
@@ -18,35 +19,30 @@ def layer(kind: type[nn.RNNBase], **options: Any) -> nn.RNNBase:
     return kind(FEATURES, SIZE, **options)
 
 
-def sequences(n: int) -> tuple[torch.Tensor]:
-    """Sequences of length n, with the length first."""
-    return (torch.randn(n, BATCH, FEATURES),)
-
-
-def many(n: int) -> tuple[torch.Tensor]:
-    """Sequences of length n, of which there are as many and two."""
-    return (torch.randn(n, n + 2, FEATURES),)
+def batches(n: int) -> tuple[torch.Tensor]:
+    """Sequences of one length, n of them, with the length first."""
+    return (torch.randn(LENGTH, n, FEATURES),)
 
 
 def batch_first(n: int) -> tuple[torch.Tensor]:
-    return (torch.randn(n + 2, n, FEATURES),)
+    return (torch.randn(n, LENGTH, FEATURES),)
 
 
-def batches(n: int) -> tuple[torch.Tensor]:
-    """Sequences of one length; n of them."""
-    return (torch.randn(7, n, FEATURES),)
+def sequences(n: int) -> tuple[torch.Tensor]:
+    """Sequences of length n."""
+    return (torch.randn(n, BATCH, FEATURES),)
 
 
 def one_sequence(n: int) -> tuple[torch.Tensor]:
-    return (torch.randn(n, FEATURES),)
+    return (torch.randn(LENGTH, FEATURES),)
 
 
 def with_state(n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.randn(n, n + 2, FEATURES), torch.randn(4, n + 2, SIZE)
+    return torch.randn(LENGTH, n, FEATURES), torch.randn(4, n, SIZE)
 
 
 def with_two_states(n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return torch.randn(n, n + 2, FEATURES), torch.randn(4, n + 2, 2), torch.randn(4, n + 2, SIZE)
+    return torch.randn(LENGTH, n, FEATURES), torch.randn(4, n, 2), torch.randn(4, n, SIZE)
 
 
 class WithStates(nn.Module):
@@ -71,18 +67,18 @@ class WithWeights(nn.Module):
 def with_weights(n: int) -> tuple[torch.Tensor, ...]:
     rows = 3 * SIZE
     of_direction = [(rows, FEATURES), (rows, SIZE), (rows,), (rows,)]
-    return (torch.randn(n, BATCH, FEATURES), *(torch.randn(shape) / 2 for shape in 2 * of_direction))
+    return (torch.randn(LENGTH, n, FEATURES), *(torch.randn(shape) / 2 for shape in 2 * of_direction))
 
 
 def cases_of(op: Any, kind: type[nn.RNNBase], **options: Any) -> list[Case]:
     """Return what all kinds of layers have in common."""
     both = {"bidirectional": True, "num_layers": 2, **options}
     return [
-        Case(op, layer(kind, **options), many),
+        Case(op, layer(kind, **options), batches),
         Case(op, layer(kind, **both, batch_first=True), batch_first, name="both-directions"),
-        Case(op, layer(kind, **options, bias=False), sequences, name="no-bias"),
+        Case(op, layer(kind, **options, bias=False), batches, name="no-bias"),
         Case(op, layer(kind, **options, num_layers=3, dropout=0.5), batches, name="layers"),
-        Case(op, layer(kind, **options), one_sequence, name="unbatched"),
+        Case(op, kind(FEATURES, LEAST_UNITS_OF_ONE_SEQUENCE, **options), one_sequence, name="unbatched"),
     ]
 
 
@@ -91,7 +87,7 @@ CASES: list[Case] = [
     *cases_of(own.gru.default, nn.GRU),
     *cases_of(own.rnn_tanh.default, nn.RNN),
     *cases_of(own.rnn_relu.default, nn.RNN, nonlinearity="relu"),
-    Case(own.lstm.default, layer(nn.LSTM, proj_size=2), sequences, name="projection"),
+    Case(own.lstm.default, layer(nn.LSTM, proj_size=2), batches, name="projection"),
     Case(
         own.lstm.default,
         WithStates(layer(nn.LSTM, proj_size=2, bias=False, num_layers=2, bidirectional=True)),
@@ -110,6 +106,7 @@ def training(kind: type[nn.RNNBase], **options: Any) -> Any:
     return lambda x: trained.train()(x)
 
 
+OF_ANY_LENGTH = "the length of its sequences is known only at run time"
 REASON = "in training mode, where it drops values between its layers (dropout=0.25)"
 
 REJECTED: list[Rejected] = [
@@ -117,4 +114,7 @@ REJECTED: list[Rejected] = [
     Rejected(own.gru.default, training(nn.GRU), sequences, REASON),
     Rejected(own.rnn_tanh.default, training(nn.RNN), sequences, REASON),
     Rejected(own.rnn_relu.default, training(nn.RNN, nonlinearity="relu"), sequences, REASON),
+    Rejected(own.lstm.default, layer(nn.LSTM), sequences, OF_ANY_LENGTH, name="length", dynamic=True),
+    Rejected(own.gru.default, layer(nn.GRU, batch_first=True), batches, OF_ANY_LENGTH, name="length", dynamic=True),
+    Rejected(own.gru.default, layer(nn.GRU), one_sequence, "6 units for one sequence", name="units"),
 ]

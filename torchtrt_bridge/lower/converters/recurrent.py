@@ -1,5 +1,8 @@
 """Recurrent layers, as loops over the steps of a sequence: a network has as many layers for any length.
 
+The length is that of the export. With one known only at run time TensorRT-RTX says that the engine "is not stream
+capturable", and it is in a CUDA graph that kernels keep their order (see runtime/launch_order.py).
+
 The products of the inputs are computed for all steps at once, in front of the loop, which has only those of the hidden
 state. One loop computes both directions, as a batch of two, and reads the inputs of the second one in reverse.
 """
@@ -7,7 +10,6 @@ state. One loop computes both directions, as a batch of two, and reads the input
 from __future__ import annotations
 
 import dataclasses
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +19,6 @@ from torchtrt_bridge.graph.recurrent import is_random, own
 from torchtrt_bridge.graph.torch_internals import schema_of
 from torchtrt_bridge.lower.converters.arithmetic import widened
 from torchtrt_bridge.lower.converters.linear import with_rank
-from torchtrt_bridge.lower.converters.sizes import computed
 from torchtrt_bridge.lower.loop import Loop
 from torchtrt_bridge.lower.registry import FLOATS, converter
 
@@ -47,13 +48,24 @@ class Weights:
     projection: Any = None
 
 
-def random_in_training(input, hx, params, has_biases, num_layers, dropout, train, **rest):
-    """Engines draw no random numbers."""
-    draws = is_random({"num_layers": num_layers, "dropout": dropout, "train": train})
-    return f"it is in training mode, where it drops values between its layers (dropout={dropout:g})" if draws else None
+# TensorRT-RTX 1.7 builds a loop of 6 units over one sequence without an end, and one of 7 in no time.
+LEAST_UNITS_OF_ONE_SEQUENCE = 8
 
 
-@converter(own.lstm.default, why_not=random_in_training, dtypes=FLOATS, precision="half")
+def not_one_loop(input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first):
+    """Engines draw no random numbers, the length of a loop is fixed, and one sequence takes a layer of some size."""
+    if is_random({"num_layers": num_layers, "dropout": dropout, "train": train}):
+        return f"it is in training mode, where it drops values between its layers (dropout={dropout:g})"
+    batch, length = input.shape[:2] if batch_first else (input.shape[1], input.shape[0])
+    if not isinstance(length, int):
+        return "the length of its sequences is known only at run time, and no CUDA graph holds a loop of such a length"
+    units = (hx[-1] if isinstance(hx, (list, tuple)) else hx).shape[2]
+    if isinstance(batch, int) and batch == 1 and units < LEAST_UNITS_OF_ONE_SEQUENCE:
+        return f"it has {units} units for one sequence, and TensorRT does not end building such a loop"
+    return None
+
+
+@converter(own.lstm.default, why_not=not_one_loop, dtypes=FLOATS, precision="half")
 def lstm(ctx, input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first):
     """lstm(Tensor input, Tensor[] hx, Tensor[] params, bool has_biases, int num_layers, float dropout, bool train,
     bool bidirectional, bool batch_first) -> (Tensor, Tensor, Tensor)"""
@@ -61,7 +73,7 @@ def lstm(ctx, input, hx, params, has_biases, num_layers, dropout, train, bidirec
     return _recurrent(ctx, Cell(4, _lstm_step), input, hx, layers, batch_first)
 
 
-@converter(own.gru.default, why_not=random_in_training, dtypes=FLOATS, precision="half")
+@converter(own.gru.default, why_not=not_one_loop, dtypes=FLOATS, precision="half")
 def gru(ctx, input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first):
     """gru(Tensor input, Tensor hx, Tensor[] params, bool has_biases, int num_layers, float dropout, bool train,
     bool bidirectional, bool batch_first) -> (Tensor, Tensor)"""
@@ -70,7 +82,7 @@ def gru(ctx, input, hx, params, has_biases, num_layers, dropout, train, bidirect
 
 
 def _register(op, activation):
-    @converter(op, why_not=random_in_training, dtypes=FLOATS, precision="half")
+    @converter(op, why_not=not_one_loop, dtypes=FLOATS, precision="half")
     def lower(ctx, input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first):
         def step(ctx, inputs, products, states, split):
             return [ctx.activation(activation, ctx.elementwise("SUM", inputs, products))]
@@ -185,8 +197,7 @@ def _input_products(ctx, cell, input, weights):
     shape = [length, batch, count // len(weights)]
     parts = [ctx.slice(products, [0, 0, 0], shape)] if len(weights) > 1 else [products]
     if len(weights) > 1:
-        last = computed(ctx, operator.sub, length, 1)
-        parts.append(ctx.slice(products, [last, 0, shape[2]], shape, [-1, 1, 1]))
+        parts.append(ctx.slice(products, [length - 1, 0, shape[2]], shape, [-1, 1, 1]))
     return _joined(ctx, [ctx.unsqueeze(part, [1]) for part in parts], 1)
 
 
@@ -195,8 +206,7 @@ def _side_by_side(ctx, outputs, directions):
     length, _, *shape = ctx.sizes(outputs)
     parts = [ctx.slice(outputs, [0, 0, 0, 0], [length, 1, *shape])] if directions > 1 else [outputs]
     if directions > 1:
-        last = computed(ctx, operator.sub, length, 1)
-        parts.append(ctx.slice(outputs, [last, 1, 0, 0], [length, 1, *shape], [-1, 1, 1, 1]))
+        parts.append(ctx.slice(outputs, [length - 1, 1, 0, 0], [length, 1, *shape], [-1, 1, 1, 1]))
     return _joined(ctx, [ctx.squeeze(part, [1]) for part in parts], 2)
 
 

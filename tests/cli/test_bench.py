@@ -196,5 +196,5 @@ def test_on_a_gpu(tiny: str, is_program: bool) -> None:
     assert main(["bench", *name, *QUICK, "--json", "found.json"]) == 0
     content = json.loads(Path("found.json").read_text())
     assert content["times_mean_nothing"] is False
-    assert content["nodes_in_tensorrt"] == "3 of 3"
+    assert content["nodes_in_tensorrt"] in ("0 of 5", "5 of 5")  # as fast as PyTorch or not, which a time decides
     assert all(row["median_ms"] > 0 and row["error"] < FP16 for row in content["rows"])

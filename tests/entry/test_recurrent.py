@@ -62,11 +62,11 @@ def test_one_engine_takes_all_batches(model: type[nn.Module], inputs: Callable[[
 def test_pytorch_runs_layers_whose_length_changes(
     model: type[nn.Module], inputs: Callable[[int], torch.Tensor], dim: int, entry: str
 ) -> None:
-    original, fast = model().eval(), None
+    original, shapes = model().eval(), ({dim: Dim("frames", min=4, max=2048)},)
     if entry == "compile":
-        fast = trtb.compile(original, dynamic=True, **REFERENCE)
+        fast: Any = trtb.compile(original, dynamic=True, **REFERENCE)
     else:
-        fast = trtb.export(original, (inputs(30),), dynamic_shapes=({dim: Dim("frames", min=4, max=2048)},), **REFERENCE)
+        fast = trtb.export(original, (inputs(30),), dynamic_shapes=shapes, **REFERENCE)
     for frames in (20, 31, 50):
         x = inputs(frames)
         assert_same(fast(x), original(x))

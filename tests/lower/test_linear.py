@@ -43,8 +43,9 @@ def test_outputs_of_a_linear_layer(outputs: int, dtype: torch.dtype, rows: int) 
         (2, 512, 768, torch.float16, 4),
         (16, 512, 768, torch.bfloat16, 4),
         (17, 512, 768, torch.float16, 1),
-        (1, 1536, 768, torch.float16, 4),
-        (1, 1504, 768, torch.float16, 1),
+        (1, 512, 768, torch.float16, 4),
+        (1, 1536, 768, torch.bfloat16, 4),
+        (1, 1504, 768, torch.bfloat16, 1),
         (2, 512, 768, torch.float32, 1),
         (2, 520, 768, torch.float16, 1),
         (2, 256, 768, torch.float16, 1),
@@ -75,3 +76,13 @@ def test_parts_of_a_product_of_few_rows(
     (found,) = ([size for size in shape if size != 1] for shape in sizes)
     whole = sorted([inputs // parts, outputs])
     assert sorted(found) == sorted([parts, *whole] if parts > 1 else whole)
+
+
+@pytest.mark.parametrize(("fp16_accumulation", "rows"), [(False, 2), (True, 1)])
+def test_one_row_stands_twice_where_its_products_are_summed_in_fp32(fp16_accumulation: bool, rows: int) -> None:
+    model, x = nn.Linear(1536, 768).half().eval(), torch.zeros(1, 1536).half()
+    module = graph_from_program(export_program(model, (x,))).module
+    network = network_from_graph(module, libraries.choose("reference"), fp16_accumulation=fp16_accumulation).definition
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    (product,) = (layer for layer in layers if "matrix_multiply" in layer.name)
+    assert tuple(product.get_input(0).shape) == (4, rows, 384)

@@ -18,7 +18,7 @@ def steps_of(model: nn.Module, *inputs: torch.Tensor, **options: object) -> list
 def test_products_come_in_their_order() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.LayerNorm(128), nn.Linear(128, 64))
-    found = steps_of(model, torch.randn(32, 64))
+    found = steps_of(model, torch.randn(32, 64), fp16_accumulation=True)
     products = [step for step in found if step.kind == "fully_connected"]
     assert [step.sums_in for step in products] == ["float16"] * 2
     first, second = products
@@ -28,7 +28,7 @@ def test_products_come_in_their_order() -> None:
 
 
 def test_products_summed_in_fp32() -> None:
-    found = steps_of(nn.Linear(64, 128), torch.randn(32, 64), fp16_accumulation=False)
+    found = steps_of(nn.Linear(64, 128), torch.randn(32, 64))
     assert [step.sums_in for step in found if step.kind == "fully_connected"] == ["float32"]
 
 

@@ -66,7 +66,7 @@ class Context:
     """
 
     def __init__(
-        self, trt: Any, network: NamedNetwork, supports: Callable[[str], bool], fp16_accumulation: bool = True
+        self, trt: Any, network: NamedNetwork, supports: Callable[[str], bool], fp16_accumulation: bool = False
     ) -> None:
         self.trt = trt
         self.network = network

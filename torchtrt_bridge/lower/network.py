@@ -55,7 +55,7 @@ def network_from_graph(
     ranges: Mapping[Any, tuple[int, int]] | None = None,
     supports: Callable[[str], bool] = _supports_all,
     provider: ConverterProvider | None = None,
-    fp16_accumulation: bool = True,
+    fp16_accumulation: bool = False,
 ) -> Network:
     """Write every node of `module` into a new network.
 

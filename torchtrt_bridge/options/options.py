@@ -45,9 +45,9 @@ class Options:
         shapes="engine",
     )
     fp16_accumulation: bool = option(
-        True,
-        """Let the products of fp16 matrices be summed in fp16, as TensorRT does by itself on tensor cores. `False` has
-        them summed in fp32, as PyTorch does.""",
+        False,
+        """Let the products of fp16 matrices be summed in fp16, as TensorRT does by itself on tensor cores: up to 5 %
+        faster for large batches on an H200, with two to three times the error. PyTorch sums them in fp32.""",
         shapes="engine",
     )
     float64: Float64 = option(

@@ -11,8 +11,9 @@ TensorRT-RTX has few blocks of threads read it; a sum in parts lets more of them
     8192 x 2048      20.7 -> 17.8   23.3 -> 15.3   23.1 -> 14.8
     4096 x 14336     41.6           35.2 -> 35.3   36.9 -> 36.6
 
-One row that stands twice goes through tensor cores, and its sum in parts is as fast as that of four rows. But these
-sum in fp16 there: over 8192 inputs the results were 2.4e-3 from PyTorch's in place of 6e-5.
+One row is multiplied by a kernel of its own, unless it stands twice: then its sum in parts is as fast as that of four
+rows. Where tensor cores sum in fp16 it does not stand twice, as they round more than that kernel: over 8192 inputs the
+results were 2.4e-3 from PyTorch's in place of 6e-5.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ HALF_FLOATS = (torch.float16, torch.bfloat16)
 PARTS = 4
 MOST_ROWS = 16
 
-# One row has another kernel, which gains where there are so many times more inputs than outputs.
+# The kernel of one row gains where there are so many times more inputs than outputs.
 INPUTS_OF_ONE_ROW = 2
 
 LEAST_INPUTS = 512
@@ -45,7 +46,13 @@ def has_few_rows(ctx, left, matrix):
         return False
     rows, inputs, outputs = math.prod(sizes[:-1]), sizes[-1], matrix.numel() // sizes[-1]
     is_large = inputs >= LEAST_INPUTS and inputs % (8 * PARTS) == 0 and LEAST_OUTPUTS <= outputs < MANY_OUTPUTS
-    return is_large and (1 < rows <= MOST_ROWS or (rows == 1 and inputs >= INPUTS_OF_ONE_ROW * outputs))
+    if rows == 1 and not _stands_twice(ctx, left):
+        return is_large and inputs >= INPUTS_OF_ONE_ROW * outputs
+    return is_large and rows <= MOST_ROWS
+
+
+def _stands_twice(ctx, row):
+    return ctx.dtype(row) == torch.float16 and not ctx.fp16_accumulation
 
 
 def product_of_few_rows(ctx, left, matrix, is_transposed):
@@ -56,8 +63,13 @@ def product_of_few_rows(ctx, left, matrix, is_transposed):
         weights = matrix.reshape(outputs, PARTS, inputs // PARTS).transpose(0, 1)
     else:
         weights = matrix.reshape(PARTS, inputs // PARTS, outputs)
+    if rows == 1 and _stands_twice(ctx, left):
+        rows = 2
+        left = ctx.slice(ctx.reshape(left, [1, inputs]), [0, 0], [rows, inputs], [0, 1])
     by_part = ctx.permute(ctx.reshape(left, [rows, PARTS, inputs // PARTS]), [1, 0, 2])
     operation = "TRANSPOSE" if is_transposed else "NONE"
     sums = ctx.cast(ctx.product(by_part, ctx.constant(weights), operation), torch.float32)
     total = ctx.reduce("SUM", sums, [0], keep_dims=False)
+    if rows > math.prod(leading):
+        total = ctx.slice(total, [0, 0], [1, outputs])
     return ctx.reshape(ctx.cast(total, ctx.dtype(left)), [*leading, outputs])

@@ -25,7 +25,7 @@ def test_it_lists_the_steps_of_each_engine(
     shown = capsys.readouterr().out
     assert re.search(r"trt_0: \d+ steps", shown)
     assert "fully_connected" in shown
-    assert "float16" in shown
+    assert "float32" in shown
 
 
 def test_without_a_file_it_says_how_it_is_called(

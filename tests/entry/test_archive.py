@@ -56,7 +56,7 @@ READS_SOME_RESULTS: list[Any] = [
     pytest.param(lambda x: torch.topk(x + 1, 2)[0] * 2, id="topk"),
     pytest.param(lambda x: (x + 1).split(2, 1)[2] * 2, id="split"),
     pytest.param(lambda x: (x + 1).unbind(1)[3] * 2, id="unbind"),
-    pytest.param(nn.GRU(6, 4), id="gru"),
+    pytest.param(nn.GRU(6, 8), id="gru"),
 ]
 
 

@@ -9,6 +9,7 @@ import torch
 from torch.fx import Node
 
 from torchtrt_bridge.errors import LoweringError
+from torchtrt_bridge.lower.quantizers import quantizer_of
 from torchtrt_bridge.trt.dtypes import torch_dtype_from_trt, trt_dtype_from_torch
 from torchtrt_bridge.trt.error_log import ErrorLog
 
@@ -169,13 +170,19 @@ class Context:
         """Add a product of matrices; operations are those of `MatrixOperation`, by name.
 
         A product in fp32 of casts from fp16, cast back, is what TensorRT takes for one of fp16 that is summed in fp32.
+        One of dequantized operands is computed in 8 bits.
         """
         dtype = self.dtype(left)
-        if dtype == torch.float16 and not self.fp16_accumulation:
+        if dtype == torch.float16 and not self.fp16_accumulation and not self._is_quantized():
             left, right = self.cast(left, torch.float32), self.cast(right, torch.float32)
         operations = [getattr(self.trt.MatrixOperation, name) for name in (left_operation, right_operation)]
         result = self.network.add_matrix_multiply(left, operations[0], right, operations[1]).get_output(0)
         return self.cast(result, dtype)
+
+    def _is_quantized(self) -> bool:
+        """Return whether two operands of the node are dequantized."""
+        found = map(quantizer_of, self.node.all_input_nodes)
+        return sum(quantizer is not None and quantizer.dequantizes for quantizer in found) > 1
 
     def unary(self, op: str, tensor: Any) -> Any:
         """Add a `UnaryOperation`, by name."""

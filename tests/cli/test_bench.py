@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 import torchtrt_bridge as trtb
-from tests.gpu import FP16
 from torchtrt_bridge.cli import bench as module
 from torchtrt_bridge.cli.arguments import Request
 from torchtrt_bridge.cli.bench import Contender, largest_error, take_turns
@@ -189,12 +188,12 @@ def test_on_a_gpu(tiny: str, is_program: bool) -> None:
     name = [tiny, "--input", "2x4"]
     if is_program:
         model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval().cuda()
-        trtb.save(trtb.export(model, (torch.randn(2, 4, device="cuda"),), precision="fp16"), "program.pt2")
+        trtb.save(trtb.export(model, (torch.randn(2, 4, device="cuda"),), tf32=True), "program.pt2")
         name = ["program.pt2"]
     else:
-        name += ["--precision", "fp16"]
-    assert main(["bench", *name, *QUICK, "--json", "found.json"]) == 0
+        name += ["--option", "tf32=true"]  # TensorRT-RTX 1.6 rounds to it in any case
+    assert main(["bench", *name, *QUICK, "--option", "trial=check", "--json", "found.json"]) == 0
     content = json.loads(Path("found.json").read_text())
     assert content["times_mean_nothing"] is False
-    assert content["nodes_in_tensorrt"] in ("0 of 5", "5 of 5")  # as fast as PyTorch or not, which a time decides
-    assert all(row["median_ms"] > 0 and row["error"] < FP16 for row in content["rows"])
+    assert content["nodes_in_tensorrt"] == "3 of 3"
+    assert all(row["median_ms"] > 0 and row["error"] < 1e-3 for row in content["rows"])

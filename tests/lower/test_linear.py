@@ -44,6 +44,7 @@ def test_outputs_of_a_linear_layer(outputs: int, dtype: torch.dtype, rows: int) 
         (16, 512, 768, torch.bfloat16, 4),
         (17, 512, 768, torch.float16, 1),
         (1, 512, 768, torch.float16, 4),
+        (1, 1536, 768, torch.float16, 4),
         (1, 1536, 768, torch.bfloat16, 4),
         (1, 1504, 768, torch.bfloat16, 1),
         (2, 512, 768, torch.float32, 1),

@@ -47,7 +47,7 @@ class Options:
     fp16_accumulation: bool = option(
         False,
         """Let the products of fp16 matrices be summed in fp16, as TensorRT does by itself on tensor cores: up to 5 %
-        faster for large batches on an H200, with two to three times the error. PyTorch sums them in fp32.""",
+        faster for large batches on an H200, with 1.8 to 3 times the error. PyTorch sums them in fp32.""",
         shapes="engine",
     )
     float64: Float64 = option(

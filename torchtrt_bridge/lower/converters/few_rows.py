@@ -51,8 +51,9 @@ def has_few_rows(ctx, left, matrix):
     return is_large and rows <= MOST_ROWS
 
 
-def _stands_twice(ctx, row):
-    return ctx.dtype(row) == torch.float16 and not ctx.fp16_accumulation
+def _stands_twice(ctx, left):
+    """Return whether `left` is one row that is multiplied as two."""
+    return math.prod(left.shape[:-1]) == 1 and ctx.dtype(left) == torch.float16 and not ctx.fp16_accumulation
 
 
 def product_of_few_rows(ctx, left, matrix, is_transposed):
@@ -63,13 +64,14 @@ def product_of_few_rows(ctx, left, matrix, is_transposed):
         weights = matrix.reshape(outputs, PARTS, inputs // PARTS).transpose(0, 1)
     else:
         weights = matrix.reshape(PARTS, inputs // PARTS, outputs)
-    if rows == 1 and _stands_twice(ctx, left):
+    stands_twice = _stands_twice(ctx, left)
+    if stands_twice:
         rows = 2
         left = ctx.slice(ctx.reshape(left, [1, inputs]), [0, 0], [rows, inputs], [0, 1])
     by_part = ctx.permute(ctx.reshape(left, [rows, PARTS, inputs // PARTS]), [1, 0, 2])
     operation = "TRANSPOSE" if is_transposed else "NONE"
     sums = ctx.cast(ctx.product(by_part, ctx.constant(weights), operation), torch.float32)
     total = ctx.reduce("SUM", sums, [0], keep_dims=False)
-    if rows > math.prod(leading):
+    if stands_twice:
         total = ctx.slice(total, [0, 0], [1, outputs])
     return ctx.reshape(ctx.cast(total, ctx.dtype(left)), [*leading, outputs])

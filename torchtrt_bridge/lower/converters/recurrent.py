@@ -56,7 +56,7 @@ def not_one_loop(input, hx, params, has_biases, num_layers, dropout, train, bidi
     """Engines draw no random numbers, the length of a loop is fixed, and one sequence takes a layer of some size."""
     if is_random({"num_layers": num_layers, "dropout": dropout, "train": train}):
         return f"it is in training mode, where it drops values between its layers (dropout={dropout:g})"
-    batch, length = input.shape[:2] if batch_first else (input.shape[1], input.shape[0])
+    batch, length = input.shape[:2] if batch_first else input.shape[:2][::-1]
     if not isinstance(length, int):
         return "the length of its sequences is known only at run time, and no CUDA graph holds a loop of such a length"
     units = (hx[-1] if isinstance(hx, (list, tuple)) else hx).shape[2]

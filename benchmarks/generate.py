@@ -1,15 +1,22 @@
-"""Time `generate` of GPT-2, Llama and T5: eager, transformers' static cache and compile, and accelerated, in one run.
+"""Time `generate` of GPT-2, Llama and T5 in several ways, in one run, in turns.
 
-python -m benchmarks.generate [gpt2 llama t5] keeps the tokens per second of each under benchmarks/results.
+python -m benchmarks.generate [gpt2 llama t5] [--ways NAMES] [--batches 1,8] keeps the tokens per second of each way
+under benchmarks/results; with --start it keeps what the first call takes in a new process, with empty and with filled
+caches, and the GPU memory. --tiny shows on a CPU that the command works.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
 import datetime
+import gc
 import json
+import os
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,8 +39,8 @@ from torchtrt_bridge.trt import library as libraries
 
 RESULTS = Path(__file__).parent / "results"
 PROMPT, NEW = 32, 256
-BATCHES = (1, 8)
 ROUNDS = 3
+CHILD = "TORCHTRT_BRIDGE_BENCHMARK_FIRST_CALL"  # set in the processes that make a first call
 
 LLAMA = LlamaConfig(
     vocab_size=128256,
@@ -51,75 +58,198 @@ MODELS: dict[str, Callable[[], Any]] = {
     "llama": lambda: LlamaForCausalLM(LLAMA),
     "t5": lambda: T5ForConditionalGeneration(T5),
 }
+TINY: dict[str, Callable[[], Any]] = {
+    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=6000, n_embd=32, n_layer=2, n_head=2)),
+}
+PEER: dict[str, Any] = {
+    "cache_implementation": "static",
+    "compile_config": CompileConfig(mode="reduce-overhead"),
+}
+QUANTIZED: dict[str, Any] = {"smooth": None, "correct_bias": False, "max_error": None, "table": False}
+
+Way = Callable[[torch.Tensor], torch.Tensor]
 
 
 def main() -> int:
-    for name in sys.argv[1:] or list(MODELS):
+    arguments = _parse()
+    if os.environ.get(CHILD):
+        print(json.dumps(first_call(arguments.models[0], arguments)))
+        return 0
+    for name in arguments.models:
+        found = started(name, arguments) if arguments.start else measured(made(name, arguments), arguments)
         result = {
             "date": datetime.date.today().isoformat(),
-            "command": f"python -m benchmarks.generate {name}",
-            "gpu": torch.cuda.get_device_name(),
+            "command": " ".join(["python -m benchmarks.generate", *sys.argv[1:]]),
+            "gpu": _device(),
             "tensorrt": str(libraries.choose("auto")),
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-            "tokens": {"prompt": PROMPT, "new": NEW},
-            "models": {name: measured(name)},
+            "tokens": {"prompt": PROMPT, "new": arguments.new},
+            "models": {name: found},
         }
-        RESULTS.mkdir(exist_ok=True)
-        where = torch.cuda.get_device_name().replace(" ", "_").lower()
-        (RESULTS / f"generate_{name}_{where}.json").write_text(json.dumps(result, indent=1) + "\n")
+        arguments.results.mkdir(exist_ok=True)
+        where = _device().replace(" ", "_").lower()
+        kind = f"{name}_start" if arguments.start else "_".join([name, *arguments.label])
+        (arguments.results / f"generate_{kind}_{where}.json").write_text(json.dumps(result, indent=1) + "\n")
         print(json.dumps(result, indent=1))
     return 0
 
 
-def measured(name: str) -> dict[str, Any]:
-    """Return, for each batch size and each way of decoding, the first call's seconds and the tokens per second."""
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", help=f"of {', '.join(MODELS)}; all by default")
+    parser.add_argument("--ways", help=f"of {', '.join(WAYS)}; by default {', '.join(DEFAULT_WAYS)}")
+    parser.add_argument("--batches", default="1,8", help="batch sizes")
+    parser.add_argument("--start", action="store_true", help="time the first call in new processes")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="the folder of the results")
+    parser.add_argument("--tiny", action="store_true", help="a small model and few tokens")
+    arguments = parser.parse_args()
+    arguments.models = arguments.models or list(TINY if arguments.tiny else MODELS)
+    arguments.label = [] if arguments.ways is None else arguments.ways.split(",")
+    arguments.ways = arguments.label or list(DEFAULT_WAYS)
+    arguments.batches = [int(batch) for batch in arguments.batches.split(",")]
+    arguments.new = 8 if arguments.tiny else NEW
+    unknown = [*(set(arguments.models) - set(MODELS)), *(set(arguments.ways) - set(WAYS))]
+    if unknown:
+        parser.error(f"unknown: {', '.join(unknown)}")
+    return arguments
+
+
+def _device() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "host"
+
+
+def made(name: str, arguments: argparse.Namespace) -> Any:
+    """Return the model in fp16 on the GPU, or in fp32 on the host."""
     torch.manual_seed(0)
-    torch.set_default_dtype(torch.float16)
-    with torch.device("cuda"):
-        model = MODELS[name]().eval()
+    is_gpu = torch.cuda.is_available()
+    torch.set_default_dtype(torch.float16 if is_gpu else torch.float32)
+    with torch.device("cuda" if is_gpu else "cpu"):
+        model = (TINY if arguments.tiny else MODELS)[name]().eval()
     torch.set_default_dtype(torch.float32)
-    fast = trtb.accelerate(copy.deepcopy(model), precision="fp16")
-    compiled = {"cache_implementation": "static", "compile_config": CompileConfig(mode="reduce-overhead")}
-    ways: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-        "accelerated": lambda ids: generated(fast, ids),
-        "eager": lambda ids: generated(model, ids),
-        "static cache and compile": lambda ids: generated(model, ids, **compiled),
-    }
+    return model
+
+
+# The ways -------------------------------------------------------------------------------------------------------
+
+
+def accelerated(model: Any, new: int, **options: Any) -> tuple[Way, Any]:
+    """Return `generate` of an accelerated copy, and the copy."""
+    options = {"precision": "fp16", **({} if torch.cuda.is_available() else {"engine": "reference"}), **options}
+    fast = trtb.accelerate(copy.deepcopy(model), **options)
+    return lambda ids: generated(fast, ids, new), fast
+
+
+def quantized(model: Any, new: int, dtype: Any) -> tuple[Way, Any]:
+    """Return `generate` of an accelerated copy with weights of fewer bits; random ones, so their error says nothing."""
+    ids = torch.randint(100, 5000, (2, PROMPT), device=model.device)
+    block = {"block_size": 32} if model.config.hidden_size % 128 else {}
+    copied = trtb.quantize(model, [{"input_ids": ids}], dtype=dtype, method="absmax", **block, **QUANTIZED)
+    return accelerated(copied, new, keep_int8=True)
+
+
+WAYS: dict[str, Callable[[Any, int], tuple[Way, Any]]] = {
+    "accelerated": accelerated,
+    "eager": lambda model, new: (lambda ids: generated(model, ids, new), None),
+    "peer": lambda model, new: (lambda ids: generated(model, ids, new, **PEER), None),
+    "compete": lambda model, new: accelerated(model, new, inductor="compete"),
+    "int8": lambda model, new: quantized(model, new, "int8"),
+    "int4": lambda model, new: quantized(model, new, "int4"),
+}
+DEFAULT_WAYS = ("accelerated", "eager", "peer", "compete")
+
+
+def measured(model: Any, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return, for each batch size and way, the seconds of the first call and the tokens per second."""
+    ways = {way: WAYS[way](model, arguments.new) for way in arguments.ways}
     found: dict[str, Any] = {}
-    for batch in BATCHES:
-        ids = torch.randint(100, 5000, (batch, PROMPT), device="cuda")
-        first = {way: seconds(call, ids) for way, call in ways.items()}
-        for call in ways.values():
+    for batch in arguments.batches:
+        ids = torch.randint(100, 5000, (batch, PROMPT), device=model.device)
+        first = {way: seconds(call, ids) for way, (call, _) in ways.items()}
+        for call, _ in ways.values():
             call(ids)
-        times = {way: [seconds(call, ids) for _ in range(ROUNDS)] for way, call in ways.items()}
+        times = {way: [seconds(call, ids) for _ in range(ROUNDS)] for way, (call, _) in ways.items()}
         found[f"batch {batch}"] = {
             way: {
                 "first_call_s": round(first[way], 1),
-                "tokens_per_s": round(batch * NEW / statistics.median(values)),
-                "ms_per_token": round(statistics.median(values) / NEW * 1e3, 3),
+                "tokens_per_s": round(batch * arguments.new / statistics.median(values)),
+                "ms_per_token": round(statistics.median(values) / arguments.new * 1e3, 3),
             }
             for way, values in times.items()
         }
-        print(name, batch, json.dumps(found[f"batch {batch}"]), flush=True)
-    report = trtb.report(fast)
-    found["notes"] = report.notes
-    found["engines"] = [{"choice": each.choice, "milliseconds": each.milliseconds} for each in report.engines]
+        print(batch, json.dumps(found[f"batch {batch}"]), flush=True)
+    found["reports"] = {way: _of_report(fast) for way, (_, fast) in ways.items() if fast is not None}
     return found
 
 
-def generated(model: Any, ids: torch.Tensor, **settings: Any) -> torch.Tensor:
+def _of_report(fast: Any) -> dict[str, Any]:
+    report = trtb.report(fast)
+    engines = [
+        {
+            name: getattr(each, name)
+            for name in ("choice", "milliseconds", "bytes", "error", "products", "build_seconds")
+        }
+        for each in report.engines
+    ]
+    return {"notes": report.notes, "engines": engines}
+
+
+# The first call -------------------------------------------------------------------------------------------------
+
+
+def started(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what the first call takes in a process with empty caches, and in a second one that finds them filled."""
+    command = [sys.executable, "-m", "benchmarks.generate", name, *(["--tiny"] if arguments.tiny else [])]
+    with tempfile.TemporaryDirectory() as caches:
+        places = {"TORCHTRT_BRIDGE_CACHE_DIR": caches, "TORCHINDUCTOR_CACHE_DIR": f"{caches}/inductor"}
+        environment = os.environ | places | {CHILD: "1"}
+        found = {}
+        for caches_are in ("empty", "filled"):
+            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+            found[caches_are] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def first_call(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the seconds of a first call at batch 1, and the GPU memory that the process takes, in MB of 10^6 bytes."""
+    empty = _memory()
+    model = made(name, arguments)
+    weights = sum(value.numel() * value.element_size() for value in model.parameters())
+    loaded = _memory()
+    call, _ = accelerated(model, arguments.new)
+    del model
+    ids = torch.randint(100, 5000, (1, PROMPT)).to("cuda" if torch.cuda.is_available() else "cpu")
+    taken = seconds(call, ids)
+    call(ids)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    memory = {"weights": weights, "model": loaded - empty, "all": _memory() - empty}
+    return {"first_call_s": round(taken, 1), "MB": {what: round(size / 1e6) for what, size in memory.items()}}
+
+
+def _memory() -> int:
+    """Return the bytes of GPU memory that are taken, by whomever; 0 on a host without a GPU."""
+    if not torch.cuda.is_available():
+        return 0
+    torch.cuda.synchronize()
+    free, whole = torch.cuda.mem_get_info()
+    return whole - free
+
+
+def generated(model: Any, ids: torch.Tensor, new: int, **settings: Any) -> torch.Tensor:
     mask = torch.ones_like(ids)
-    fixed: dict[str, Any] = {"min_new_tokens": None, "max_new_tokens": NEW, "do_sample": False, "eos_token_id": None}
+    fixed: dict[str, Any] = {"min_new_tokens": None, "max_new_tokens": new, "do_sample": False, "eos_token_id": None}
     result: torch.Tensor = model.generate(ids, attention_mask=mask, pad_token_id=0, **fixed, **settings)
     return result
 
 
-def seconds(call: Callable[[torch.Tensor], torch.Tensor], ids: torch.Tensor) -> float:
-    torch.cuda.synchronize()
-    started = time.perf_counter()
+def seconds(call: Way, ids: torch.Tensor) -> float:
+    wait = torch.cuda.synchronize if ids.is_cuda else lambda: None
+    wait()
+    begun = time.perf_counter()
     call(ids)
-    torch.cuda.synchronize()
-    return time.perf_counter() - started
+    wait()
+    return time.perf_counter() - begun
 
 
 if __name__ == "__main__":

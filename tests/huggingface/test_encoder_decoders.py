@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
+from transformers import WhisperFeatureExtractor, WhisperTokenizer, pipeline
 
 import torchtrt_bridge as trtb
 from tests.huggingface.decoders import encoder_decoder
-from tests.huggingface.models import VOCABULARY, spectrum, text
+from tests.huggingface.models import VOCABULARY, spectrum, text, tiny
 
 TOKENS = 24
 
@@ -116,3 +118,34 @@ def test_speech(settings: dict[str, Any], is_slow: bool) -> None:
     report = trtb.report(fast)
     assert report.in_torch == []
     assert any("generate" in note for note in report.notes) is is_slow
+
+
+@pytest.mark.full
+def test_speech_recognition_in_a_pipeline() -> None:
+    model = dataclasses.replace(tiny("whisper-encoder"), part=None).build(
+        "WhisperForConditionalGeneration", use_cache=True, max_source_positions=50, tie_word_embeddings=False
+    )
+    words = {f"w{number}": number for number in range(VOCABULARY - 3)}
+    marks = ["<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>"]
+    vocabulary = words | {mark: VOCABULARY - 3 + number for number, mark in enumerate(marks)}
+    settings = model.generation_config
+    settings.update(no_timestamps_token_id=VOCABULARY - 1, is_multilingual=False, decoder_start_token_id=0)
+    settings.update(suppress_tokens=None, begin_suppress_tokens=None, forced_eos_token_id=None)
+    parts = {
+        "tokenizer": WhisperTokenizer(vocab=vocabulary, merges=[]),
+        "feature_extractor": WhisperFeatureExtractor(feature_size=model.config.num_mel_bins, chunk_length=1),
+    }
+    given = {"max_new_tokens": 12, "num_beams": 1, "eos_token_id": None, **SETTINGS["sampling"]}
+    sounds = [torch.rand(16000, generator=torch.Generator().manual_seed(seed)).numpy() for seed in range(2)]
+
+    def said(pipe: Any) -> list[Any]:
+        torch.manual_seed(0)
+        return [pipe(sound, generate_kwargs=given) for sound in sounds]
+
+    expected = said(pipeline("automatic-speech-recognition", copy.deepcopy(model), **parts))
+    fast = trtb.accelerate(pipeline("automatic-speech-recognition", model, **parts), engine="reference")
+    assert said(fast) == expected
+    assert len(set(expected[0]["text"].split("w"))) > 3, "the model says one thing only"
+    report = trtb.report(fast)
+    assert report.is_whole
+    assert not report.notes

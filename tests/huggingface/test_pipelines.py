@@ -131,6 +131,18 @@ def test_a_quantized_model_goes_into_a_pipeline(
 
 
 @pytest.mark.full
+def test_a_quantized_decoder_generates_in_a_pipeline(tokenizer: Any) -> None:
+    model = language_model()
+    quantized = trtb.quantize(model, encodings(tokenizer), method="absmax", max_error=None, table=False)
+    pipe = pipeline("text-generation", copy.deepcopy(quantized), tokenizer)
+    expected = pipe(TEXTS[0], max_new_tokens=6, do_sample=False)
+    trtb.accelerate(pipe, **STRICT)
+    assert pipe(TEXTS[0], max_new_tokens=6, do_sample=False) == expected
+    quantization = trtb.report(pipe).quantization
+    assert quantization is not None
+    assert quantization["quantized"] > 0
+
+
 def test_a_quantized_model_that_was_pickled_gives_what_it_gave(tokenizer: Any) -> None:
     batches = encodings(tokenizer)
     model = trtb.quantize(classifier(), batches, method="absmax", table=False)

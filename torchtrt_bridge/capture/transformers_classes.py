@@ -50,6 +50,16 @@ def has_encoder(model: Any) -> bool:
     return bool(getattr(model.config, "is_encoder_decoder", False))
 
 
+def generates(target: Any) -> bool:
+    """Return whether an object is a model of transformers with a `generate` of its own."""
+    return is_model(target) and bool(target.can_generate())
+
+
+def is_conv1d(target: Any) -> bool:
+    """Return whether an object is the linear layer of GPT-2 and its kind, whose weight is [inputs, outputs]."""
+    return _is_a(target, "transformers.pytorch_utils", "Conv1D")
+
+
 def is_static_cache(target: Any) -> bool:
     """Return whether an object is a cache of keys and values of a fixed length."""
     return bool(parts_of_cache(target))

@@ -15,8 +15,9 @@ def describe_model(report: CompileReport, model: Any) -> None:
     model = getattr(model, "_orig_mod", model)
     report.model = _name(model)
     quantize = sys.modules.get("torchtrt_bridge.quantize.model")  # not imported for models that nobody quantized
-    if quantize is not None and isinstance(model, quantize.QuantizedModel) and "quantization" in model.meta:
-        report.quantization = model.quantization.to_dict()
+    quantization = getattr(model, "quantization", None)
+    if quantize is not None and isinstance(quantization, quantize.QuantizationReport):
+        report.quantization = quantization.to_dict()
 
 
 def _name(model: Any) -> str:

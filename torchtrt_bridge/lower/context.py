@@ -9,7 +9,7 @@ import torch
 from torch.fx import Node
 
 from torchtrt_bridge.errors import LoweringError
-from torchtrt_bridge.lower.quantizers import quantizer_of
+from torchtrt_bridge.lower.quantizers import is_4_bit_weight, quantizer_of
 from torchtrt_bridge.trt.dtypes import torch_dtype_from_trt, trt_dtype_from_torch
 from torchtrt_bridge.trt.error_log import ErrorLog
 
@@ -170,7 +170,7 @@ class Context:
         """Add a product of matrices; operations are those of `MatrixOperation`, by name.
 
         A product in fp32 of casts from fp16, cast back, is what TensorRT takes for one of fp16 that is summed in fp32.
-        One of dequantized operands is computed in 8 bits.
+        One of dequantized operands is computed in 8 bits, and one of a 4-bit weight by kernels that read it as it is.
         """
         dtype = self.dtype(left)
         if dtype == torch.float16 and not self.fp16_accumulation and not self._is_quantized():
@@ -180,9 +180,11 @@ class Context:
         return self.cast(result, dtype)
 
     def _is_quantized(self) -> bool:
-        """Return whether two operands of the node are dequantized."""
-        found = map(quantizer_of, self.node.all_input_nodes)
-        return sum(quantizer is not None and quantizer.dequantizes for quantizer in found) > 1
+        """Return whether two operands of the node are dequantized, or one from 4 bits."""
+        inputs = self.node.all_input_nodes
+        found = map(quantizer_of, inputs)
+        is_8_bits = sum(quantizer is not None and quantizer.dequantizes for quantizer in found) > 1
+        return is_8_bits or any(map(is_4_bit_weight, inputs))
 
     def unary(self, op: str, tensor: Any) -> Any:
         """Add a `UnaryOperation`, by name."""

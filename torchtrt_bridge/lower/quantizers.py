@@ -56,6 +56,12 @@ def quantizer_of(node: fx.Node) -> Quantizer | None:
         return None
 
 
+def is_4_bit_weight(node: fx.Node) -> bool:
+    """Return whether a node dequantizes a weight of 4 bits."""
+    schema = schema_of(node.target)
+    return schema is not None and schema.name == _INT4
+
+
 def why_not_quantizer(node: fx.Node) -> str | None:
     """Return the reason for which TensorRT cannot take a quantizing node; None for every other node."""
     try:
@@ -137,10 +143,11 @@ def _fused(
     return Quantizer(True, True, _scale(scale), axis, dtype, _dtype(input))
 
 
+_INT4 = f"{NAMESPACE}::dequantize_int4"
 _READERS: dict[str, Callable[..., Quantizer | None]] = {
     f"{NAMESPACE}::quantize": _own,
     f"{NAMESPACE}::dequantize": _own,
-    f"{NAMESPACE}::dequantize_int4": _own_int4,
+    _INT4: _own_int4,
     "quantized_decomposed::quantize_per_tensor": _per_tensor,
     "quantized_decomposed::dequantize_per_tensor": _per_tensor,
     "quantized_decomposed::quantize_per_channel": _per_channel,

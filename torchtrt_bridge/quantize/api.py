@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from torchtrt_bridge.errors import CalibrationError
+from torchtrt_bridge.capture.transformers_classes import generates
+from torchtrt_bridge.errors import CalibrationError, OptionsError
 from torchtrt_bridge.graph.edit import own_constants
 from torchtrt_bridge.quantize import calibration_file
 from torchtrt_bridge.quantize.calibration import Calibration, CalibrationResult, check_channels, new_statistics
 from torchtrt_bridge.quantize.calibration_file import CalibrationFile
 from torchtrt_bridge.quantize.config import Method, QuantizeConfig, QuantizedType, QuantizeKeywords, settings_from
+from torchtrt_bridge.quantize.decoder import decoder_from
 from torchtrt_bridge.quantize.model import QuantizedModel, model_from, report_from
 from torchtrt_bridge.quantize.qdq import Choice, insert_qdq
 from torchtrt_bridge.quantize.search import Search, SearchResult, checked_score, plain_choice
@@ -41,7 +44,7 @@ def quantize(
     calibration: str | Path | None = None,
     config: QuantizeConfig | None = None,
     **keywords: Unpack[QuantizeKeywords],
-) -> QuantizedModel:
+) -> QuantizedModel | Any:
     """Quantize `model` after training, with ranges from the batches of `loader`, which is read once.
 
     loader: yields tensors, tuples, mappings, or pairs of these with labels, which are left out; None where
@@ -57,6 +60,8 @@ def quantize(
     config: the finer settings, a `QuantizeConfig`. keywords: its fields, one by one, in place of it:
         ``quantize(model, loader, smooth=None)``.
 
+    Returns a `QuantizedModel`; for a model of transformers with `generate` a model of its class, whose linear layers
+    are quantized, and whose attribute `quantization` is the report.
     What "auto" chooses has the least error of the outputs on a holdout: one batch in four, four at most. In the end
     these batches count for the ranges too.
     Raises CalibrationError for data or a file that cannot be used, OptionsError for a wrong option.
@@ -75,7 +80,6 @@ def quantize(
             found = quantization.from_data(loader, path)
         quantization.calibrated.notes += notes
         quantized = quantization.model_of(found)
-        own_constants([quantized], [*model.parameters(), *model.buffers()])
     if settings.config.table:
         print(quantized.quantization)
     return quantized
@@ -85,7 +89,8 @@ class _Quantization:
     """One run of `quantize`: the calibration, then the search, then the model."""
 
     def __init__(self, model: nn.Module, settings: Settings, evaluate: Evaluate | None) -> None:
-        self.model, self.settings, self.evaluate = model, settings, evaluate
+        self.model, self.evaluate = model, evaluate
+        self.settings = _without_equalizing(settings) if generates(model) else settings
         self.progress = LoopProgress(settings.config.progress)
         self._calibrated: CalibrationResult | None = None
 
@@ -135,11 +140,15 @@ class _Quantization:
             return None
         return SearchResult(plain_choice(self.settings), None)
 
-    def model_of(self, found: SearchResult) -> QuantizedModel:
-        """Build the quantized model of a choice."""
+    def model_of(self, found: SearchResult) -> Any:
+        """Build the quantized model of a choice, which shares no memory with the user's."""
         quantized = insert_qdq(self.calibrated, found.choice, self.settings)
         report = report_from(self.calibrated, quantized, found, self.settings)
-        return model_from(self.model, self.calibrated, quantized, report)
+        if generates(self.model):
+            return decoder_from(self.model, self.calibrated, quantized, report)
+        model = model_from(self.model, self.calibrated, quantized, report)
+        own_constants([model], [*self.model.parameters(), *self.model.buffers()])
+        return model
 
     def _score(self, choice: Choice | None) -> float:
         """Return the user's score of a choice; of the float model for None."""
@@ -157,6 +166,16 @@ class _Quantization:
         assert calibration.example is not None
         digest, settings = self.calibrated.graph.digest(), self.settings.digest
         CalibrationFile.of(digest, settings, calibration.example, self.calibrated.observed, found).write(path)
+
+
+def _without_equalizing(settings: Settings) -> Settings:
+    """Return the settings for a model with `generate`, whose layers are quantized each by itself."""
+    if settings.config.equalize is True:
+        raise OptionsError(
+            "equalize=True moves scales between layers, and a model with generate has each of its layers replaced by "
+            "itself. Leave it at 'auto'."
+        )
+    return dataclasses.replace(settings, config=dataclasses.replace(settings.config, equalize=False))
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from torchtrt_bridge.capture.transformers_classes import generates
 from torchtrt_bridge.errors import BridgeError, CalibrationError
 from torchtrt_bridge.graph.edit import copy_graph
 from torchtrt_bridge.graph.nodes import describe
@@ -24,7 +25,13 @@ from torchtrt_bridge.quantize.float_graph import (
     dtype_hint,
     serves_one,
 )
-from torchtrt_bridge.quantize.layers import FloatLayer, QuantizableLayer, find_layers, nodes_by_name
+from torchtrt_bridge.quantize.layers import (
+    FloatLayer,
+    QuantizableLayer,
+    find_layers,
+    nodes_by_name,
+    only_linear_modules,
+)
 from torchtrt_bridge.quantize.statistics import NonFiniteError, Observed, Statistics, check_finite
 from torchtrt_bridge.report.progress import LoopProgress
 
@@ -224,6 +231,8 @@ class Calibration:
             graph.traced = graph.module
             graph.module = decompose_attention(fx.GraphModule(graph.module, copy_graph(graph.module.graph)))
         self.layers, self.floats = find_layers(graph.module, self.settings)
+        if generates(self.model):
+            self.layers, self.floats = only_linear_modules(self.model, self.layers, self.floats)
         self.observed = new_statistics(graph.module, self.layers)
         self._interpreter = CalibrationInterpreter(graph.module, self.layers, self.observed)
 

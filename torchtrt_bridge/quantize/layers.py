@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+from collections import Counter
 from typing import Any, cast
 
 import torch
-from torch import fx
+from torch import fx, nn
 
+from torchtrt_bridge.capture.transformers_classes import is_conv1d
 from torchtrt_bridge.errors import OptionsError
 from torchtrt_bridge.graph import recurrent
 from torchtrt_bridge.graph.edit import constant_of
@@ -18,6 +20,7 @@ from torchtrt_bridge.quantize.float_graph import ATTENTION, why_whole
 aten = torch.ops.aten
 ADD = aten.add.Tensor
 OF_SEQUENCES = "the rounding of its state would add up over the steps of a sequence"
+NO_MODULE = "of models with generate, linear layers are quantized that a call of the model computes once"
 PRODUCT_OF_TWO = "a product of two activations: attention=True quantizes these"
 
 
@@ -72,6 +75,21 @@ def find_layers(module: fx.GraphModule, settings: Settings) -> tuple[list[Quanti
         if pattern not in used:
             raise OptionsError(f"skip={pattern!r} is no layer of the model. Layers: {', '.join(names.values())}.")
     return _with_residuals(module.graph, found, settings), floats
+
+
+def only_linear_modules(
+    model: nn.Module, layers: list[QuantizableLayer], floats: list[FloatLayer]
+) -> tuple[list[QuantizableLayer], list[FloatLayer]]:
+    """Leave in floating point all layers but linear modules of `model` that are called once."""
+    calls = Counter(layer.name.split(":")[0] for layer in layers)
+    modules = dict(model.named_modules())
+    found = [layer for layer in layers if calls[layer.name] == 1 and _is_linear(modules.get(layer.name))]
+    others = [FloatLayer(layer.name, layer.op, NO_MODULE) for layer in layers if layer not in found]
+    return found, [*floats, *others]
+
+
+def _is_linear(module: nn.Module | None) -> bool:
+    return type(module) is nn.Linear or is_conv1d(module)
 
 
 def nodes_by_name(module: fx.GraphModule) -> dict[str, fx.Node]:

@@ -16,13 +16,13 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from torchtrt_bridge.capture.transformers_classes import is_model
-from torchtrt_bridge.errors import CalibrationError
 from torchtrt_bridge.graph import torch_internals
 from torchtrt_bridge.graph.edit import copy_graph, free_name
 from torchtrt_bridge.graph.shapes import UNBOUNDED
 from torchtrt_bridge.quantize.calibration import CalibrationResult
 from torchtrt_bridge.quantize.calls import Limits, check_call
 from torchtrt_bridge.quantize.config import Settings
+from torchtrt_bridge.quantize.decoder import check_dtype
 from torchtrt_bridge.quantize.float_graph import FloatGraph
 from torchtrt_bridge.quantize.qdq import Choice, QdqGraph
 from torchtrt_bridge.quantize.search import SearchResult
@@ -34,6 +34,7 @@ aten = torch.ops.aten
 WIDTH = 120
 FLOAT = "float"
 CONFIG = "config"
+QUANTIZATION = "quantization"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +126,8 @@ class QuantizedModel(fx.GraphModule):
 
     It runs in PyTorch anywhere, with the rounding that TensorRT has; `compile` and `export` take it as any module.
     Its parameters are the arguments that the calibration data gave. Its class has the name of the model's. A model of
-    transformers also has the attributes here that its pipelines read, but no `generate`.
+    transformers also has the attributes here that its pipelines read. One with `generate` is quantized otherwise, by
+    `decoder_from`.
     """
 
     def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str) -> None:
@@ -134,8 +136,10 @@ class QuantizedModel(fx.GraphModule):
 
     @property
     def quantization(self) -> QuantizationReport:
-        """The report of `quantize`."""
-        return cast(QuantizationReport, self.meta["quantization"])
+        """The report of `quantize`; AttributeError for a graph that is still without one."""
+        if QUANTIZATION not in self.meta:
+            raise AttributeError(QUANTIZATION)
+        return cast(QuantizationReport, self.meta[QUANTIZATION])
 
     @property
     def config(self) -> Any:
@@ -172,15 +176,11 @@ class QuantizedModel(fx.GraphModule):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> QuantizedModel:
         """Move the module; CalibrationError for another dtype than the one that its graph was traced in."""
-        if fn(torch.empty(0, dtype=self.dtype)).dtype != self.dtype:
-            raise CalibrationError(
-                f"A quantized model stays in {self.dtype}. Quantize the model in the dtype that you want, or compile "
-                "this one with precision='fp16' or 'bf16'."
-            )
+        check_dtype(fn, self.dtype)
         return cast(QuantizedModel, super()._apply(fn, recurse))  # type: ignore[no-untyped-call]
 
     def can_generate(self) -> bool:
-        """Return False: a quantized model of transformers computes one pass, and has no `generate`."""
+        """Return False: a graph computes one pass."""
         return False
 
 
@@ -226,7 +226,7 @@ def model_from(
     model = QuantizedModel(quantized.module, graph, type(source).__name__)
     for name, value in list(model.named_buffers()):
         model.register_buffer(name, value)  # a part of its state, as the constants of captured graphs are not
-    model.meta["quantization"] = report
+    model.meta[QUANTIZATION] = report
     model.meta["limits"] = _limits_of(calibrated.graph, source)
     model.meta["dtype"] = next(
         (p.dtype for p in source.parameters() if p.is_floating_point()), torch.get_default_dtype()

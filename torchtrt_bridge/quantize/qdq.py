@@ -65,10 +65,15 @@ class Choice:
 
 @dataclasses.dataclass
 class QdqGraph:
-    """A graph with Q/DQ nodes, and the scale of each quantized layer's own input (None for weights only)."""
+    """A graph with Q/DQ nodes.
+
+    scales: by quantized layer, the scale of its own input (None for weights only).
+    divisors: by quantized layer, those of its input's channels, where it is smoothed or equalized.
+    """
 
     module: fx.GraphModule
     scales: dict[str, float | None]
+    divisors: dict[str, Tensor] = dataclasses.field(default_factory=dict)
 
 
 def insert_qdq(calibrated: CalibrationResult, choice: Choice, settings: Settings, simulate: bool = False) -> QdqGraph:
@@ -86,10 +91,13 @@ def insert_qdq(calibrated: CalibrationResult, choice: Choice, settings: Settings
         smooth(rewrite, choice.alpha)
     dtype = TORCH_DTYPES[settings.dtype]
     limits = _limits(rewrite, choice.method, dtype, settings.config.percentile)
-    inputs = [(layer.name, rewrite.source(layer.reads[0]).name) for layer in rewrite.layers]  # the nodes change now
+    # The nodes change now.
+    inputs = [(layer.name, rewrite.source(layer.reads[0]).name) for layer in rewrite.layers]
+    origins = {layer.name: rewrite.origin(layer.reads[0]) for layer in rewrite.layers}
     _QdqInsertion(rewrite, dtype, limits, simulate, choice.correct_bias).run()
     scales: dict[str, float | None] = {layer: limits[name] / ops.LARGEST[dtype] for layer, name in inputs}
-    return QdqGraph(rewrite.finish(), scales)
+    divisors = {layer: rewrite.factors[name] for layer, name in origins.items() if name in rewrite.factors}
+    return QdqGraph(rewrite.finish(), scales, divisors)
 
 
 # The scales of activations --------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ def network_of(rtx: TensorRTLibrary, write: Callable[[Any, Any, Any], Any], *inp
         for s in inputs
     ]
     definition.mark_output(write(rtx.trt, definition, tensors))
-    return Network(definition, builder, log, list(inputs), [], {}, None)
+    return Network(definition, builder, log, list(inputs), [], frozenset(), {}, None)
 
 
 def negated(trt: Any, definition: Any, tensors: list[Any]) -> Any:

@@ -10,6 +10,7 @@ from torchtrt_bridge.errors import BuildError
 from torchtrt_bridge.graph.shapes import TensorSpec
 from torchtrt_bridge.lower.network import Network
 from torchtrt_bridge.options import Options
+from torchtrt_bridge.trt.inspector import outputs_taken_for_inputs
 from torchtrt_bridge.trt.library import TensorRTLibrary
 
 # Called with the fraction that is done; returns False to cancel the build.
@@ -38,13 +39,23 @@ def engine_from_network(
     if on_progress is not None:
         config.progress_monitor = library.progress_monitor(on_progress)
     plan = _plan(network, config, library)
+    missing = [place for place in outputs_taken_for_inputs(plan) if place not in network.in_place]
+    if missing:
+        network.copy_outputs(missing)
+        plan = _plan(network, config, library)
+    return plan
+
+
+def _plan(network: Network, config: Any, library: TensorRTLibrary) -> bytes:
+    """Return the bytes of the engine; BuildError with TensorRT's own messages."""
+    plan = _plan_or_none(network, config, library)
     if plan is None:
         errors = "; ".join(network.log.errors) or "it gave no reason"
         raise BuildError(f"{library} could not build the engine: {errors}")
     return plan
 
 
-def _plan(network: Network, config: Any, library: TensorRTLibrary) -> bytes | None:
+def _plan_or_none(network: Network, config: Any, library: TensorRTLibrary) -> bytes | None:
     network.log.clear()
     with tempfile.SpooledTemporaryFile(max_size=MOST_IN_MEMORY) as file:
         writer = library.stream_writer(file.write)

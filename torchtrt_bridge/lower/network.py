@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import fx
 
 from torchtrt_bridge.errors import BridgeError, LoweringError, UnsupportedOpError
+from torchtrt_bridge.graph.kv_cache import own
 from torchtrt_bridge.graph.nodes import describe
 from torchtrt_bridge.graph.shapes import TensorSpec, spec_of
 from torchtrt_bridge.graph.torch_internals import SizeGuardError, sizes_unread
@@ -27,6 +28,7 @@ class Network:
     """A network, with all that must live until it is built.
 
     inputs, outputs: names, dtypes and sizes, in the order of the subgraph's arguments and results.
+    in_place: places of the outputs that are caches, which an engine writes where they lie.
     constants: value of each constant layer by name.
     layers: how many layers TensorRT was given.
     """
@@ -36,12 +38,26 @@ class Network:
     log: ErrorLog
     inputs: list[TensorSpec]
     outputs: list[TensorSpec]
+    in_place: frozenset[int]
     constants: dict[str, torch.Tensor]
     kept: Any = dataclasses.field(repr=False)
 
     @property
     def layers(self) -> int:
         return int(self.definition.num_layers)
+
+    def copy_outputs(self, places: Collection[int]) -> None:
+        """Let the outputs at these places be copies of what they were, with a layer of their own; the order stays."""
+        tensors = [self.definition.get_output(index) for index in range(self.definition.num_outputs)]
+        for tensor in tensors:
+            self.definition.unmark_output(tensor)
+        for place, tensor in enumerate(tensors):
+            output, name = tensor, tensor.name
+            if place in places:
+                tensor.name = f"copied:{name}"
+                output = self.definition.add_identity(tensor).get_output(0)
+                output.name = name
+            self.definition.mark_output(output)
 
 
 def _supports_all(capability: str) -> bool:
@@ -86,7 +102,7 @@ def network_from_graph(
             values[node] = _lower(ctx, node, values, provider)
         elif node.op == "output":
             outputs = _mark_outputs(ctx, node, values, ranges)
-    return Network(definition, builder, log, inputs, outputs, ctx.constants, ctx)
+    return Network(definition, builder, log, inputs, outputs, _caches_among(module.graph), ctx.constants, ctx)
 
 
 def _add_input(ctx: Context, spec: TensorSpec) -> Any:
@@ -139,13 +155,22 @@ def _check(ctx: Context, result: Any, expected: Any) -> None:
         raise LoweringError(f"the converter gave the shape {actual} instead of {wanted}.")
 
 
+def _caches_among(graph: fx.Graph) -> frozenset[int]:
+    """Return the places, among the results of a graph, of updated caches."""
+    results = _results_of(graph.output_node())
+    return frozenset(place for place, node in enumerate(results) if node.target is own.kv_cache_update.default)
+
+
+def _results_of(node: fx.Node) -> tuple[Any, ...]:
+    return tuple(node.args[0]) if isinstance(node.args[0], (tuple, list)) else (node.args[0],)
+
+
 def _mark_outputs(
     ctx: Context, node: fx.Node, values: Mapping[fx.Node, Any], ranges: Mapping[Any, tuple[int, int]]
 ) -> list[TensorSpec]:
     """Mark the results, each under its node's name and as a tensor of its own."""
-    sources = node.args[0] if isinstance(node.args[0], (tuple, list)) else (node.args[0],)
     specs = []
-    for index, source in enumerate(sources):
+    for index, source in enumerate(_results_of(node)):
         assert isinstance(source, fx.Node)
         expected = source.meta["val"]
         tensor = ctx.tensor(values[source])

@@ -16,9 +16,25 @@ _PRODUCT = re.compile(
     r' (?:corrltn|deconvolution|fully_connected)=\{ name=("?)(.+?)\1 output=.*? input=\{ ?"(.+?)" "(.+?)" '
 )
 _STEP = re.compile(r'^ *(\w+)=\{ name=("?)(.+?)\2 (?:fqn|output|input|args)=', re.MULTILINE)
+# The names of the inputs and of the outputs of a program that is an engine's own, not that of one of its kernels.
+_HEADER = re.compile(rb"\n *inputs=\{ (.*)\}\n *input_sync_idx=.*\n *input_myl_place=.*\n *outputs=\{ (.*)\}")
+_NAME = re.compile(r'"[^"]*"|[^" ]+')
 _SUMS = re.compile(r" accumulation_type=(\d+) ")
 _SUMS_IN = {"0": "float16", "2": "float32"}  # of a product in fp16; for others it says nothing
 _DTYPES = {"half": "float16", "float": "float32", "bf16": "bfloat16", "fp8_e4m3": "float8_e4m3fn"}
+
+
+def outputs_taken_for_inputs(plan: bytes) -> list[int]:
+    """Return the places, among an engine's outputs, of those that it takes for inputs, and so does not write.
+
+    TensorRT-RTX up to 1.7 has such engines: a concatenation of all slices of an input is taken for the input. A cache
+    that is updated in place is among them too. None for an engine without the text of its program.
+    """
+    found = []
+    for header in _HEADER.findall(plan):
+        inputs, outputs = (_NAME.findall(names.decode("ascii")) for names in header)
+        found += [place for place, name in enumerate(outputs) if name in inputs]
+    return found
 
 
 def product_dtypes(plan: bytes) -> dict[str, str]:

@@ -69,8 +69,16 @@ def test_a_second_put_replaces_the_first(filled: EngineCache) -> None:
 
 def test_the_record_is_json(filled: EngineCache) -> None:
     record = json.loads((filled.directory / "key.engine.json").read_text())
-    assert record["sha256"] == hashlib.sha256(PLAN).hexdigest()
+    assert record["digest"] == hashlib.sha256(hashlib.sha256(PLAN).digest()).hexdigest()
     assert record["bytes"] == len(PLAN)
+
+
+def test_the_digest_of_a_large_file_is_that_of_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(caches, "PART_BYTES", 4)
+    parts = [hashlib.sha256(part).digest() for part in (b"0123", b"4567", b"8")]
+    assert caches.content_digest(b"012345678") == hashlib.sha256(b"".join(parts)).hexdigest()
+    assert caches.content_digest(b"") == hashlib.sha256(b"").hexdigest()
+    assert caches.content_digest(b"012376548") != caches.content_digest(b"012345678")
 
 
 # Damage ------------------------------------------------------------------------------------------------------
@@ -93,9 +101,9 @@ DAMAGES = {
     "record without digest": lambda d: (d / "key.engine.json").write_text("{}"),
     "record is deep": lambda d: (d / "key.engine.json").write_text("[" * 100_000),
     "record is a number": lambda d: (d / "key.engine.json").write_text("3"),
-    "digest is null": lambda d: (d / "key.engine.json").write_text('{"sha256": null}'),
+    "digest is null": lambda d: (d / "key.engine.json").write_text('{"digest": null}'),
     "record is binary": lambda d: (d / "key.engine.json").write_bytes(b"\xff\xfe\x00"),
-    "record of another": lambda d: (d / "key.engine.json").write_text(json.dumps({"sha256": "0" * 64})),
+    "record of another": lambda d: (d / "key.engine.json").write_text(json.dumps({"digest": "0" * 64})),
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import fx
 
-from torchtrt_bridge.cache import source_digest
+from torchtrt_bridge.cache import combined_digest, source_digest
 from torchtrt_bridge.graph.shapes import Range, spec_of
 from torchtrt_bridge.graph.version import __version__
 from torchtrt_bridge.lower.registry import ConverterProvider, is_foreign
@@ -38,8 +38,7 @@ def engine_key(
         digest.update(_with_numbered_symbols(_describe(node, order, ranges), symbols).encode())
         if provider is not None and is_foreign(node):
             digest.update(provider.identity(node).encode())
-        if node.op == "get_attr":
-            _add_tensor(digest, module.get_buffer(str(node.target)))
+    digest.update(_digest_of_constants(module).encode())
     return digest.hexdigest()
 
 
@@ -83,8 +82,17 @@ def _with_numbered_symbols(text: str, symbols: dict[str, str]) -> str:
     return re.sub(r"'([^']*)'", lambda quoted: "'" + re.sub(r"\b[su]\d+\b", numbered, quoted[1]) + "'", text)
 
 
-def _add_tensor(digest: Any, value: torch.Tensor) -> None:
+def _digest_of_constants(module: fx.GraphModule) -> str:
+    """Return a digest of the dtypes, sizes and elements of all constants, in the order in which the graph reads them."""
+    constants = [module.get_buffer(str(node.target)) for node in module.graph.find_nodes(op="get_attr", sort=True)]
+    for device in {value.device for value in constants if value.is_cuda}:
+        torch.cuda.current_stream(device).synchronize()  # what computes them may still be queued, and threads see none
+    return combined_digest(constants, _digest_of)
+
+
+def _digest_of(value: torch.Tensor) -> bytes:
     host = value.detach().to("cpu").contiguous()
-    digest.update(f"{host.dtype} {tuple(host.shape)};".encode())
+    digest = hashlib.sha256(f"{host.dtype} {tuple(host.shape)};".encode())
     if host.numel():
         digest.update(host.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.digest()

@@ -1,8 +1,7 @@
-"""The recipes and the notebooks run, on small models; each in a process of its own, so most run with `--full`."""
+"""The recipes run, on small models; each in a process of its own, so with `--full`."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -11,14 +10,7 @@ from pathlib import Path
 
 import pytest
 
-nbformat = pytest.importorskip("nbformat", reason="the extra test brings it")
-
-from jupyter_client import AsyncKernelManager  # noqa: E402
-from jupyter_client.kernelspec import KernelSpecManager  # noqa: E402
-from nbclient import NotebookClient  # noqa: E402
-
 ROOT = Path(__file__).parent.parent
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 @pytest.fixture
@@ -29,18 +21,6 @@ def environment(tmp_path: Path) -> dict[str, str]:
     """
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-
-
-@pytest.fixture
-def kernels(tmp_path: Path) -> AsyncKernelManager:
-    """Return a manager that knows one kernel, of this interpreter."""
-    folder = tmp_path / "kernels" / "python3"
-    folder.mkdir(parents=True)
-    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    spec = {"argv": command, "display_name": "Python 3", "language": "python"}
-    (folder / "kernel.json").write_text(json.dumps(spec))
-    specs = KernelSpecManager(kernel_dirs=[str(folder.parent)], ensure_native_kernel=False)
-    return AsyncKernelManager(kernel_name="python3", kernel_spec_manager=specs)
 
 
 def said_by(recipe: str, environment: dict[str, str], *options: str) -> str:
@@ -114,35 +94,3 @@ def test_batch_inference(environment: dict[str, str]) -> None:
     text = said_by("batch_inference", environment | {"RAY_USAGE_STATS_ENABLED": "0"}, "--workers", "2")
     assert "4000 rows in " in text
     assert "4000 of 4000 results are the network's" in text
-
-
-def executed(name: str, kernels: AsyncKernelManager, environment: dict[str, str]) -> tuple[str, int]:
-    """Return what a notebook prints, and how many pictures it draws."""
-    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=600, km=kernels).execute(env=environment)
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
-    text = "".join(output.text for output in outputs if output.output_type == "stream")
-    return text, sum("image/png" in output.get("data", {}) for output in outputs)
-
-
-@pytest.mark.full
-def test_the_quickstart_notebook(kernels: AsyncKernelManager, environment: dict[str, str]) -> None:
-    text, pictures = executed("quickstart", kernels, environment)
-    assert text.count("nodes in TensorRT, 1 engine") == 1
-    assert "linalg_det" in text
-    assert pictures == 1
-
-
-@pytest.mark.full
-def test_the_int8_notebook(kernels: AsyncKernelManager, environment: dict[str, str]) -> None:
-    text, pictures = executed("int8_accuracy", kernels, environment)
-    errors = [float(value) for value in re.findall(r"relative error ([\d.]+)", text)]
-    assert len(errors) == 6
-    assert errors[-1] <= 1.1 * min(errors)  # what was chosen by measuring, and the five ways alone
-    assert pictures == 3
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebooks_are_kept_without_outputs(path: Path) -> None:
-    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-    assert all(not cell.outputs and cell.execution_count is None for cell in cells)

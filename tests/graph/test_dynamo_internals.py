@@ -163,6 +163,33 @@ def test_a_context_of_traces_is_entered_once() -> None:
     assert {dynamo_internals.function_of_backend(each) for each in entered} == {backend}
 
 
+@pytest.mark.usefixtures("_traces_as_before")
+def test_sizes_that_are_equal_at_first_are_different_for_one_backend() -> None:
+    ours, others = Backend(), Backend()
+
+    def context_for(backend: Any) -> contextlib.AbstractContextManager[Any]:
+        found = dynamo_internals.function_of_backend(backend) is ours
+        return dynamo_internals.graphs_of_all_sizes(9) if found else contextlib.nullcontext()
+
+    dynamo_internals.enter_in_traces(context_for)
+    for backend in (ours, others):
+        compiled = torch.compile(lambda x: x * 2, backend=backend, dynamic=True)
+        compiled(torch.ones(3, 3))
+        compiled(torch.ones(3, 4))
+    assert [ours.graphs, others.graphs] == [1, 2]
+
+
+@pytest.mark.usefixtures("_traces_as_before")
+def test_a_function_may_have_more_graphs_for_one_backend() -> None:
+    backend = Backend()
+    dynamo_internals.enter_in_traces(lambda _: dynamo_internals.graphs_of_all_sizes(9))
+    compiled = torch.compile(lambda x, number: x * number, backend=backend, dynamic=False)
+    for number in range(11):
+        compiled(torch.ones(3), number)
+    assert backend.graphs == 9
+    assert torch._dynamo.config.recompile_limit == 8
+
+
 def test_other_threads_have_dynamos_own_setting() -> None:
     def read() -> bool:
         return bool(builder.config.allow_rnn)

@@ -219,7 +219,8 @@ class CompiledGraph:
         if self.options.fallback == "pytorch" and (self._changed is None or not self._changed.matches(args)):
             self._changed = ConstantGuard(args, self._frozen, self._numbers)
             names = [dynamo.argument_name(self.original, index) for index in bound.changed_numbers(args)]
-            changed = f"the value of {', '.join(names)} has" if names else "weights have"
+            others = f" and {len(names) - 1} more" if names[1:] else ""  # of the layers of a LoRA there are hundreds
+            changed = f"the value of {names[0]}{others} has" if names else "weights have"
             warn_once(f"{changed} changed since the engines were built; PyTorch runs until two calls agree.")
             return None
         self._changed = None

@@ -1,4 +1,4 @@
-"""Hugging Face pipelines, models and sentence transformers on TensorRT, in place."""
+"""Hugging Face pipelines, models and sentence transformers on TensorRT, in place; those of diffusers by `diffusion`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
+from torchtrt_bridge.capture.diffusers_classes import is_diffusion
 from torchtrt_bridge.capture.transformers_classes import (
     has_encoder,
     is_for_pipelines,
@@ -14,6 +15,7 @@ from torchtrt_bridge.capture.transformers_classes import (
     is_pipeline,
     is_sentence_model,
 )
+from torchtrt_bridge.entry.diffusion import accelerate_modules, restore_modules
 from torchtrt_bridge.entry.generation import by_cache, has_static_steps, install, uninstall
 from torchtrt_bridge.entry.option_signature import shows_options
 from torchtrt_bridge.entry.torch_compile import (
@@ -43,13 +45,16 @@ def accelerate(
 
     Every call of the model runs the engines: `model(...)`, `generate`, `encode`, `predict`, the pipeline. Its class,
     its weights and its attributes stay. The encoder of an encoder-decoder model is compiled too, as `generate` calls it
-    by itself.
-    dynamic, fullgraph: as in `torch.compile`; but without `dynamic` a model that reads token ids is compiled for any
-        batch size and length at once. PyTorch still compiles a batch of one by itself.
+    by itself. Of a pipeline of diffusers these are the denoiser, the text encoders, the autoencoder and ControlNets.
+    dynamic, fullgraph: as in `torch.compile`; but without `dynamic` a model that reads token ids, or one of diffusers,
+        is compiled for all sizes at once. PyTorch still compiles a batch of one by itself.
     options: the fields of `Options`, checked at once.
     Returns `target`. `restore` undoes it.
     Raises OptionsError for any other object, and for a model that is compiled already.
     """
+    if is_diffusion(target):
+        accelerate_modules(target, dynamic, fullgraph, options)
+        return target
     model = _model_of(target, "accelerate")
     backend = Backend(Options.from_mapping(options), model)
     check_sentence_model(model)
@@ -84,12 +89,21 @@ def restore(target: T) -> T:
 
     Raises OptionsError if it is not accelerated.
     """
-    model = _model_of(target, "restore")
+    if is_diffusion(target):
+        name, is_undone = type(target).__name__, restore_modules(target)
+    else:
+        model = _model_of(target, "restore")
+        name, is_undone = type(model).__name__, _restore_model(model)
+    if not is_undone:
+        raise OptionsError(f"This {name} is not accelerated.")
+    return target
+
+
+def _restore_model(model: nn.Module) -> bool:
+    """Undo what `accelerate` did to a model; return False if there was nothing to undo."""
     undone = [uncompile_calls(part) for part in _parts(model)]
     uninstall(model)
-    if not any(undone):
-        raise OptionsError(f"This {type(model).__name__} is not accelerated.")
-    return target
+    return any(undone)
 
 
 def _model_of(target: Any, verb: str) -> nn.Module:

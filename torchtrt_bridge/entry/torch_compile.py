@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import operator
 import sys
 import threading
 import weakref
@@ -17,6 +18,7 @@ import torch
 from torch import fx, nn
 
 from torchtrt_bridge.capture import graph_breaks, recurrent_layers
+from torchtrt_bridge.capture.diffusers_classes import called_modules, is_diffusion, why_left_out
 from torchtrt_bridge.capture.transformers_classes import (
     install_hooks,
     is_for_pipelines,
@@ -32,7 +34,7 @@ from torchtrt_bridge.graph.dynamo_internals import backend_of_optimized, functio
 from torchtrt_bridge.graph.torch_internals import compiled_call, mode_counts, set_compiled_call, uncompiled_call
 from torchtrt_bridge.options import KeywordOptions, Options
 from torchtrt_bridge.report.log import warn_once
-from torchtrt_bridge.report.model import CompileReport, GraphBreak, merged
+from torchtrt_bridge.report.model import CompileReport, GraphBreak, merged, stages_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -164,12 +166,16 @@ def _check_break(found: GraphBreak, options: Options) -> None:
 
 
 def _report_of(
-    graphs: Iterable[CompiledGraph], breaks: Sequence[GraphBreak], options: Options, model: Any
+    graphs: Iterable[CompiledGraph],
+    breaks: Sequence[GraphBreak],
+    options: Options,
+    model: Any,
+    report_of_graph: Callable[[CompiledGraph], CompileReport] = operator.attrgetter("report"),
 ) -> CompileReport:
     """Return the report of all graphs of a model."""
     graphs = sorted(graphs, key=lambda graph: graph.number)
     known = graph_breaks.placed(breaks, [graph.number for graph in graphs], [graph.ends_in_break for graph in graphs])
-    whole = merged([*(graph.report for graph in graphs), CompileReport(options, breaks=known)])
+    whole = merged([*map(report_of_graph, graphs), CompileReport(options, breaks=known)])
     describe_model(whole, model)
     return whole
 
@@ -313,7 +319,7 @@ def report(compiled: Any) -> CompileReport:
     """Return the report of a compiled or loaded model: engines, fallbacks, times, errors.
 
     compiled: a result of `trtb.compile`, `trtb.accelerate`, `trtb.export`, `trtb.load` or
-        `torch.compile(..., backend="torchtrt_bridge")`, or a Hugging Face pipeline around one.
+        `torch.compile(..., backend="torchtrt_bridge")`, or a Hugging Face pipeline around some.
     The report is empty before the first call, as `torch.compile` compiles then.
     """
     own = getattr(compiled, "report", None)
@@ -324,7 +330,41 @@ def report(compiled: Any) -> CompileReport:
         return backend.report
     if is_pipeline(compiled):
         return report(compiled.model)
+    if is_diffusion(compiled):
+        return _report_of_modules(compiled)
     return _report_by_weights(compiled)
+
+
+def _report_of_modules(target: Any) -> CompileReport:
+    """Return the report of a pipeline or model of diffusers, in which names of engines begin with their module's."""
+    modules = called_modules(target)
+    backends = {name: found for name, module in modules.items() if (found := backend_of_calls(module)) is not None}
+    if not backends and isinstance(target, nn.Module):
+        return _report_by_weights(target)
+    owners = {graph: name for name, backend in backends.items() for graph in backend.graphs}
+    breaks = sorted((each for backend in backends.values() for each in backend.breaks), key=lambda each: each.after)
+    options = next((backend.options for backend in backends.values()), Options())
+    whole = _report_of(owners, breaks, options, target, lambda graph: _named(graph.report, owners[graph]))
+    for name, module in modules.items():
+        if name in backends:
+            notes = [*([TRAINING] if backends[name].graphs and is_training(module) else []), *backends[name].notes]
+        else:
+            notes = [f"PyTorch runs it: {why_left_out(target, name) or 'it is not accelerated'}"]
+        for text in notes:
+            whole.note(f"{name}: {text}" if name else text)
+    return whole
+
+
+def _named(report: CompileReport, module: str) -> CompileReport:
+    """Return the report of a graph with the name of its module in those of its engines, stages and notes."""
+    if not module:
+        return report
+    return dataclasses.replace(
+        report,
+        engines=[dataclasses.replace(each, name=f"{module}.{each.name}") for each in report.engines],
+        stages=[dataclasses.replace(s, name=f"{module}.{s.name}" if s.name else "") for s in stages_of(report)],
+        notes=[f"{module}: {note}" for note in report.notes],
+    )
 
 
 def _report_by_weights(compiled: Any) -> CompileReport:

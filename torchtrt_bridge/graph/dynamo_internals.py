@@ -101,6 +101,20 @@ def recurrent_layers_traced() -> contextlib.AbstractContextManager[Any]:
     return mock.patch.object(builder, "config", _RecurrentLayersAllowed(config))
 
 
+@contextlib.contextmanager
+def graphs_of_all_sizes(most: int) -> Iterator[None]:
+    """Let Dynamo take each dynamic size of an input for one of its own, and make up to `most` graphs of a function.
+
+    Otherwise sizes that are equal in the first call are one size, and a call in which they differ makes another graph.
+    A setting that is changed is so for all threads; the caller holds Dynamo's lock.
+    """
+    from torch._dynamo import config
+    from torch.fx.experimental import _config
+
+    with _config.patch(use_duck_shape=False), config.patch(recompile_limit=most):  # type: ignore[attr-defined]
+        yield
+
+
 def innermost_backend(function: Any) -> Any:
     """Return the backend within what Dynamo wraps around it, as `torch.compile` was given it."""
     while hasattr(function, "_torchdynamo_orig_backend"):

@@ -83,7 +83,7 @@ def _with_numbered_symbols(text: str, symbols: dict[str, str]) -> str:
 
 
 def _digest_of_constants(module: fx.GraphModule) -> str:
-    """Return a digest of the dtypes, sizes and elements of all constants, in the order in which the graph reads them."""
+    """Return a digest of the dtypes, sizes and elements of all constants, in the order in which they are read."""
     constants = [module.get_buffer(str(node.target)) for node in module.graph.find_nodes(op="get_attr", sort=True)]
     for device in {value.device for value in constants if value.is_cuda}:
         torch.cuda.current_stream(device).synchronize()  # what computes them may still be queued, and threads see none

@@ -13,9 +13,11 @@ from torch import fx, nn
 import torchtrt_bridge as trtb
 from tests.models import ConvNet, image, trained
 from torchtrt_bridge import pipeline
+from torchtrt_bridge.entry import graph_accuracy
 from torchtrt_bridge.graph.edit import fake_mode_of, insert_call
+from torchtrt_bridge.graph.ops import own
 from torchtrt_bridge.runtime import Execution
-from torchtrt_bridge.runtime.tolerance import BOUNDS
+from torchtrt_bridge.runtime.tolerance import BOUNDS, quantized_reference
 
 REFERENCE: dict[str, Any] = {"engine": "reference", "cache_dir": ""}
 
@@ -243,3 +245,45 @@ def test_rounding_that_autocast_does_too_is_allowed() -> None:
     assert report.is_whole
     assert report.error is not None
     assert report.error > BOUNDS[torch.bfloat16]
+
+
+class Rounded(nn.Module):
+    """Rounds an activation by operators of this package, which a caller may name in two ways."""
+
+    def __init__(self, quantize: Any, dequantize: Any) -> None:
+        super().__init__()
+        self.quantize, self.dequantize = quantize, dequantize
+        self.scale = nn.Buffer(torch.tensor([0.5]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        quantized = self.quantize(x, self.scale, None, torch.int8)
+        return self.dequantize(quantized, self.scale, None, x.dtype).relu()
+
+
+@pytest.mark.parametrize(
+    "operators",
+    [(own.quantize, own.dequantize), (own.quantize.default, own.dequantize.default)],
+    ids=["packets", "overloads"],
+)
+def test_a_quantized_graph_is_compared_with_floats(operators: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    references: list[Any] = []
+
+    def reference(usual: Any, floats: Any, rounded: Any) -> Any:
+        references.append((floats, rounded))
+        return quantized_reference(usual, floats, rounded)
+
+    off = iter([1.1])  # the first call of the engine rounds otherwise: within its slack, beyond the usual bound
+
+    def comparing(self: Any, args: Any) -> Any:
+        (result,) = call(self, args)
+        return (result * next(off, 1.0),)
+
+    call = Execution.__call__
+    monkeypatch.setattr(Execution, "__call__", comparing)
+    monkeypatch.setattr(graph_accuracy, "quantized_reference", reference)
+    x = torch.rand(4, 8)
+    _, fast = called(Rounded(*operators), x)
+    ((floats, rounded),) = references
+    assert torch.equal(floats[0], x)
+    assert not torch.equal(rounded[0], x)
+    assert trtb.report(fast).is_whole

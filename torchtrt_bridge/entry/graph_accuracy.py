@@ -105,15 +105,20 @@ class GraphAccuracyCheck:
         return next((engine.device.type for engine in self.run.engines), "cpu")
 
 
+# A graph of Dynamo's has an operator as its caller names it: with its overload or without.
+_QUANTIZE = (own.quantize, own.quantize.default)
+_DEQUANTIZE = (own.dequantize, own.dequantize.default)
+
+
 class _WithoutRounding(fx.Interpreter):
     """An interpreter that leaves out the rounding of activations to 8 bits."""
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if target is own.quantize.default and isinstance(args[0], torch.Tensor):
+        if target in _QUANTIZE and isinstance(args[0], torch.Tensor):
             return _Unrounded(args[0])
         if args and isinstance(args[0], _Unrounded):
             values = args[0].values
-            return values if target is own.dequantize.default else _Unrounded(target(values, *args[1:], **kwargs))
+            return values if target in _DEQUANTIZE else _Unrounded(target(values, *args[1:], **kwargs))
         return super().call_function(target, args, kwargs)
 
 

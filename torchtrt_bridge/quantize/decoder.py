@@ -60,9 +60,9 @@ class QuantizedLinear(nn.Module):
     def weight(self) -> Tensor:
         """The weight in floating point [outputs, inputs], as models look at its dtype."""
         if self.block_size is not None:
-            result: Tensor = ops.own.dequantize_int4(self.values, self.scales, self.block_size, self.dtype)
+            result: Tensor = ops.own.dequantize_int4.default(self.values, self.scales, self.block_size, self.dtype)
         else:
-            result = ops.own.dequantize(self.values, self.scales, 0, self.dtype)
+            result = ops.own.dequantize.default(self.values, self.scales, 0, self.dtype)
         return result
 
     def forward(self, input: Tensor) -> Tensor:
@@ -70,8 +70,8 @@ class QuantizedLinear(nn.Module):
         if self.factors is not None:
             input = input * self.factors
         if self.input_scale is not None:
-            quantized = ops.own.quantize(input, self.input_scale, None, self.quantized_dtype)
-            input = ops.own.dequantize(quantized, self.input_scale, None, self.dtype)
+            quantized = ops.own.quantize.default(input, self.input_scale, None, self.quantized_dtype)
+            input = ops.own.dequantize.default(quantized, self.input_scale, None, self.dtype)
         return functional.linear(input, self.weight, self.bias)
 
     def extra_repr(self) -> str:

@@ -103,7 +103,8 @@ def test_a_break_is_an_error_where_errors_are_asked_for(
     model: type[nn.Module], reason: str, line: str, in_torch: str, compiler: Callable[..., Any]
 ) -> None:
     fast = compiler(model().eval(), engine="reference", fallback="error")
-    with pytest.raises(Exception, match="UnsupportedOpError: Graph break at ") as raised:
+    wanted = trtb.UnsupportedOpError if compiler is trtb.compile else torch._dynamo.exc.BackendCompilerFailed
+    with pytest.raises(wanted, match="Graph break at ") as raised:
         fast(torch.randn(2, 3, 4))
     for part in (reason, line, in_torch):
         assert part in str(raised.value)
@@ -168,3 +169,39 @@ def test_a_model_in_training_mode_is_told_to_leave_it_first(layer: nn.Module) ->
 def test_a_mode_without_effect_is_no_note() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.0)).train()
     assert trtb.explain(model, torch.randn(2, 4), engine="reference").notes == []
+
+
+class Doubled(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+
+def test_a_function_that_dynamo_compiles_no_more_is_said_to_be() -> None:
+    x, limit = torch.rand(3), torch._dynamo.config.recompile_limit
+    for number in range(limit):
+        trtb.compile(Doubled(), engine="reference", cache_dir="", tf32=bool(number % 2))(x)
+    fast = trtb.compile(Doubled(), engine="reference")
+    assert torch.equal(fast(x), x * 2)
+    (found,) = trtb.report(fast).breaks
+    assert "recompile_limit" in found.reason
+    assert "torch.compiler.reset()" in found.reason
+    assert found.in_torch == "all of forward"
+    with pytest.raises(trtb.UnsupportedOpError, match="recompile_limit"):
+        trtb.compile(Doubled(), engine="reference", fallback="error")(x)
+    torch.compiler.reset()
+    fast = trtb.compile(Doubled(), engine="reference", fallback="error")
+    fast(x)
+    assert trtb.report(fast).is_whole
+
+
+def test_errors_are_those_of_the_package() -> None:
+    x = torch.rand(3, 3)
+    for model in (Branch(), nn.Sequential(nn.Linear(3, 3), Determinant())):
+        with pytest.raises(trtb.UnsupportedOpError) as caught:
+            trtb.compile(model.eval(), engine="reference", fallback="error")(x)
+        assert caught.value.__suppress_context__
+
+
+class Determinant(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.linalg.det(x)

@@ -11,7 +11,12 @@ from typing import Any
 
 from torch import nn
 
-from torchtrt_bridge.graph.dynamo_internals import function_of_backend, watch_graph_breaks
+from torchtrt_bridge.graph.dynamo_internals import (
+    function_of_backend,
+    most_times_compiled,
+    times_compiled,
+    watch_graph_breaks,
+)
 from torchtrt_bridge.graph.nodes import source_of_trace
 from torchtrt_bridge.report.model import GraphBreak
 
@@ -29,6 +34,13 @@ _RESUMED = re.compile(r"torch_dynamo_resume_in_(.+?)_at_\d+")
 RECURRENT = (
     "; another backend met it first. torch._dynamo.reset() lets Dynamo trace it here, and "
     "torch._dynamo.config.allow_rnn = True for all backends"
+)
+
+
+# Dynamo counts what it compiled of a function for all models of a class and all their options.
+AT_THE_LIMIT = (
+    "PyTorch has compiled this function as often as torch._dynamo.config.recompile_limit allows, for other models or "
+    "options; torch.compiler.reset() lets it begin anew"
 )
 
 
@@ -69,10 +81,14 @@ def placed(breaks: Iterable[GraphBreak], numbers: Sequence[int], ends: Sequence[
 
 
 def known_break(target: Any) -> GraphBreak | None:
-    """Return why Dynamo passes over a model or function that it left to Python before; None if it does not."""
+    """Return why Dynamo passes over a model or function, without a word in its log; None if it does not."""
     function = type(target).forward if isinstance(target, nn.Module) else target
     code = getattr(function, "__code__", None)
-    return None if code is None else _left_to_python.get(code)
+    if code is None:
+        return None
+    if times_compiled(code) >= most_times_compiled():
+        return GraphBreak(AT_THE_LIMIT, f"{code.co_filename}:{code.co_firstlineno}", f"all of {code.co_name}")
+    return _left_to_python.get(code)
 
 
 def _reason(message: str) -> str:

@@ -29,8 +29,8 @@ from torchtrt_bridge.capture.transformers_classes import (
 from torchtrt_bridge.entry.compiled_graph import CompiledGraph
 from torchtrt_bridge.entry.option_signature import shows_options
 from torchtrt_bridge.entry.reported_model import describe_model
-from torchtrt_bridge.errors import OptionsError, UnsupportedOpError
-from torchtrt_bridge.graph.dynamo_internals import backend_of_optimized, function_of_backend
+from torchtrt_bridge.errors import BridgeError, OptionsError, UnsupportedOpError
+from torchtrt_bridge.graph.dynamo_internals import backend_of_optimized, error_of_backend, function_of_backend
 from torchtrt_bridge.graph.torch_internals import compiled_call, mode_counts, set_compiled_call, uncompiled_call
 from torchtrt_bridge.options import KeywordOptions, Options
 from torchtrt_bridge.report.log import warn_once
@@ -279,7 +279,8 @@ def _alone_at_first(compiled: Callable[..., Any], backend: Backend) -> Callable[
     """Return `compiled` with a first call that other threads wait for.
 
     Each thread that finds no graph has Dynamo make one, and Dynamo leaves what comes after 8 of them to PyTorch. A call
-    within a trace of this thread waits for none: the trace holds a lock that the first call may wait for.
+    within a trace of this thread waits for none: the trace holds a lock that the first call may wait for. Errors of
+    this package are raised as they are, without the exception that Dynamo makes of them.
     """
     lock = threading.RLock()
     is_first = True
@@ -287,13 +288,19 @@ def _alone_at_first(compiled: Callable[..., Any], backend: Backend) -> Callable[
     @functools.wraps(compiled)
     def call(*args: Any, **kwargs: Any) -> Any:
         nonlocal is_first
-        if not is_first or torch.compiler.is_dynamo_compiling() or any(mode_counts()):
-            return compiled(*args, **kwargs)
-        with lock:
-            try:
-                result = compiled(*args, **kwargs)
-            finally:
-                is_first = False
+        try:
+            if not is_first or torch.compiler.is_dynamo_compiling() or any(mode_counts()):
+                return compiled(*args, **kwargs)
+            with lock:
+                try:
+                    result = compiled(*args, **kwargs)
+                finally:
+                    is_first = False
+        except Exception as error:
+            own = error_of_backend(error)
+            if isinstance(own, BridgeError):
+                raise own from None
+            raise
         backend.after_first_call()
         return result
 

@@ -133,6 +133,27 @@ def ends_in_break(module: torch.fx.GraphModule) -> bool:
     return bool(getattr(getattr(module, "compile_subgraph_reason", None), "graph_break", False))
 
 
+def error_of_backend(error: Exception) -> Exception | None:
+    """Return what a backend raised, of the exception that Dynamo makes of it; None for another exception."""
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    return error.inner_exception if isinstance(error, BackendCompilerFailed) else None
+
+
+def times_compiled(code: types.CodeType) -> int:
+    """Return how often Dynamo has compiled a function, for whichever backend, and keeps the result."""
+    from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list
+
+    return len(_debug_get_cache_entry_list(code))
+
+
+def most_times_compiled() -> int:
+    """Return how often Dynamo compiles one function before it leaves it to Python."""
+    from torch._dynamo import config
+
+    return int(config.recompile_limit)
+
+
 def backend_of_optimized(compiled: torch.nn.Module) -> Any:
     """Return the backend, as Dynamo holds it, of a module that `torch.compile` returned; None for another module."""
     return innermost_backend(getattr(getattr(compiled, "dynamo_ctx", None), "callback", None))

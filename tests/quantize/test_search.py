@@ -140,3 +140,41 @@ def test_rows_are_samples_where_the_first_dimension_is_that_of_the_samples(
     shape: tuple[int, ...], samples: int | None, rows: int
 ) -> None:
     assert len(_thinned(torch.ones(shape), samples)) == rows
+
+
+def with_a_rare_layer() -> nn.Module:
+    """A network of which one layer computes rare samples only, and loses what it has of them to a large value."""
+    layers = {"first": nn.Linear(8, 16), "second": nn.Linear(16, 8), "rare": nn.Linear(8, 8, bias=False)}
+
+    def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
+        is_rare, x = x[:, :1] > 5, x[:, 1:]
+        return torch.where(is_rare, m.rare(x * is_rare) * 1000, m.second(torch.tanh(m.first(x))))
+
+    model = Apply(forward, **layers).eval()
+    with torch.no_grad():
+        model.rare.weight[:, 0] = 0
+    return model
+
+
+def with_rare_samples(batches: int = 14) -> list[torch.Tensor]:
+    """Return batches of which the first has a rare sample, and the last two that are held out."""
+    generator = torch.Generator().manual_seed(0)
+    found = [torch.randn(32, 9, generator=generator) for _ in range(batches)]
+    for number in (0, 9, 13):
+        found[number][0] = torch.tensor([9.0, 1.0, *[0.003] * 7])
+    return found
+
+
+def test_a_layer_that_spoils_one_sample_only_is_the_one_that_stays_float() -> None:
+    options = {"smooth": None, "correct_bias": False, "equalize": False, "table": False}
+    found = trtb.quantize(with_a_rare_layer(), with_rare_samples(), method="absmax", max_error=0.04, **options)
+    assert [layer.name for layer in found.quantization.layers if layer.dtype == "float"] == ["rare"]
+    assert not found.quantization.notes
+
+
+def test_the_report_says_why_no_layer_is_quantized() -> None:
+    found = trtb.quantize(fragile(), loader(64, 16), max_error=1e-6, table=False).quantization
+    assert found.quantized == 0
+    (note,) = [note for note in found.notes if "No layer is quantized" in note]
+    assert "max_error=1e-06" in note
+    assert "A larger max_error" in note

@@ -157,8 +157,8 @@ class Search:
             return
         alone = self.meter.alone(choice, names[-1])
         self.found.notes.append(
-            f"No layer is quantized: with {names[-1]} alone in {self.settings.dtype} the error is {alone.mean:.2g}, and "
-            f"{alone.worst:.2g} of one sample, above max_error={limit:g} or {WORST_SAMPLE} times that. A larger "
+            f"No layer is quantized: with {names[-1]} alone in {self.settings.dtype} the error is {alone.mean:.2g}, "
+            f"and {alone.worst:.2g} of one sample, above max_error={limit:g} or {WORST_SAMPLE} times that. A larger "
             "max_error lets some be quantized, None all."
         )
 

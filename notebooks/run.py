@@ -5,8 +5,7 @@
     python -m notebooks.run --check      # saves nothing; says where stored outputs are not those of the code
 
 Needs `pip install '.[test]'` and no GPU: it hides those of the machine, so that outputs are the same everywhere. The
-kernel has one thread, 100 columns, an empty engine cache, and no network for Hugging Face. Lines of a cell are named
-`In[4]:8`, where a kernel of Jupyter names a file in the temporary folder, with the number of its process.
+kernel has one thread, 100 columns, an empty engine cache, and no network for Hugging Face.
 
 `clean` removes what differs from run to run: folders of paths, addresses, dates, seconds of builds, colours, and the
 earlier states of progress bars. A second run saves the same bytes.
@@ -56,13 +55,6 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-
-# The kernel runs this before the first cell.
-STARTUP = """
-from ipykernel.compiler import XCachingCompiler
-
-XCachingCompiler.get_code_name = lambda self, raw_code, code, number: f"In[{number}]"
-"""
 
 
 def main() -> None:
@@ -134,14 +126,13 @@ def _kernel(folder: Path) -> AsyncKernelManager:
 
 def _environment(folder: Path) -> dict[str, str]:
     """Return the environment of a kernel: that of this process, without what could change an output."""
-    (_new(folder / "ipython" / "profile_default" / "startup") / "names.py").write_text(STARTUP)
     unwanted = ("TORCH_LOGS", "TORCHTRT_BRIDGE_LOG", "FORCE_COLOR")
     kept = {name: value for name, value in os.environ.items() if name not in unwanted}
     return kept | {
         "COLUMNS": str(COLUMNS),
         "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_OFFLINE": "1",
-        "IPYTHONDIR": str(folder / "ipython"),
+        "IPYTHONDIR": str(_new(folder / "ipython")),
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "MPLCONFIGDIR": matplotlib.get_cachedir(),  # its list of fonts, and no settings of the user
         "OMP_NUM_THREADS": "1",
@@ -203,7 +194,7 @@ def _clean_output(output: NotebookNode) -> None:
         return
     output.metadata = nbformat.from_dict({})
     if "text/html" in output.data:
-        output.data.pop("text/plain", None)  # of a report it is every field, with the options and all paths
+        output.data.pop("text/plain", None)  # of a report its first line, which the page has too
     for kind, content in output.data.items():
         if kind.startswith("text/"):
             output.data[kind] = clean_text(content)

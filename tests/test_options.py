@@ -34,6 +34,8 @@ ROOT = Path(__file__).parents[1]
     ("options", "words"),
     [
         ({"precison": "fp16"}, "Did you mean 'precision'"),
+        ({"torch_ops": ("aten.softmax",)}, "Did you mean 'aten.softmax.int'"),
+        ({"torch_ops": ("aten.relu.default", "no.such.operator")}, "'no.such.operator' is no operator of PyTorch"),
         ({"enabled_precisions": {torch.half}}, "Unknown option 'enabled_precisions'"),
         ({"precision": "float16"}, "precision='float16' is not a choice"),
         ({"fallback": "raise"}, "Known: pytorch, error"),

@@ -95,7 +95,8 @@ class EngineCache:
             self._trim()
         except OSError as error:
             warn_once(
-                f"the engine cache {self.directory} cannot be written ({error}); engines are built anew each time."
+                f"the engine cache {self.directory} cannot be written ({error}); engines are built anew each time. "
+                "cache_dir=... names another directory."
             )
 
     @contextlib.contextmanager

@@ -29,6 +29,7 @@ from torchtrt_bridge.partition import (
     propose_torch_subgraphs,
 )
 from torchtrt_bridge.passes import drop_quantization, normalize, quantizes, without_quantization, without_rounding
+from torchtrt_bridge.report.facts import counted
 from torchtrt_bridge.report.log import warn_once
 from torchtrt_bridge.report.model import (
     CompileReport,
@@ -251,9 +252,10 @@ def _report_rejections(proposal: Proposal, options: Options, report: CompileRepo
         return
     first = "; ".join(f"{describe(r.node)}: {r.reason}" for r in proposal.rejections[:3])
     more = f" and {len(proposal.rejections) - 3} more" if len(proposal.rejections) > 3 else ""
-    count = len(proposal.rejections)
+    nodes = counted(len(proposal.rejections), "node")
     if options.fallback == "error":
         raise UnsupportedOpError(
-            f"TensorRT cannot run {count} of the nodes: {first}{more}. fallback='pytorch' leaves them to PyTorch."
+            f"TensorRT cannot run {nodes}: {first}{more}. fallback='pytorch' leaves what it cannot run to PyTorch."
         )
-    warn_once(f"{count} of the nodes stay in PyTorch: {first}{more}. trtb.report(...) lists all.")
+    stay = "stays" if len(proposal.rejections) == 1 else "stay"
+    warn_once(f"{nodes} {stay} in PyTorch: {first}{more}. trtb.report(...) lists all.")

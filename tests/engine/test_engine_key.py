@@ -75,7 +75,7 @@ def another_value(name: str) -> Any:
     if kinds[0] is int:
         return DECLARATIONS[name].least
     if isinstance(default, tuple):
-        return ("sm_86",)
+        return ("aten.exp.default",) if name == "torch_ops" else ("sm_86",)
     return next((word for word in kinds if isinstance(word, str) and word != default), "")
 
 

@@ -69,3 +69,29 @@ def test_a_model_without_operators_runs_in_pytorch() -> None:
 
     text = str(trtb.explain(Nothing(), torch.ones(2), engine="reference"))
     assert text.startswith("No engine: Dynamo captured no operator")
+
+
+class Named(nn.Module):
+    def forward(self, images: torch.Tensor, *more: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return images * more[0] + batch["mask"].relu()
+
+
+def names_of(report: trtb.CompileReport) -> set[str]:
+    return {text.partition(":")[0] for entry in report.engines for text in entry.inputs}
+
+
+def test_inputs_have_the_names_of_the_arguments() -> None:
+    x = torch.ones(2, 3)
+    explained = trtb.explain(Named().eval(), (x, x * 2), kwargs={"batch": {"mask": x + 1}}, engine="reference")
+    assert names_of(explained) == {"images", "more[0]", "batch['mask']"}
+    fast = trtb.compile(Named().eval(), engine="reference")
+    with torch.no_grad():
+        fast(x, x * 2, batch={"mask": x + 1})
+    assert names_of(trtb.report(fast)) >= {"images", "batch['mask']"}
+
+
+def test_operators_of_torch_ops_that_are_not_there_are_noted() -> None:
+    names = ("aten.relu.default", "aten.exp.default")
+    report = trtb.explain(Broken().eval(), torch.ones(2, 3), engine="reference", torch_ops=names)
+    assert [node.op for node in report.in_torch] == ["aten.relu.default"]
+    assert [note.partition(",")[0] for note in report.notes] == ["torch_ops names aten.exp.default"]

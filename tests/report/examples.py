@@ -86,9 +86,7 @@ def hostile() -> CompileReport:
     ]
     stays = [TorchEntry(SCRIPT, SCRIPT, SCRIPT, f'a.py:1: {SCRIPT} "quoted"')]
     breaks = [GraphBreak(SCRIPT, f"a.py:2: {SCRIPT}", SCRIPT)]
-    report = CompileReport(
-        Options(torch_ops=(SCRIPT,)), entries, stays, [SCRIPT], 1, stays, breaks=breaks, model=SCRIPT
-    )
+    report = CompileReport(Options(cache_dir=SCRIPT), entries, stays, [SCRIPT], 1, stays, breaks=breaks, model=SCRIPT)
     report.stages = [Stage(0, entries[0].name), Stage(0, in_torch=stays), Stage(0, "trt_1")]
     report.gpus, report.versions[SCRIPT] = [SCRIPT], SCRIPT
     report.quantization = quantized().quantization | {"choice": SCRIPT}

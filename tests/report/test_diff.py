@@ -81,6 +81,22 @@ def test_the_other_way_round_has_before_and_after_exchanged(monkeypatch: pytest.
     assert rows(fast.diff(slow)) == ["trt_0: ms of the engine 0.105 0.21 (+100 %)"]
 
 
+@pytest.mark.parametrize(("columns", "most_lines"), [(60, 10), (80, 6), (100, 4), (160, 3)])
+def test_a_graph_break_takes_few_lines(columns: int, most_lines: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    before, after = examples.whole(), examples.whole()
+    reason = (
+        "Data-dependent branching: Detected data-dependent branching (e.g. `if my_tensor.sum() > 0:`). Dynamo does not "
+        "support tracing dynamic control flow"
+    )
+    after.add_break(GraphBreak(reason, "/home/me/work/net/model.py:12: if x.amax() > 6:", "this line"))
+    text = before.diff(after)
+    lines = text[text.index("graph break: ") :].splitlines()
+    assert len(lines) <= most_lines, text
+    assert "net/model.py:12" in "".join(line.split("  ")[0] for line in lines)
+    assert "/home/me" not in text
+
+
 @pytest.mark.parametrize("columns", [20, 40, 60, 100])
 def test_a_difference_fits_the_terminal(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))

@@ -168,6 +168,12 @@ def test_blocks_have_the_source_lines_of_their_nodes() -> None:
     assert "net/model.py:14 1 node y = f(x)" in text
 
 
+def test_a_division_in_the_line_of_a_graph_break_cuts_nothing() -> None:
+    report = examples.whole()
+    report.add_break(GraphBreak("branching", "/home/me/net/model.py:3: if x / 2 > y:", "this line", 1))
+    assert "this line model.py:3: if x / 2 > y:" in words(Page(html_from_report(report)).unfolded)
+
+
 def test_graph_breaks_stand_between_the_graphs() -> None:
     text = words(Page(html_from_report(examples.broken())).unfolded)
     parts = (

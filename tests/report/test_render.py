@@ -1,5 +1,7 @@
 """Reports as text."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -72,6 +74,21 @@ def test_a_failed_engine_counts_for_pytorch_and_gives_its_reason(report: Compile
 
 def test_an_empty_report_says_that_nothing_was_compiled() -> None:
     assert "Nothing was compiled yet" in text_from_report(CompileReport(Options()))
+
+
+def test_its_repr_is_one_short_line(report: CompileReport) -> None:
+    assert repr(report) == "<CompileReport: 102 of 105 nodes in TensorRT, 1 engine>"
+    assert repr(CompileReport(Options())) == "<CompileReport: Nothing was compiled yet>"
+
+
+@pytest.mark.parametrize("has_engine", [True, False])
+def test_operators_of_torch_ops_that_no_graph_has_are_noted(report: CompileReport, has_engine: bool) -> None:
+    options = Options(torch_ops=("aten.linalg_det.default", "aten.exp.default"))
+    parts = [dataclasses.replace(report, options=options, notes=[], in_torch=report.in_torch[:1])] if has_engine else []
+    notes = merged([*parts, CompileReport(options, graphs=1)]).notes
+    assert [note.partition(";")[0] for note in notes] == (
+        ["torch_ops names aten.exp.default, which no compiled graph has"] if has_engine else []
+    )
 
 
 def test_square_brackets_are_not_markup() -> None:

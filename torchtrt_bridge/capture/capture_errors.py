@@ -14,6 +14,7 @@ import torch
 from torch import fx
 from torch.nn.utils import rnn
 
+from torchtrt_bridge.graph.nodes import shown_file
 from torchtrt_bridge.graph.torch_internals import is_constraint_violation, is_data_dependent
 
 # Lines of PyTorch's messages for those who look for a fault in PyTorch.
@@ -110,7 +111,9 @@ def _without_noise(text: str) -> str:
 def _source(error: Exception) -> str | None:
     """Return `file:line: code` of the innermost frame of the model's code in a traceback; None if there is none."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_of_model(frame.filename)]
-    return f"{frames[-1].filename}:{frames[-1].lineno}: {(frames[-1].line or '').strip()}" if frames else None
+    return (
+        f"{shown_file(frames[-1].filename)}:{frames[-1].lineno}: {(frames[-1].line or '').strip()}" if frames else None
+    )
 
 
 def _is_of_model(file: str) -> bool:

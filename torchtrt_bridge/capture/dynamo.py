@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ from torchtrt_bridge.graph.torch_internals import is_module_state, source_name, 
 
 aten = torch.ops.aten
 WEIGHT_PREFIX = "weight_"
+
+# An argument as Dynamo names it: of the user's function, or of one around it that hands on *args and **kwargs.
+_LOCAL = re.compile(r"L\['(?:args'\]\[(?P<index>\d+)|kwargs'\]\['(?P<keyword>\w+)'|(?P<name>[^\W_]\w*)')\]")
 
 
 def capture(
@@ -101,6 +105,30 @@ def input_positions(module: fx.GraphModule, inputs: Sequence[Any], bound: Sequen
 def argument_name(module: fx.GraphModule, index: int) -> str:
     """Return the name of the argument at `index` in the user's code, as ``L['logits_to_keep']``."""
     return source_name(placeholders(module)[index])
+
+
+def input_names(
+    module: fx.GraphModule, captured: fx.GraphModule, inputs: Sequence[int], parameters: Sequence[str] = ()
+) -> dict[str, str]:
+    """Return the user's names of a captured graph's inputs, as ``batch['mask']``, by those in the graph.
+
+    inputs: for each input of the captured graph, the index of the argument of `module`.
+    parameters: the names of the positional arguments of the user's function, which Dynamo may only know as ``args``.
+    """
+    pairs = zip(placeholders(captured), inputs, strict=False)  # behind them is the state
+    names = {node.name: _user_name(argument_name(module, index), parameters) for node, index in pairs}
+    return {name: found for name, found in names.items() if found is not None}
+
+
+def _user_name(source: str, parameters: Sequence[str]) -> str | None:
+    """Return ``images`` for ``L['images']``; None for what has no name in the user's code."""
+    found = _LOCAL.match(source)
+    if found is None:
+        return None
+    if found["index"] is not None:
+        index = int(found["index"])
+        return (parameters[index] if index < len(parameters) else f"args[{index}]") + source[found.end() :]
+    return (found["keyword"] or found["name"]) + source[found.end() :]
 
 
 def placeholders(module: fx.GraphModule) -> list[fx.Node]:

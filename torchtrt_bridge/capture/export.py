@@ -16,7 +16,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from torchtrt_bridge.capture.arguments import in_order
-from torchtrt_bridge.capture.capture_errors import AssumptionError, capture_failure, is_failed_assertion
+from torchtrt_bridge.capture.capture_errors import COMPILE, AssumptionError, capture_failure, is_failed_assertion
 from torchtrt_bridge.capture.decompositions import DECOMPOSITIONS
 from torchtrt_bridge.capture.indexing import indices_as_numbers
 from torchtrt_bridge.capture.recurrent_layers import recurrent_layers_exported
@@ -242,7 +242,10 @@ def graph_from_program(program: ExportedProgram) -> CapturedGraph:
                 _bind(module, node, _tensor_of(program, spec.target))
                 origins[node.name] = spec.target
         elif spec.kind is not InputKind.USER_INPUT:
-            raise CaptureError(f"The model uses a {spec.kind.name.lower()} ({spec.target}), which has no tensor.")
+            raise CaptureError(
+                f"The model reads {spec.target}, a {spec.kind.name.lower()} and no tensor, which no engine can take. "
+                f"Pass its tensors as arguments; else {COMPILE}."
+            )
     mutations = _order_outputs(module, signature, tuple(state))
     module.graph.lint()
     module.recompile()
@@ -307,7 +310,10 @@ def _order_outputs(module: fx.GraphModule, signature: Any, state: tuple[str, ...
             mutated.append(value)
             targets.append(names.index(spec.target))
         else:
-            raise CaptureError(f"The exported graph has an output of kind {spec.kind.name.lower()}.")
+            raise CaptureError(
+                f"The exported graph returns a {spec.kind.name.lower()}, which no engine can give. Return tensors and "
+                f"numbers only; else {COMPILE}."
+            )
     output.args = ((*returned, *mutated),)
     return tuple(targets)
 

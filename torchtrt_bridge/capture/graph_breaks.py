@@ -17,7 +17,7 @@ from torchtrt_bridge.graph.dynamo_internals import (
     times_compiled,
     watch_graph_breaks,
 )
-from torchtrt_bridge.graph.nodes import source_of_trace
+from torchtrt_bridge.graph.nodes import shown_file, source_of_trace
 from torchtrt_bridge.report.model import GraphBreak
 
 # Dynamo passes over a function that it left to Python before, whichever model calls it, and logs nothing then.
@@ -63,7 +63,7 @@ def _report(backend: Any, code: types.CodeType, message: str, trace: str) -> Non
 
 def graph_break(code: types.CodeType, message: str, trace: str) -> GraphBreak:
     """Return a graph break as Dynamo's message and stack trace have it."""
-    source = source_of_trace(trace) or f"{code.co_filename}:{code.co_firstlineno}"
+    source = source_of_trace(trace) or _first_line(code)
     return GraphBreak(_reason(message), source, _left(code, message))
 
 
@@ -87,8 +87,12 @@ def known_break(target: Any) -> GraphBreak | None:
     if code is None:
         return None
     if times_compiled(code) >= most_times_compiled():
-        return GraphBreak(AT_THE_LIMIT, f"{code.co_filename}:{code.co_firstlineno}", f"all of {code.co_name}")
+        return GraphBreak(AT_THE_LIMIT, _first_line(code), f"all of {code.co_name}")
     return _left_to_python.get(code)
+
+
+def _first_line(code: types.CodeType) -> str:
+    return f"{shown_file(code.co_filename)}:{code.co_firstlineno}"
 
 
 def _reason(message: str) -> str:

@@ -79,7 +79,8 @@ def _add_profile(network: Network, config: Any) -> None:
         low, high = zip(*spec.ranges, strict=True)
         profile.set_shape(spec.name, low, _example_in_range(spec), high)
     if not profile:
-        raise BuildError(f"TensorRT refuses the ranges {', '.join(f'{s.name}: {s}' for s in dynamic)}.")
+        ranges = ", ".join(f"{s.name}: {s}" for s in dynamic)
+        raise BuildError(f"TensorRT refuses the ranges {ranges}. Narrow them (dynamic_shapes, max_dynamic_size).")
     config.add_optimization_profile(profile)
 
 

@@ -219,7 +219,9 @@ class _Engine:
 def load_engine(plan: bytes, key: str, library: TensorRTLibrary, options: Options, device: torch.device) -> GpuRunner:
     """Load an engine on a GPU of this machine; EngineLoadError says why it cannot run."""
     if not torch.cuda.is_available():
-        raise EngineLoadError("no CUDA GPU is visible to PyTorch, so the engine cannot run here.")
+        raise EngineLoadError(
+            "no CUDA GPU is visible to PyTorch, so the engine cannot run here; `torchtrt-bridge doctor` says why."
+        )
     cache = EngineCache.from_options(options)
     kernels = cache.get(key, "kernels") if cache else None
     keep = (lambda content: cache.put(key, content, "kernels")) if cache and kernels is None else None

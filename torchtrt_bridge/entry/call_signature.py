@@ -96,7 +96,8 @@ class CallSignature:
             except ValueError as error:
                 own = pytree.tree_structure(value)
                 raise ShapeRangeError(
-                    f"Argument {name} is nested as {_nesting(own)}; the program was exported for {_nesting(form)}."
+                    f"Argument {name} is nested as {_nesting(own)}; the program was exported for {_nesting(form)}. "
+                    "Give it that form, or export the model with this one."
                 ) from error
         return values
 

@@ -182,6 +182,7 @@ class CompiledGraph:
         try:
             captured, inputs = load_or_capture(self.original, args, self.weights, self._numbers, self.options)
             self._check_aliases(captured, inputs)
+            names = dynamo.input_names(self.original, captured.module, inputs)
             with tracing_disabled():  # the passes look for the fake mode of the captured graph, not of Dynamo's trace
                 compiled = compile_graph(captured, self.options)
         except Exception as error:  # whatever goes wrong here, PyTorch runs the user's model
@@ -192,6 +193,7 @@ class CompiledGraph:
             return
         state = [dynamo.weight_index(name) for name in captured.state]
         self.report = compiled.report
+        self.report.rename_inputs(names)
         self._inputs = inputs + state
         self._frozen = [i for i in self.weights if i not in state]
         self._bound = ConstantGuard(args, self._frozen, self._numbers)
@@ -203,7 +205,7 @@ class CompiledGraph:
         mutated = [inputs[i] for i in captured.mutations if i < len(inputs)]
         shared = dynamo.output_sharing(self.original, mutated)
         if shared is not None:
-            raise CaptureError(f"its output {shared} is a view of an input that it changes")
+            raise CaptureError(f"its output {shared} is a view of an input that it changes; return a clone() of it")
 
     def _with_new_constants(self, args: Sequence[Any]) -> EngineGraph | None:
         """Return engines with the weights and numbers of this call, once these came twice; None if PyTorch runs it."""

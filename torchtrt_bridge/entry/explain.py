@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,7 @@ from torchtrt_bridge.trt import library as libraries
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+MOST_NAMED = 100  # arguments of *args that the report names
 _numbers = itertools.count()
 
 
@@ -60,7 +62,7 @@ def explain(
     checked = Options.from_mapping(options)
     if checked.targets:
         libraries.choose(checked.engine).check_targets(checked.targets)
-    analysis = _Analysis(checked)
+    analysis = _Analysis(checked, _parameters(model))
     if compiled_call(model) is not None:
         model = copy.copy(model)  # a copy has no compiled call of `nn.Module.compile` or `accelerate`
     args, named = arguments_from(model, example_inputs, kwargs)
@@ -76,11 +78,26 @@ def explain(
     return report
 
 
-class _Analysis:
-    """Dynamo backend that partitions a graph, reports the parts, and runs the graph in PyTorch."""
+def _parameters(model: Callable[..., Any]) -> list[str]:
+    """Return the names of the arguments that a model or a function takes by position, as ``x``, or ``xs[1]``."""
+    function = model.forward if isinstance(model, torch.nn.Module) else model
+    try:
+        found = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # a function in C
+        return []
+    names = [each.name for each in found if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    rest = [f"{each.name}[{i}]" for each in found if each.kind is each.VAR_POSITIONAL for i in range(MOST_NAMED)]
+    return names + rest
 
-    def __init__(self, options: Options) -> None:
-        self.options = options
+
+class _Analysis:
+    """Dynamo backend that partitions a graph, reports the parts, and runs the graph in PyTorch.
+
+    parameters: the names of the model's positional arguments.
+    """
+
+    def __init__(self, options: Options, parameters: Sequence[str]) -> None:
+        self.options, self.parameters = options, parameters
         self.reports: list[CompileReport] = []
         self.breaks: list[GraphBreak] = []
         self._ends: list[bool] = []
@@ -108,7 +125,8 @@ class _Analysis:
 
     def _analyse(self, module: fx.GraphModule, args: Sequence[Any], report: CompileReport) -> None:
         weights, numbers = dynamo.weight_positions(module, args), dynamo.number_positions(module, args)
-        captured, _ = dynamo.capture(module, args, weights, numbers)
+        captured, inputs = dynamo.capture(module, args, weights, numbers)
+        names = dynamo.input_names(module, captured.module, inputs, self.parameters)
         normalized = normalize(captured.module, self.options, captured.outputs, captured.mutations)
         with contextlib.suppress(EngineLoadError):  # without TensorRT there is no answer to a probe
             library = libraries.choose(self.options.engine)
@@ -123,4 +141,5 @@ class _Analysis:
             entry.inputs = [f"{spec.name}: {spec}" for spec in input_specs(subgraph, ranges)]
             entry.engine = "not built"
             report.engines.append(entry)
+        report.rename_inputs(names)
         report.stages = stages_from_graph(normalized, report.in_torch, {})

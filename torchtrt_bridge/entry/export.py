@@ -29,7 +29,7 @@ from torchtrt_bridge.options import AT_LOAD, KeywordOptions, LoadOptions, Option
 from torchtrt_bridge.partition import extract_subgraphs
 from torchtrt_bridge.pipeline import bounded, compile_graph, compile_torch_subgraphs, engine_module, report_stages
 from torchtrt_bridge.report.log import warn_once
-from torchtrt_bridge.report.model import CompileReport, EngineEntry, source_lines
+from torchtrt_bridge.report.model import CompileReport, EngineEntry, note_absent_operators, source_lines
 from torchtrt_bridge.runtime import Execution
 from torchtrt_bridge.runtime.engine_module import computing_device
 from torchtrt_bridge.runtime.recurrent_weights import join_recurrent_weights
@@ -71,6 +71,7 @@ def export(
     can_run = checked.engine == "reference" or (torch.cuda.is_available() and not checked.targets)
     compiled = compile_graph(captured, checked, run=can_run, original=original)
     describe_model(compiled.report, model)
+    note_absent_operators(compiled.report)
     _check_engines(compiled.report, module)
     for problem in problems:
         compiled.report.note(problem)

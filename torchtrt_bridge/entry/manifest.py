@@ -50,7 +50,7 @@ class Manifest:
         if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:
             raise EngineLoadError(
                 f"it has format {content['format']!r}, this version of torchtrt_bridge reads {FORMAT}. "
-                f"It was written by {content.get('versions')}."
+                f"It was written by {content.get('versions')}: export the model again, or load it with that version."
             )
         faults = next(faults_of(content, cls, "the manifest"), None)
         if faults is None:

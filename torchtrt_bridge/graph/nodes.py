@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torchtrt_bridge.graph import recurrent
 from torchtrt_bridge.graph.torch_internals import is_operator, schema_of
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>.+)\n\s*(?P<code>.*)')
+_CELL = re.compile(r"/ipykernel_\d+/(?P<code>\d+)\.py$")  # the name of a cell's file is a digest of its code
 _LIBRARIES = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), "<")  # and code that was made
 
 
@@ -95,7 +98,18 @@ def source_of(node: fx.Node) -> str | None:
 def source_of_trace(trace: str) -> str | None:
     """Return `file:line: code` of the innermost frame outside PyTorch of a stack trace; None if there is none."""
     frame = _frame_of(trace)
-    return f"{frame['file']}:{frame['line']}: {frame['code'].strip()}" if frame else None
+    return f"{shown_file(frame['file'])}:{frame['line']}: {frame['code'].strip()}" if frame else None
+
+
+def shown_file(file: str) -> str:
+    """Return the name of a source file for messages: a notebook's cell, of which Jupyter makes a file, as "In[5]"."""
+    if not _CELL.search(file):
+        return file
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    label_of = getattr(getattr(shell, "compile", None), "format_code_name", None)
+    own = _CELL.sub(rf"/ipykernel_{os.getpid()}/\g<code>.py", file)  # a graph in the cache is of an earlier process
+    label = (label_of(file) or label_of(own)) if label_of else None
+    return label[1] if label else "a notebook's cell"
 
 
 def least_trace(node: fx.Node) -> str | None:

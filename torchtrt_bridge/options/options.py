@@ -76,7 +76,8 @@ class Options:
     )
     torch_ops: tuple[str, ...] = option(
         (),
-        'Operators to leave in PyTorch, as `("aten.softmax.int",)`, for debugging.',
+        """Operators to leave in PyTorch, as `("aten.softmax.int",)`, for debugging. A name that is no operator's raises
+        OptionsError, and a note of the report names those that no graph has.""",
         shapes="graph",
     )
     torch_tensorrt: TorchTensorRT = option(
@@ -189,6 +190,7 @@ class Options:
         for name, hint in type_hints().items():
             object.__setattr__(self, name, checked(name, getattr(self, name), hint, DECLARATIONS[name]))
         _check_targets(self.targets)
+        _check_operators(self.torch_ops)
         if self.engine == "reference" and self.targets:
             raise OptionsError(
                 f"engine='reference' computes in PyTorch and builds for no GPU, but targets={self.targets!r} "
@@ -287,6 +289,21 @@ def _check_targets(targets: tuple[str, ...]) -> None:
         if not (target.startswith(TARGET_PREFIX) and target[len(TARGET_PREFIX) :].isdigit()):
             raise OptionsError(
                 f"targets: {target!r} is not a compute capability. Write it as 'sm_89' for 8.9 or 'sm_120' for 12.0."
+            )
+
+
+def _check_operators(names: tuple[str, ...]) -> None:
+    if not names:
+        return
+    from torchtrt_bridge.graph.operator_names import is_operator_name, similar_operator  # loads PyTorch
+
+    for name in names:
+        if not is_operator_name(name):
+            near = similar_operator(name)
+            hint = f" Did you mean {near!r}?" if near else ""
+            raise OptionsError(
+                f"torch_ops: {name!r} is no operator of PyTorch.{hint} Write it as a report does, with its overload: "
+                "'aten.relu.default', 'aten.add.Tensor'."
             )
 
 

@@ -26,6 +26,7 @@ from torchtrt_bridge.partition.constraints import (
     numbers_of_run_time,
     tensors_on_the_cpu,
 )
+from torchtrt_bridge.report.facts import counted
 
 aten = torch.ops.aten
 SUBGRAPH_PREFIX = "trt_"
@@ -66,7 +67,7 @@ def propose(module: fx.GraphModule, options: Options, provider: ConverterProvide
     for calls in _groups_on_each_gpu(module, reasons):
         count = sum(node.target is not operator.getitem for node in calls)
         if count < options.min_subgraph_nodes:
-            reason = f"its subgraph has {count} nodes, and min_subgraph_nodes={options.min_subgraph_nodes}"
+            reason = f"its subgraph has {counted(count, 'node')}, and min_subgraph_nodes={options.min_subgraph_nodes}"
             reasons.update((node, reason) for node in calls if node.target is not operator.getitem)
             continue
         groups.append([node.name for node in calls])

@@ -125,7 +125,9 @@ class _Taker:
         try:
             return self._copied(result, source or result)
         except _UnknownSizeError as error:
-            raise CaptureError(f"its result {result} is a view whose size {error} no input has") from error
+            raise CaptureError(
+                f"its result {result} is a view whose size {error} no input has; return a clone() of it"
+            ) from error
 
     def _copied(self, node: fx.Node, source: fx.Node) -> fx.Node:
         if node not in self._made:

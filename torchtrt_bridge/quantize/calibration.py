@@ -168,7 +168,8 @@ class Calibration:
             except Exception as error:
                 why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
                 hint = dtype_hint(self.model, batch)
-                raise CalibrationError(f"The model fails on batch {number} of the loader: {why} {hint}") from error
+                text = f"The model fails on batch {number} of the loader: {why} {hint}"
+                raise CalibrationError(text.rstrip()) from error
         self._check_reached(number + 1)
         return self.result()
 

@@ -237,9 +237,10 @@ def _random_notes(random: list[fx.Node]) -> list[str]:
     """Return a note on operators whose results change from call to call."""
     if not random:
         return []
+    drawn = "1 operator draws" if len(random) == 1 else f"{len(random)} operators draw"
     return [
-        f"{len(random)} operators draw random numbers in each call, as {random[0].target} (node {random[0].name}), "
-        "also in evaluation mode: errors measured here contain their noise."
+        f"{drawn} random numbers in each call, as {random[0].target} (node {random[0].name}), also in evaluation mode: "
+        "errors measured here contain their noise."
     ]
 
 

@@ -14,6 +14,7 @@ from torchtrt_bridge.report.facts import (
     products_text,
     runs_in,
     short_dtypes,
+    short_source,
     size_text,
     time_text,
     torch_rows,
@@ -56,7 +57,8 @@ def _compared(before: CompileReport, after: CompileReport) -> Iterator[Row]:
     yield from _engines(before, after)
     yield from _pairs("in PyTorch: ", *(_grouped(report.in_torch) for report in (before, after)))
     yield from _pairs("not quantized: ", *(_grouped(report.in_float) for report in (before, after)))
-    yield from _pairs("graph break: ", *({b.source: b.reason for b in report.breaks} for report in (before, after)))
+    for source, old, new in _pairs("", *({b.source: b.reason for b in report.breaks} for report in (before, after))):
+        yield f"graph break: {short_source(source)}", old, new
     yield from _pairs("note: ", *(dict.fromkeys(report.notes, "yes") for report in (before, after)))
 
 
@@ -95,7 +97,7 @@ def _engines(before: CompileReport, after: CompileReport) -> Iterator[Row]:
 
 
 def _summary(entry: EngineEntry | None) -> str:
-    return NONE if entry is None else f"{entry.node_count} nodes, runs in {runs_in(entry)}"
+    return NONE if entry is None else f"{counted(entry.node_count, 'node')}, runs in {runs_in(entry)}"
 
 
 def _engine_facts(entry: EngineEntry) -> dict[str, str]:

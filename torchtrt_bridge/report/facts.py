@@ -208,8 +208,13 @@ _PLANNED_COLUMNS: dict[str, Callable[[EngineEntry], str]] = {
 def shortened(row: tuple[str, ...]) -> tuple[str, ...]:
     """Return a row with two parts of the path of its source file, as terminals and telephones are narrow."""
     *cells, source = row
+    return *cells, short_source(source)
+
+
+def short_source(source: str, parts: int = 2) -> str:
+    """Return "a/b/model.py:12: x = f(x)" with the last parts of the path."""
     file, separator, rest = source.partition(":")
-    return *cells, "/".join(file.split("/")[-2:]) + separator + rest
+    return "/".join(file.split("/")[-parts:]) + separator + rest
 
 
 def counted(count: int, noun: str) -> str:

@@ -19,6 +19,7 @@ from torchtrt_bridge.graph.version import __version__
 from torchtrt_bridge.options import Options
 
 READY = "ready"
+ABSENT_HINT = "the report's to_dict() has the names of the operators in each engine"
 
 
 @dataclasses.dataclass
@@ -144,7 +145,7 @@ def _versions() -> dict[str, str]:
     return found | ({"CUDA": torch.version.cuda} if torch.version.cuda else {})
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class CompileReport:
     """The outcome of a compilation: `print` it, take it as data with `to_dict`, or `save` it as HTML.
 
@@ -206,6 +207,12 @@ class CompileReport:
         elif found.in_torch != "this line":
             self.breaks[lines.index(found.source)] = found
 
+    def rename_inputs(self, names: Mapping[str, str]) -> None:
+        """Give the inputs of engines the user's names, by those in the graph."""
+        for entry in self.engines:
+            parts = (text.partition(": ") for text in entry.inputs)
+            entry.inputs = [names.get(name, name) + separator + spec for name, separator, spec in parts]
+
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain data."""
         options = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self.options).items()}
@@ -221,6 +228,11 @@ class CompileReport:
         from torchtrt_bridge.report.diff import text_from_difference
 
         return text_from_difference(self, other)
+
+    def __repr__(self) -> str:
+        from torchtrt_bridge.report.facts import headline
+
+        return f"<CompileReport: {headline(self).partition(': ')[0].rstrip('.')}>"
 
     def __str__(self) -> str:
         from torchtrt_bridge.report.render import text_from_report
@@ -269,7 +281,17 @@ def merged(reports: Iterable[CompileReport]) -> CompileReport:
             whole.add_break(found)
         for note in report.notes:
             whole.note(note)
+    note_absent_operators(whole)
     return whole
+
+
+def note_absent_operators(report: CompileReport) -> None:
+    """Note the operators of the option `torch_ops` that no compiled graph has."""
+    if report.engines or report.in_torch:
+        there = {entry.op for entry in report.in_torch}
+        for name in report.options.torch_ops:
+            if name not in there:
+                report.note(f"torch_ops names {name}, which no compiled graph has; {ABSENT_HINT}")
 
 
 def named_version(library: str) -> dict[str, str]:

@@ -55,6 +55,7 @@ def _content(report: CompileReport) -> dict[str, Any]:
         "largest": largest(report.engines),
         "dtype_parts": dtype_parts,
         "runs_in": facts.runs_in,
+        "short_source": facts.short_source,
         "size_text": facts.size_text,
         "SHORT": facts.SHORT,
         "NUMBERS": facts.NUMBERS,

@@ -113,12 +113,12 @@ def tables(title: str, columns: Sequence[str], rows: Rows, width: int) -> list[T
 
 
 def _widths(least: Sequence[int], most: Sequence[int], width: int) -> list[int]:
-    """Return the widths of columns that fill `width`, where their cells need it, from the left."""
-    spare = width - sum(least) - GAP * (len(least) - 1)
-    widths = []
-    for low, high in zip(least, most, strict=True):
-        widths.append(low + max(0, min(spare, high - low)))
-        spare -= widths[-1] - low
+    """Return the widths of columns that fill `width`, where their cells need it; the narrowest one grows first."""
+    widths = list(least)
+    for _ in range(width - sum(least) - GAP * (len(least) - 1)):
+        folded = [index for index, wanted in enumerate(most) if widths[index] < wanted]
+        if folded:
+            widths[min(folded, key=widths.__getitem__)] += 1
     return widths
 
 

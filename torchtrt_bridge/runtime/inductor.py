@@ -66,7 +66,7 @@ class Inductor:
         if self.failure is None:
             self._compiled = compiled
         else:
-            warn_once(f"{self.name} is not compiled by inductor, which failed: {self.failure}")
+            warn_once(f"{self.name} is not compiled by inductor, which failed: {self.failure}; PyTorch runs it.")
 
     def _problem(self, compiled: Callable[..., Any], inputs: Sequence[torch.Tensor]) -> str | None:
         """Return why the results are not PyTorch's, beyond rounding; None if they are."""

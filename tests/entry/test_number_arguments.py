@@ -12,6 +12,7 @@ from torch import fx
 
 import torchtrt_bridge as trtb
 from torchtrt_bridge.capture import dynamo
+from torchtrt_bridge.entry import compiled_graph
 
 Function = Callable[..., Any]
 
@@ -194,3 +195,34 @@ def test_a_number_that_is_computed_with_is_one() -> None:
     for number in range(1, 7):
         torch.testing.assert_close(fast(X), X.relu() * number)
         assert shifted.calls == number
+
+
+class Parts(torch.nn.Module):
+    """Calls one graph several times in each call, with other numbers in turn."""
+
+    def part(self, x: torch.Tensor, factor: float) -> torch.Tensor:
+        torch._dynamo.graph_break()
+        return (x * factor).relu() + 1
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for factor in (1.0, 2.0, 2.0, 3.0, 3.0):
+            x = self.part(x, factor)
+        return x
+
+
+def test_numbers_that_change_in_each_call_do_not_build_engines_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    builds: list[int] = []
+
+    def counting(*args: Any) -> Any:
+        builds.append(1)
+        return compile_graph(*args)
+
+    compile_graph = compiled_graph.compile_graph
+    monkeypatch.setattr(compiled_graph, "compile_graph", counting)
+    model = Parts().eval()
+    fast = compiled(model)
+    with torch.inference_mode():
+        for _ in range(30):
+            torch.testing.assert_close(fast(X), model(X))
+    assert len(builds) < 2 * compiled_graph.MOST_BUILDS_FOR_NUMBERS
+    assert any("changes from call to call; pass it as a tensor" in note for note in trtb.report(fast).notes)

@@ -15,16 +15,24 @@ _version = operator.attrgetter("_version")
 class ConstantGuard:
     """Weights and numbers among the arguments of a graph, as they were when the engines were built.
 
+    counters: tensors that are no arguments, and are edited with weights whose own version does not tell.
+
     A weight is unchanged while it is the same tensor, in the same memory, of the same version; `p.data = ...` changes
     the memory and not the version. Tensors made under `torch.inference_mode` have no version, so only their identity
     and memory are compared. A number is unchanged while it has the same bits: -0.0 is not 0.0, and a NaN is itself.
     """
 
-    def __init__(self, args: Sequence[Any], weights: Sequence[int], numbers: Sequence[int]) -> None:
+    def __init__(
+        self,
+        args: Sequence[Any],
+        weights: Sequence[int],
+        numbers: Sequence[int],
+        counters: Sequence[torch.Tensor] = (),
+    ) -> None:
         self._numbers = tuple(numbers)
         self._pick = _picker(weights)
         self._tensors = self._pick(args)
-        self._versioned = [tensor for tensor in self._tensors if not tensor.is_inference()]
+        self._versioned = [tensor for tensor in (*self._tensors, *counters) if not tensor.is_inference()]
         self._memories = list(map(_memory, self._tensors))
         self._versions = list(map(_version, self._versioned))
         self._values = [_bits_of(args[i]) for i in numbers]

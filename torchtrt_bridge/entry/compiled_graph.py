@@ -15,6 +15,7 @@ from torchtrt_bridge.capture.capture_key import environment
 from torchtrt_bridge.capture.constant_guard import ConstantGuard
 from torchtrt_bridge.capture.export import CapturedGraph
 from torchtrt_bridge.capture.shared_memory import MemoryGuard
+from torchtrt_bridge.capture.unseen_edits import STATISTICS, counters_of, watch_fused_steps
 from torchtrt_bridge.entry.graph_accuracy import GraphAccuracyCheck
 from torchtrt_bridge.errors import BridgeError, CaptureError
 from torchtrt_bridge.graph.dynamo_internals import ends_in_break
@@ -24,6 +25,9 @@ from torchtrt_bridge.pipeline import EngineGraph, compile_graph
 from torchtrt_bridge.report.log import warn_once
 from torchtrt_bridge.report.model import CompileReport
 from torchtrt_bridge.runtime.call_context import is_capturing
+
+# Engines of a graph are built anew so often for other values of numbers; then PyTorch runs it.
+MOST_BUILDS_FOR_NUMBERS = 16
 
 
 class CompiledGraph:
@@ -55,8 +59,11 @@ class CompiledGraph:
         self._returned = dynamo.returned_from_arguments(module)
         self._inputs: list[int] = []
         self._frozen: list[int] = []
+        self._counters: list[torch.Tensor] = []
+        self._builds_for_numbers = 0
         self._bound: ConstantGuard | None = None
         self._changed: ConstantGuard | None = None
+        watch_fused_steps()
         self._accuracy: GraphAccuracyCheck | None = None
         self._memory = MemoryGuard(())
         self.calls = 0
@@ -196,10 +203,19 @@ class CompiledGraph:
         self.report.rename_inputs(names)
         self._inputs = inputs + state
         self._frozen = [i for i in self.weights if i not in state]
-        self._bound = ConstantGuard(args, self._frozen, self._numbers)
+        self._counters = counters_of(self._statistics(args))
+        self._bound = self._guard(args)
         self._accuracy = GraphAccuracyCheck(self.original, compiled.run, self._inputs, self.options)
         self._memory = MemoryGuard(captured.mutations)
         self.compiled = compiled  # last, as other threads run PyTorch until then
+
+    def _guard(self, args: Sequence[Any]) -> ConstantGuard:
+        return ConstantGuard(args, self._frozen, self._numbers, self._counters)
+
+    def _statistics(self, args: Sequence[Any]) -> list[torch.Tensor]:
+        """Return the weights that are statistics of a batch norm."""
+        names = {i: dynamo.argument_name(self.original, i) for i in self._frozen}
+        return [args[i] for i, name in names.items() if any(each in name for each in STATISTICS)]
 
     def _check_aliases(self, captured: CapturedGraph, inputs: Sequence[int]) -> None:
         mutated = [inputs[i] for i in captured.mutations if i < len(inputs)]
@@ -218,14 +234,19 @@ class CompiledGraph:
         bound = self._bound
         if self.compiled is None or bound is None or bound.matches(args):  # another thread was faster
             return self.compiled
+        names = [dynamo.argument_name(self.original, index) for index in bound.changed_numbers(args)]
         if self.options.fallback == "pytorch" and (self._changed is None or not self._changed.matches(args)):
-            self._changed = ConstantGuard(args, self._frozen, self._numbers)
-            names = [dynamo.argument_name(self.original, index) for index in bound.changed_numbers(args)]
+            self._changed = self._guard(args)
             others = f" and {len(names) - 1} more" if names[1:] else ""  # of the layers of a LoRA there are hundreds
             changed = f"the value of {names[0]}{others} has" if names else "weights have"
             warn_once(f"{changed} changed since the engines were built; PyTorch runs until two calls agree.")
             return None
         self._changed = None
+        self._builds_for_numbers += bool(names)
+        if self._builds_for_numbers > MOST_BUILDS_FOR_NUMBERS:
+            self.compiled = None
+            self._leave_to_pytorch(f"the value of {names[0]} changes from call to call; pass it as a tensor")
+            return None
         self._compile(args)
         return self.compiled
 

@@ -1,3 +1,3 @@
 """The version of this package, which engines and captured graphs on disk are kept under."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

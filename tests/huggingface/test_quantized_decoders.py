@@ -95,6 +95,14 @@ def test_smoothed_inputs_are_divided_in_the_layer_and_norms_keep_their_weights()
     assert relative(layer(x), own(x)) < 0.05
 
 
+def test_nothing_is_said_of_a_cache_that_is_there(caplog: pytest.LogCaptureFixture) -> None:
+    model = causal("gpt2")
+    found = quantized(model, "int8")
+    assert "use_cache" not in caplog.text
+    assert model.config.use_cache
+    assert found.config.use_cache
+
+
 def test_what_is_skipped_stays_as_it_is() -> None:
     model = causal("gpt2")
     found = quantized(model, "int8", skip=("lm_head", "transformer.h.0"))

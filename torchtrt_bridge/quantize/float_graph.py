@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -14,7 +15,7 @@ from torch.export import Dim
 from torch.utils import _pytree as pytree
 
 from torchtrt_bridge.capture.export import CapturedGraph, export_program, graph_from_program
-from torchtrt_bridge.capture.transformers_classes import without_cache
+from torchtrt_bridge.capture.transformers_classes import generates, without_cache
 from torchtrt_bridge.errors import CalibrationError, CaptureError
 from torchtrt_bridge.graph import torch_internals
 from torchtrt_bridge.graph.edit import constant_of, fake_mode_of, finish, insert_call, insert_constant
@@ -174,7 +175,9 @@ def _captured(
     traced = _doubled(call)
     try:
         shapes = dynamic_shapes if dynamic_shapes is not None else _free_sizes(signature, traced)
-        program = export_program(model, *traced, dynamic_shapes=shapes)
+        # The quantized form of a model with `generate` has its cache, so its export is not to say that it is left out.
+        with without_cache(model) if generates(model) else contextlib.nullcontext():
+            program = export_program(model, *traced, dynamic_shapes=shapes)
     except CaptureError as error:
         hint = dtype_hint(model, call)
         if hint:

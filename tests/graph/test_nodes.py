@@ -39,3 +39,10 @@ def test_a_line_of_a_notebook_is_named_by_its_cell() -> None:
 def test_without_a_notebook_a_cell_has_no_number(module: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "IPython", module)
     assert shown_file(FILE) == "a notebook's cell"
+
+
+def test_generated_code_is_no_source() -> None:
+    made = '  File "<eval_with_key>.61", line 26, in forward\n    quantize = torch.ops.torchtrt_bridge.quantize(x)'
+    user = '  File "/models.py", line 3, in forward\n    return x.relu()\n'
+    assert source_of_trace(made) is None
+    assert source_of_trace(user + made) == "/models.py:3: return x.relu()"

@@ -120,7 +120,7 @@ def least_trace(node: fx.Node) -> str | None:
 
 @functools.lru_cache(maxsize=4096)
 def _frame_of(trace: str) -> re.Match[str] | None:
-    frames = list(_FRAME.finditer(trace))
+    frames = [frame for frame in _FRAME.finditer(trace) if not frame["file"].startswith("<eval_with_key>")]
     outside = [frame for frame in frames if not frame["file"].startswith(_LIBRARIES)]
     return (outside or frames)[-1] if frames else None
 

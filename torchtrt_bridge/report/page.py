@@ -54,6 +54,7 @@ def _content(report: CompileReport) -> dict[str, Any]:
         "is_plan": facts.is_plan(report),
         "largest": largest(report.engines),
         "dtype_parts": dtype_parts,
+        "counted": facts.counted,
         "runs_in": facts.runs_in,
         "short_source": facts.short_source,
         "size_text": facts.size_text,

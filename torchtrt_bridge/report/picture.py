@@ -82,12 +82,12 @@ class Block:
 
     @property
     def place(self) -> str:
-        """What computes the block, in words."""
+        """The name of what computes the block."""
         return PLACES[self.kind]
 
     @property
     def amount(self) -> str:
-        """How many nodes it has, and how long they take, as far as it is known."""
+        """The number of its nodes, and their time, as far as these are known."""
         time = "" if self.milliseconds is None else f"{self.milliseconds:.3g} ms"
         return ", ".join(part for part in (counted(self.nodes, "node") if self.nodes else "", time) if part)
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import torchtrt_bridge as trtb
-from torchtrt_bridge.runtime.runners import ReferenceRunner
 
 pytest.importorskip("transformers")
 if importlib.util.find_spec("diffusers") is None:  # its import takes seconds, so the tests import it
@@ -22,20 +21,6 @@ from tests.huggingface import diffusion_models as models
 from tests.huggingface.diffusion_models import generated
 
 STRICT: dict[str, Any] = {"engine": "reference", "fallback": "error"}
-
-
-@pytest.fixture
-def engine_calls(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """Return the sizes of the first input of each call that an engine computed."""
-    calls: list[list[int]] = []
-    compute = ReferenceRunner.__call__
-
-    def count(runner: ReferenceRunner, inputs: Any) -> Any:
-        calls.append(list(inputs[0].shape))
-        return compute(runner, inputs)
-
-    monkeypatch.setattr(ReferenceRunner, "__call__", count)
-    return calls
 
 
 @pytest.fixture

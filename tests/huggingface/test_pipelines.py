@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 import torchtrt_bridge as trtb
-from torchtrt_bridge.runtime.runners import ReferenceRunner
 
 transformers = pytest.importorskip("transformers")
 
@@ -55,20 +54,6 @@ def accelerated(model: nn.Module, **options: Any) -> Any:
 
 either_way = pytest.mark.parametrize("fast", [pytest.param(compiled, marks=pytest.mark.full), accelerated])
 one_way = pytest.mark.parametrize("fast", [compiled, pytest.param(accelerated, marks=pytest.mark.full)])
-
-
-@pytest.fixture
-def engine_calls(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """Return the sizes of the first input of each call that an engine computed."""
-    calls: list[list[int]] = []
-    compute = ReferenceRunner.__call__
-
-    def count(runner: ReferenceRunner, inputs: Any) -> Any:
-        calls.append(list(inputs[0].shape))
-        return compute(runner, inputs)
-
-    monkeypatch.setattr(ReferenceRunner, "__call__", count)
-    return calls
 
 
 def pipeline(task: str, model: nn.Module, tokenizer: Any) -> Any:

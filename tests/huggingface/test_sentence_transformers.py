@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import torchtrt_bridge as trtb
-from torchtrt_bridge.runtime.runners import ReferenceRunner
 
 transformers = pytest.importorskip("transformers")
 if importlib.util.find_spec("sentence_transformers") is None:  # its import takes seconds, so the tests import it
@@ -52,20 +51,6 @@ def with_pooling(folder: str) -> Any:
 @pytest.fixture
 def model(tmp_path: Path) -> Any:
     return with_pooling(saved(transformers.BertModel(transformers.BertConfig(**SIZES)), tmp_path))
-
-
-@pytest.fixture
-def engine_calls(monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """Return the sizes of the first input of each call that an engine computed."""
-    calls: list[list[int]] = []
-    compute = ReferenceRunner.__call__
-
-    def count(runner: ReferenceRunner, inputs: Any) -> Any:
-        calls.append(list(inputs[0].shape))
-        return compute(runner, inputs)
-
-    monkeypatch.setattr(ReferenceRunner, "__call__", count)
-    return calls
 
 
 def encoded(model: Any, sentences: list[str] = SENTENCES, **options: Any) -> torch.Tensor:

@@ -79,7 +79,7 @@ def main() -> int:
         found = started(name, arguments) if arguments.start else measured(made(name, arguments), arguments)
         result = {
             "date": datetime.date.today().isoformat(),
-            "command": " ".join(["python -m benchmarks.generate", *sys.argv[1:]]),
+            "command": _command(),
             "gpu": _device(),
             "tensorrt": str(libraries.choose("auto")),
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
@@ -112,6 +112,15 @@ def _parse() -> argparse.Namespace:
     if unknown:
         parser.error(f"unknown: {', '.join(unknown)}")
     return arguments
+
+
+def _command() -> str:
+    """Return the command of this run, without the folder of the results, which is one of this machine."""
+    given = sys.argv[1:]
+    if "--results" in given:
+        place = given.index("--results")
+        del given[place : place + 2]
+    return " ".join(["python -m benchmarks.generate", *given])
 
 
 def _device() -> str:

@@ -21,7 +21,9 @@ def results_of(folder: Path, *options: str) -> dict[str, Any]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     subprocess.run(command, check=True, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, timeout=600)
     (file,) = folder.glob("generate_*_host.json")
-    found: dict[str, Any] = json.loads(file.read_text())["models"]["gpt2"]
+    result: dict[str, Any] = json.loads(file.read_text())
+    assert result["command"] == " ".join(["python -m benchmarks.generate gpt2 --tiny", *options])
+    found: dict[str, Any] = result["models"]["gpt2"]
     return found
 
 

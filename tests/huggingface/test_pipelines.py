@@ -128,6 +128,7 @@ def test_a_quantized_decoder_generates_in_a_pipeline(tokenizer: Any) -> None:
     assert quantization["quantized"] > 0
 
 
+@pytest.mark.full
 def test_a_quantized_model_that_was_pickled_gives_what_it_gave(tokenizer: Any) -> None:
     batches = encodings(tokenizer)
     model = trtb.quantize(classifier(), batches, method="absmax", table=False)

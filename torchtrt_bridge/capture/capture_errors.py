@@ -111,9 +111,9 @@ def _without_noise(text: str) -> str:
 def _source(error: Exception) -> str | None:
     """Return `file:line: code` of the innermost frame of the model's code in a traceback; None if there is none."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_of_model(frame.filename)]
-    return (
-        f"{shown_file(frames[-1].filename)}:{frames[-1].lineno}: {(frames[-1].line or '').strip()}" if frames else None
-    )
+    if not frames:
+        return None
+    return f"{shown_file(frames[-1].filename)}:{frames[-1].lineno}: {(frames[-1].line or '').strip()}"
 
 
 def _is_of_model(file: str) -> bool:

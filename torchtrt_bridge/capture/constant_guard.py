@@ -15,11 +15,10 @@ _version = operator.attrgetter("_version")
 class ConstantGuard:
     """Weights and numbers among the arguments of a graph, as they were when the engines were built.
 
-    counters: tensors that are no arguments, and are edited with weights whose own version does not tell.
-
     A weight is unchanged while it is the same tensor, in the same memory, of the same version; `p.data = ...` changes
     the memory and not the version. Tensors made under `torch.inference_mode` have no version, so only their identity
     and memory are compared. A number is unchanged while it has the same bits: -0.0 is not 0.0, and a NaN is itself.
+    counters: tensors that are no arguments, and are edited with weights whose own version does not tell.
     """
 
     def __init__(

@@ -5,13 +5,13 @@ They are recognised without importing the package: if there is such an object, i
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from torchtrt_bridge.capture.transformers_classes import is_a
 from torchtrt_bridge.capture.transformers_classes import is_model as is_transformers_model
 
 # What `encode` and `decode` of an autoencoder call.
@@ -23,12 +23,12 @@ _LEFT_OUT = ("safety_checker",)
 
 def is_pipeline(target: Any) -> bool:
     """Return whether an object is a `diffusers.DiffusionPipeline`."""
-    return _is_a(target, "diffusers.pipelines.pipeline_utils", "DiffusionPipeline")
+    return is_a(target, "diffusers.pipelines.pipeline_utils", "DiffusionPipeline")
 
 
 def is_model(target: Any) -> bool:
     """Return whether an object is a `diffusers.ModelMixin`: a UNet, a transformer, an autoencoder, a ControlNet."""
-    return _is_a(target, "diffusers.models.modeling_utils", "ModelMixin")
+    return is_a(target, "diffusers.models.modeling_utils", "ModelMixin")
 
 
 def is_diffusion(target: Any) -> bool:
@@ -117,8 +117,3 @@ def arguments_of_one_graph(
 
 def _contiguous(value: Any) -> Any:
     return value.contiguous() if isinstance(value, torch.Tensor) else value
-
-
-def _is_a(target: Any, module: str, name: str) -> bool:
-    kind = getattr(sys.modules.get(module), name, None)  # another thread may be importing the module
-    return isinstance(kind, type) and isinstance(target, kind)

@@ -11,12 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from torchtrt_bridge.graph.dynamo_internals import (
-    function_of_backend,
-    most_times_compiled,
-    times_compiled,
-    watch_graph_breaks,
-)
+from torchtrt_bridge.graph.dynamo_internals import function_of_backend, is_at_the_limit, watch_graph_breaks
 from torchtrt_bridge.graph.nodes import shown_file, source_of_trace
 from torchtrt_bridge.report.model import GraphBreak
 
@@ -86,7 +81,7 @@ def known_break(target: Any) -> GraphBreak | None:
     code = getattr(function, "__code__", None)
     if code is None:
         return None
-    if times_compiled(code) >= most_times_compiled():
+    if is_at_the_limit(code):
         return GraphBreak(AT_THE_LIMIT, _first_line(code), f"all of {code.co_name}")
     return _left_to_python.get(code)
 

@@ -22,7 +22,7 @@ _MARK = "_output_capturing_hooks_installed"
 
 def is_model(target: Any) -> bool:
     """Return whether an object is a `transformers.PreTrainedModel`."""
-    return _is_a(target, "transformers.modeling_utils", "PreTrainedModel")
+    return is_a(target, "transformers.modeling_utils", "PreTrainedModel")
 
 
 def is_for_pipelines(target: Any) -> bool:
@@ -32,12 +32,12 @@ def is_for_pipelines(target: Any) -> bool:
 
 def is_pipeline(target: Any) -> bool:
     """Return whether an object is a `transformers.Pipeline`."""
-    return _is_a(target, "transformers.pipelines.base", "Pipeline")
+    return is_a(target, "transformers.pipelines.base", "Pipeline")
 
 
 def is_sentence_model(target: Any) -> bool:
     """Return whether an object is a `SentenceTransformer` or a `CrossEncoder`: tokenizer, model and pooling in one."""
-    return any(_is_a(target, "sentence_transformers", name) for name in ("SentenceTransformer", "CrossEncoder"))
+    return any(is_a(target, "sentence_transformers", name) for name in ("SentenceTransformer", "CrossEncoder"))
 
 
 def version_of_sentence_models() -> str:
@@ -57,7 +57,7 @@ def generates(target: Any) -> bool:
 
 def is_conv1d(target: Any) -> bool:
     """Return whether an object is the linear layer of GPT-2 and its kind, whose weight is [inputs, outputs]."""
-    return _is_a(target, "transformers.pytorch_utils", "Conv1D")
+    return is_a(target, "transformers.pytorch_utils", "Conv1D")
 
 
 def is_static_cache(target: Any) -> bool:
@@ -70,10 +70,10 @@ def parts_of_cache(target: Any) -> list[Any]:
 
     For an encoder-decoder there are two: of the decoder's own tokens, and of what it reads of the encoder's.
     """
-    if _is_a(target, CACHES, "EncoderDecoderCache"):
+    if is_a(target, CACHES, "EncoderDecoderCache"):
         parts = [target.self_attention_cache, target.cross_attention_cache]
-        return parts if all(_is_a(part, CACHES, "StaticCache") for part in parts) else []
-    return [target] if _is_a(target, CACHES, "StaticCache") else []
+        return parts if all(is_a(part, CACHES, "StaticCache") for part in parts) else []
+    return [target] if is_a(target, CACHES, "StaticCache") else []
 
 
 def has_read_encoder(cache: Any) -> bool:
@@ -158,6 +158,7 @@ def without_cache(model: nn.Module) -> Iterator[bool]:
             config.use_cache = True
 
 
-def _is_a(target: Any, module: str, name: str) -> bool:
+def is_a(target: Any, module: str, name: str) -> bool:
+    """Return whether an object is of a class that a module has, without importing the module."""
     kind = getattr(sys.modules.get(module), name, None)  # another thread may be importing the module
     return isinstance(kind, type) and isinstance(target, kind)

@@ -48,25 +48,20 @@ def engine_from_network(
 
 def _plan(network: Network, config: Any, library: TensorRTLibrary) -> bytes:
     """Return the bytes of the engine; BuildError with TensorRT's own messages."""
-    plan = _plan_or_none(network, config, library)
-    if plan is None:
-        errors = "; ".join(network.log.errors) or "it gave no reason"
-        raise BuildError(f"{library} could not build the engine: {errors}")
-    return plan
-
-
-def _plan_or_none(network: Network, config: Any, library: TensorRTLibrary) -> bytes | None:
     network.log.clear()
     with tempfile.SpooledTemporaryFile(max_size=MOST_IN_MEMORY) as file:
         writer = library.stream_writer(file.write)
         if network.builder.build_serialized_network_to_stream(network.definition, config, writer):
             file.seek(0)
             return file.read()
-    if not writer.has_failed:
-        return None
-    network.log.clear()  # the disk is full; there may be enough memory
-    plan = network.builder.build_serialized_network(network.definition, config)
-    return None if plan is None else bytes(plan)
+    plan = None
+    if writer.has_failed:
+        network.log.clear()  # the disk is full; there may be enough memory
+        plan = network.builder.build_serialized_network(network.definition, config)
+    if plan is None:
+        errors = "; ".join(network.log.errors) or "it gave no reason"
+        raise BuildError(f"{library} could not build the engine: {errors}")
+    return bytes(plan)
 
 
 def _add_profile(network: Network, config: Any) -> None:

@@ -140,18 +140,12 @@ def error_of_backend(error: Exception) -> Exception | None:
     return error.inner_exception if isinstance(error, BackendCompilerFailed) else None
 
 
-def times_compiled(code: types.CodeType) -> int:
-    """Return how often Dynamo has compiled a function, for whichever backend, and keeps the result."""
+def is_at_the_limit(code: types.CodeType) -> bool:
+    """Return whether Dynamo has compiled a function as often as it does, for whichever backend, before it gives up."""
     from torch._C._dynamo.eval_frame import _debug_get_cache_entry_list
-
-    return len(_debug_get_cache_entry_list(code))
-
-
-def most_times_compiled() -> int:
-    """Return how often Dynamo compiles one function before it leaves it to Python."""
     from torch._dynamo import config
 
-    return int(config.recompile_limit)
+    return len(_debug_get_cache_entry_list(code)) >= config.recompile_limit
 
 
 def backend_of_optimized(compiled: torch.nn.Module) -> Any:

@@ -45,7 +45,7 @@ class QuantizedLinear(nn.Module):
         divisors: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.dtype, self.block_size, self.quantized_dtype = dtype, block_size, values.dtype
+        self.dtype, self.block_size = dtype, block_size
         factors = None if divisors is None else (1 / divisors).to(dtype)
         given = {"values": values, "scales": scales, "bias": bias, "input_scale": input_scale, "factors": factors}
         for name, value in given.items():
@@ -70,12 +70,12 @@ class QuantizedLinear(nn.Module):
         if self.factors is not None:
             input = input * self.factors
         if self.input_scale is not None:
-            quantized = ops.own.quantize.default(input, self.input_scale, None, self.quantized_dtype)
+            quantized = ops.own.quantize.default(input, self.input_scale, None, self.values.dtype)
             input = ops.own.dequantize.default(quantized, self.input_scale, None, self.dtype)
         return functional.linear(input, self.weight, self.bias)
 
     def extra_repr(self) -> str:
-        return f"{self.quantized_dtype}, outputs={self.values.shape[0]}, block_size={self.block_size}"
+        return f"{self.values.dtype}, outputs={self.values.shape[0]}, block_size={self.block_size}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLinear:
         """Move the layer; CalibrationError for another dtype than the one that its model was quantized in."""

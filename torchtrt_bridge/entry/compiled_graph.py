@@ -59,6 +59,7 @@ class CompiledGraph:
         self._returned = dynamo.returned_from_arguments(module)
         self._inputs: list[int] = []
         self._frozen: list[int] = []
+        self._statistics: list[torch.Tensor] = []
         self._counters: list[torch.Tensor] = []
         self._builds_for_numbers = 0
         self._bound: ConstantGuard | None = None
@@ -203,7 +204,7 @@ class CompiledGraph:
         self.report.rename_inputs(names)
         self._inputs = inputs + state
         self._frozen = [i for i in self.weights if i not in state]
-        self._counters = counters_of(self._statistics(args))
+        self._watch_statistics(args)
         self._bound = self._guard(args)
         self._accuracy = GraphAccuracyCheck(self.original, compiled.run, self._inputs, self.options)
         self._memory = MemoryGuard(captured.mutations)
@@ -212,10 +213,12 @@ class CompiledGraph:
     def _guard(self, args: Sequence[Any]) -> ConstantGuard:
         return ConstantGuard(args, self._frozen, self._numbers, self._counters)
 
-    def _statistics(self, args: Sequence[Any]) -> list[torch.Tensor]:
-        """Return the weights that are statistics of a batch norm."""
+    def _watch_statistics(self, args: Sequence[Any]) -> None:
+        """Find what the batch norms among the weights count, once: new values of a statistic are in the same tensor."""
         names = {i: dynamo.argument_name(self.original, i) for i in self._frozen}
-        return [args[i] for i, name in names.items() if any(each in name for each in STATISTICS)]
+        found = [args[i] for i, name in names.items() if any(each in name for each in STATISTICS)]
+        if list(map(id, found)) != list(map(id, self._statistics)):
+            self._statistics, self._counters = found, counters_of(found)
 
     def _check_aliases(self, captured: CapturedGraph, inputs: Sequence[int]) -> None:
         mutated = [inputs[i] for i in captured.mutations if i < len(inputs)]

@@ -18,6 +18,7 @@ from torchtrt_bridge.capture.diffusers_classes import (
     why_in_torch,
     why_left_out,
 )
+from torchtrt_bridge.entry.instance_method import InstanceMethod
 from torchtrt_bridge.entry.torch_compile import (
     Backend,
     backend_of_calls,
@@ -67,7 +68,7 @@ def accelerate_modules(target: Any, dynamic: bool | None, fullgraph: bool, optio
         set_call(module, _where_possible(module, owner_of(target, name), compiled, backend), backend)
     for model in models_with_adapters(target):
         for name in EDITS:
-            object.__setattr__(model, name, WeightEdit(model, name))
+            WeightEdit(model, name).install()
 
 
 def restore_modules(target: Any) -> bool:
@@ -75,8 +76,7 @@ def restore_modules(target: Any) -> bool:
     undone = [uncompile_calls(module) for module in called_modules(target).values()]
     for model in models_with_adapters(target):
         for name in EDITS:
-            if isinstance(vars(model).get(name), WeightEdit):
-                object.__delattr__(model, name)
+            WeightEdit.uninstall(model, name)
     return any(undone)
 
 
@@ -118,25 +118,11 @@ def _where_possible(
 EDITS = ("fuse_lora", "unfuse_lora", "load_lora_adapter")
 
 
-class WeightEdit:
-    """One of `EDITS` of one model, after which its weights count as changed.
-
-    A copy or a pickle of the model has its class's own method.
-    """
-
-    def __init__(self, model: nn.Module, name: str) -> None:
-        self.model = model
-        self.name = name
+class WeightEdit(InstanceMethod):
+    """One of `EDITS` of one model, after which its weights count as changed."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        result = getattr(type(self.model), self.name)(self.model, *args, **kwargs)
+        result = self.of_class(*args, **kwargs)
         weights = (weight for weight in self.model.parameters() if not weight.is_inference())
         torch.autograd.graph.increment_version(weights)
         return result
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        copied = memo.get(id(self.model))
-        return self if copied is None else getattr(type(copied), self.name).__get__(copied)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return getattr, (self.model, self.name)

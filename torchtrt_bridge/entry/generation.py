@@ -22,7 +22,10 @@ from torchtrt_bridge.capture.transformers_classes import (
     parts_of_cache,
 )
 from torchtrt_bridge.entry.decoding import Decoder
+from torchtrt_bridge.entry.instance_method import InstanceMethod
 from torchtrt_bridge.entry.torch_compile import Backend
+
+GENERATE = "generate"
 
 # The models whose tokens are tested to be the same with a static cache as without (config.model_type).
 TESTED = frozenset(
@@ -54,14 +57,11 @@ def has_static_steps(model: Any) -> bool:
     return getattr(getattr(model, "config", None), "model_type", None) in TESTED and hasattr(type(model), "generate")
 
 
-class Generate:
-    """`generate` of one model, which uses a static cache where the caller leaves the choice.
-
-    A copy or a pickle of the model has its class's own `generate`.
-    """
+class Generate(InstanceMethod):
+    """`generate` of one model, which uses a static cache where the caller leaves the choice."""
 
     def __init__(self, model: Any, backend: Backend) -> None:
-        self.model = model
+        super().__init__(model, GENERATE)
         self.decoder = Decoder(backend)
         self._names = list(inspect.signature(type(model).generate).parameters)[1:]
 
@@ -78,14 +78,7 @@ class Generate:
                 kwargs["custom_generate"] = functools.partial(self.decoder, streamer=kwargs.get("streamer"))
             else:
                 self.decoder.note(reason)
-        return type(self.model).generate(self.model, *args, **kwargs)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        copied = memo.get(id(self.model))
-        return self if copied is None else type(copied).generate.__get__(copied)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return getattr, (self.model, "generate")
+        return self.of_class(*args, **kwargs)
 
     def _may_choose(self, kwargs: Mapping[str, Any]) -> bool:
         """Return whether the caller asks for no cache of another kind, nor for a way of decoding with other needs."""
@@ -145,13 +138,12 @@ def _why_no_loop(kwargs: Mapping[str, Any]) -> str | None:
 
 def install(model: Any, backend: Backend) -> None:
     """Let `generate` of a model use a static cache, and the steps that `backend` compiles."""
-    object.__setattr__(model, "generate", Generate(model, backend))
+    Generate(model, backend).install()
 
 
 def uninstall(model: Any) -> None:
     """Undo `install`."""
-    if isinstance(vars(model).get("generate"), Generate):
-        object.__delattr__(model, "generate")
+    Generate.uninstall(model, GENERATE)
 
 
 def by_cache(

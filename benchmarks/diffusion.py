@@ -9,10 +9,9 @@ from __future__ import annotations
 import argparse
 import copy
 import datetime
-import json
+import functools
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,9 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
 import torchtrt_bridge as trtb
+from benchmarks.measured import RESULTS, keep, memory_in_use, seconds
 from torchtrt_bridge.trt import library as libraries
 
-RESULTS = Path(__file__).parent / "results"
 ROUNDS = 5
 STEPS = 20
 LENGTH, WIDTH = 77, 768  # of the embedded prompt
@@ -66,10 +65,7 @@ def main() -> int:
         "steps": STEPS,
         **measured(arguments.tiny),
     }
-    arguments.results.mkdir(exist_ok=True)
-    file = arguments.results / f"diffusion_{device.replace(' ', '_').lower()}.json"
-    file.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    keep(arguments.results, "diffusion", device, result)
     return 0
 
 
@@ -93,14 +89,14 @@ def measured(tiny: bool) -> dict[str, Any]:
     for way, prepare in ways.items():
         before = memory_in_use()
         pipes[way] = prepare(copy.deepcopy(pipe))
-        first = {output: round(seconds(pipes[way], embeds, output), 1) for output in OUTPUTS}
+        first = {output: round(seconds(functools.partial(image, pipes[way], embeds, output)), 1) for output in OUTPUTS}
         error = (image(pipes[way], embeds, "latent").float() - expected).norm() / expected.norm()
         memory_mb = round((memory_in_use() - before) / 2**20)
         found[way] = {"first_call_s": first, "memory_mb": memory_mb, "error": float(f"{error:.2e}")}
     times: dict[tuple[str, str], list[float]] = {(way, output): [] for way in ways for output in OUTPUTS}
     for _ in range(ROUNDS):
         for way, output in times:
-            times[way, output].append(seconds(pipes[way], embeds, output))
+            times[way, output].append(seconds(functools.partial(image, pipes[way], embeds, output)))
     for way in ways:
         found[way]["image_s"] = {output: round(statistics.median(times[way, output]), 4) for output in OUTPUTS}
     report = trtb.report(pipes["accelerated"])
@@ -136,28 +132,6 @@ def image(pipe: Any, embeds: torch.Tensor, output: str) -> Any:
     given = {"prompt_embeds": embeds[0], "negative_prompt_embeds": embeds[1], "num_inference_steps": STEPS}
     made = pipe(**given, output_type=output, generator=torch.Generator().manual_seed(1)).images
     return made.clone() if isinstance(made, torch.Tensor) else made  # CUDA graphs of inductor write over their results
-
-
-def memory_in_use() -> int:
-    """Return the bytes of GPU memory that are in use, by PyTorch and by others; 0 without a GPU."""
-    if not torch.cuda.is_available():
-        return 0
-    torch.cuda.empty_cache()
-    free, total = torch.cuda.mem_get_info()
-    return total - free
-
-
-def seconds(pipe: Any, embeds: torch.Tensor, output: str) -> float:
-    synchronize()
-    started = time.perf_counter()
-    image(pipe, embeds, output)
-    synchronize()
-    return time.perf_counter() - started
-
-
-def synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import copy
 import datetime
+import functools
 import gc
 import json
 import os
@@ -17,7 +18,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,9 @@ from transformers import (
 )
 
 import torchtrt_bridge as trtb
+from benchmarks.measured import RESULTS, device_name, keep, memory_in_use, seconds
 from torchtrt_bridge.trt import library as libraries
 
-RESULTS = Path(__file__).parent / "results"
 PROMPT, NEW = 32, 256
 ROUNDS = 3
 CHILD = "TORCHTRT_BRIDGE_BENCHMARK_FIRST_CALL"  # set in the processes that make a first call
@@ -80,17 +80,14 @@ def main() -> int:
         result = {
             "date": datetime.date.today().isoformat(),
             "command": _command(),
-            "gpu": _device(),
+            "gpu": device_name(),
             "tensorrt": str(libraries.choose("auto")),
             "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
             "tokens": {"prompt": PROMPT, "new": arguments.new},
             "models": {name: found},
         }
-        arguments.results.mkdir(exist_ok=True)
-        where = _device().replace(" ", "_").lower()
         kind = f"{name}_start" if arguments.start else "_".join([name, *arguments.label])
-        (arguments.results / f"generate_{kind}_{where}.json").write_text(json.dumps(result, indent=1) + "\n")
-        print(json.dumps(result, indent=1))
+        keep(arguments.results, f"generate_{kind}", device_name(), result)
     return 0
 
 
@@ -121,10 +118,6 @@ def _command() -> str:
         place = given.index("--results")
         del given[place : place + 2]
     return " ".join(["python -m benchmarks.generate", *given])
-
-
-def _device() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "host"
 
 
 def made(name: str, arguments: argparse.Namespace) -> Any:
@@ -173,10 +166,10 @@ def measured(model: Any, arguments: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for batch in arguments.batches:
         ids = torch.randint(100, 5000, (batch, PROMPT), device=model.device)
-        first = {way: seconds(call, ids) for way, (call, _) in ways.items()}
+        first = {way: seconds(functools.partial(call, ids)) for way, (call, _) in ways.items()}
         for call, _ in ways.values():
             call(ids)
-        times = {way: [seconds(call, ids) for _ in range(ROUNDS)] for way, (call, _) in ways.items()}
+        times = {way: [seconds(functools.partial(call, ids)) for _ in range(ROUNDS)] for way, (call, _) in ways.items()}
         found[f"batch {batch}"] = {
             way: {
                 "first_call_s": round(first[way], 1),
@@ -220,29 +213,18 @@ def started(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def first_call(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the seconds of a first call at batch 1, and the GPU memory that the process takes, in MB of 10^6 bytes."""
-    empty = _memory()
+    empty = memory_in_use()
     model = made(name, arguments)
     weights = sum(value.numel() * value.element_size() for value in model.parameters())
-    loaded = _memory()
+    loaded = memory_in_use()
     call, _ = accelerated(model, arguments.new)
     del model
     ids = torch.randint(100, 5000, (1, PROMPT)).to("cuda" if torch.cuda.is_available() else "cpu")
-    taken = seconds(call, ids)
+    taken = seconds(lambda: call(ids))
     call(ids)
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    memory = {"weights": weights, "model": loaded - empty, "all": _memory() - empty}
+    memory = {"weights": weights, "model": loaded - empty, "all": memory_in_use() - empty}
     return {"first_call_s": round(taken, 1), "MB": {what: round(size / 1e6) for what, size in memory.items()}}
-
-
-def _memory() -> int:
-    """Return the bytes of GPU memory that are taken, by whomever; 0 on a host without a GPU."""
-    if not torch.cuda.is_available():
-        return 0
-    torch.cuda.synchronize()
-    free, whole = torch.cuda.mem_get_info()
-    return whole - free
 
 
 def generated(model: Any, ids: torch.Tensor, new: int, **settings: Any) -> torch.Tensor:
@@ -250,15 +232,6 @@ def generated(model: Any, ids: torch.Tensor, new: int, **settings: Any) -> torch
     fixed: dict[str, Any] = {"min_new_tokens": None, "max_new_tokens": new, "do_sample": False, "eos_token_id": None}
     result: torch.Tensor = model.generate(ids, attention_mask=mask, pad_token_id=0, **fixed, **settings)
     return result
-
-
-def seconds(call: Way, ids: torch.Tensor) -> float:
-    wait = torch.cuda.synchronize if ids.is_cuda else lambda: None
-    wait()
-    begun = time.perf_counter()
-    call(ids)
-    wait()
-    return time.perf_counter() - begun
 
 
 if __name__ == "__main__":

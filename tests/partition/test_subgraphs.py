@@ -172,6 +172,27 @@ def test_independent_branches_share_an_engine() -> None:
     assert list(proposal.subgraphs) == ["trt_0"]
 
 
+def breadth_first(nodes: list[fx.Node]) -> list[fx.Node]:
+    """Sort nodes by the number of calls that they are behind."""
+    depth: dict[fx.Node, int] = {}
+    for node in nodes:
+        depth[node] = max((depth.get(source, 0) for source in node.all_input_nodes), default=0) + 1
+    return sorted(nodes, key=depth.__getitem__)
+
+
+def test_the_calls_of_a_subgraph_stand_in_the_order_of_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch 2.11 returns them breadth first, its later versions do not."""
+    monkeypatch.setattr("torch.fx.passes.utils.fuser_utils.topo_sort", breadth_first)
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        return (x.relu().exp() * 2).tanh() + (x.sigmoid() - 3).abs()
+
+    module, _ = cut(call, x := x_of())
+    names = ["relu", "exp", "mul", "tanh", "sigmoid", "sub", "abs", "add"]
+    assert [op._opname for op in operators(module.trt_0)] == names
+    assert_computes(module, call, x)
+
+
 def test_subgraphs_are_named_in_the_order_of_the_graph() -> None:
     module, proposal = cut(two_diamonds, x_of())
     assert list(proposal.subgraphs) == [f"trt_{i}" for i in range(len(proposal.subgraphs))]

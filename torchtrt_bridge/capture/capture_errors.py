@@ -14,6 +14,7 @@ import torch
 from torch import fx
 from torch.nn.utils import rnn
 
+from torchtrt_bridge.graph.export_internals import is_refused
 from torchtrt_bridge.graph.nodes import shown_file
 from torchtrt_bridge.graph.torch_internals import is_constraint_violation, is_data_dependent
 
@@ -35,14 +36,16 @@ _POINTER = re.compile(r" For more information(, run with| about this error, see:
 # Files whose lines are not those of the model: PyTorch's, this package's, Python's own, and code that was made.
 _OTHERS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]), "<")
 _PYTHON, _INSTALLED = sysconfig.get_path("stdlib"), sysconfig.get_path("purelib")
+# Files whose functions take packed sequences: PyTorch's, and this package's, which stands for it in a trace.
+_OF_SEQUENCES = ("rnn.py", "packed_sequences.py")
 _NO_VALUES = ("data pointer", ".numpy()", "tolist()")
 
 COMPILE = "torch.compile(model, backend='torchtrt_bridge') leaves such lines to PyTorch and compiles the rest"
 
 
-PADDED = (
-    "A recurrent layer of one direction gives the same outputs, up to the end of each sequence, for the batch as it is "
-    f"padded; else {COMPILE}"
+PACKED = (
+    "Give pack_padded_sequence the lengths in a tensor on the CPU, and pad_packed_sequence no total_length below the "
+    f"size of the padded batch; else {COMPILE}"
 )
 
 
@@ -83,7 +86,7 @@ def _reason_and_advice(error: Exception) -> tuple[str, str]:
             COMPILE,
         )
     if _packs_sequences(error):
-        return "it packs sequences, whose sizes depend on the values of their lengths", PADDED
+        return "it packs sequences, whose sizes depend on the values of their lengths", PACKED
     if is_data_dependent(error):
         return "its control flow, or a size in it, depends on data", COMPILE
     if any(part in text for part in _NO_VALUES):
@@ -93,13 +96,15 @@ def _reason_and_advice(error: Exception) -> tuple[str, str]:
 
 
 def _packs_sequences(error: Exception) -> bool:
-    """Return whether a model packed sequences of several lengths where it failed."""
+    """Return whether a trace ended at packed sequences, as it knows no values of lengths."""
+    if not (is_data_dependent(error) or is_refused(error)):
+        return False
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     names = (rnn.pack_padded_sequence.__code__, rnn.pack_sequence.__code__, rnn.pad_packed_sequence.__code__)
     return any(
         frame.f_code in names or any(isinstance(value, rnn.PackedSequence) for value in frame.f_locals.values())
         for frame in frames
-        if Path(frame.f_code.co_filename).name == "rnn.py"
+        if Path(frame.f_code.co_filename).name in _OF_SEQUENCES
     )
 
 

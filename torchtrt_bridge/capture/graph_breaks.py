@@ -31,6 +31,9 @@ RECURRENT = (
     "torch._dynamo.config.allow_rnn = True for all backends"
 )
 
+# Dynamo traces packed sequences for this package, but no list of lengths, of which each would be another graph.
+PACKED = "; it is part of the graph for a padded batch with its lengths in a tensor on the CPU"
+
 
 # Dynamo counts what it compiled of a function for all models of a class and all their options.
 AT_THE_LIMIT = (
@@ -99,6 +102,7 @@ def _reason(message: str) -> str:
     explanation = _EXPLANATION.search(text)
     reason = f"{title}: {explanation[1].strip().rstrip('.')}" if explanation else title
     reason += RECURRENT if _RECURRENT_TITLE in title else ""
+    reason += PACKED if "`pack_padded_sequence`" in reason else ""
     return _ADDRESS.sub("", reason)
 
 

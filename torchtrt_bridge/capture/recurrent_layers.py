@@ -9,8 +9,9 @@ from unittest import mock
 
 from torch import nn
 
+from torchtrt_bridge.capture.packed_sequences import packed_sequences_exported, packed_sequences_traced
 from torchtrt_bridge.graph.dynamo_internals import enter_in_traces, function_of_backend, recurrent_layers_traced
-from torchtrt_bridge.graph.export_internals import refusal, traced_as
+from torchtrt_bridge.graph.export_internals import refusal, squeezes_read_sizes, traced_as
 from torchtrt_bridge.graph.recurrent import PACKED, WHOLE, under_autocast
 from torchtrt_bridge.graph.torch_internals import for_this_thread
 
@@ -21,10 +22,10 @@ _OTHERS = {op: under_autocast(own) for op, own in WHOLE.items()} | {op: refusal(
 def recurrent_layers_whole() -> Iterator[None]:
     """Let this thread trace nn.LSTM, nn.GRU and nn.RNN as the operators of `graph.recurrent`.
 
-    A trace ends at packed sequences: PyTorch takes their lengths for numbers, or fails in the middle of Dynamo's work.
-    The caller holds the lock under which Dynamo compiles.
+    A trace ends at sequences that were packed outside of it: PyTorch takes their lengths for numbers, or fails in the
+    middle of Dynamo's work. The caller holds the lock under which Dynamo compiles.
     """
-    with recurrent_layers_traced(), traced_as(_OTHERS):
+    with recurrent_layers_traced(), traced_as(_OTHERS), squeezes_read_sizes():
         yield
 
 
@@ -36,7 +37,11 @@ def recurrent_layers_exported() -> Iterator[None]:
     """
     flatten = nn.RNNBase.flatten_parameters
     nothing = for_this_thread(lambda layer: None, flatten)
-    with recurrent_layers_whole(), mock.patch.object(nn.RNNBase, "flatten_parameters", nothing):
+    with (
+        recurrent_layers_whole(),
+        packed_sequences_exported(),
+        mock.patch.object(nn.RNNBase, "flatten_parameters", nothing),
+    ):
         yield
 
 
@@ -45,6 +50,10 @@ def watch() -> None:
     enter_in_traces(_context_for)
 
 
-def _context_for(backend: Any) -> contextlib.AbstractContextManager[None]:
-    is_ours = hasattr(function_of_backend(backend), "on_graph_break")
-    return recurrent_layers_whole() if is_ours else contextlib.nullcontext()
+@contextlib.contextmanager
+def _context_for(backend: Any) -> Iterator[None]:
+    if not hasattr(function_of_backend(backend), "on_graph_break"):
+        yield
+        return
+    with recurrent_layers_whole(), packed_sequences_traced():
+        yield

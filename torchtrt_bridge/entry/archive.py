@@ -27,6 +27,7 @@ from torch.export.graph_signature import (
     TensorArgument,
 )
 from torch.export.pt2_archive import PT2ArchiveReader
+from torch.utils import _pytree as pytree
 
 from torchtrt_bridge.cache import written_aside
 from torchtrt_bridge.capture.export import CapturedGraph, tensor_of
@@ -36,7 +37,8 @@ from torchtrt_bridge.errors import EngineLoadError, OptionsError
 from torchtrt_bridge.graph.edit import copy_graph
 from torchtrt_bridge.graph.nodes import describe, graph_of
 from torchtrt_bridge.graph.recurrent import use_pytorchs
-from torchtrt_bridge.graph.torch_internals import set_state_dict
+from torchtrt_bridge.graph.shapes import expression_of, is_symbolic
+from torchtrt_bridge.graph.torch_internals import is_unbacked_symbol, set_state_dict
 
 MANIFEST = "torchtrt_bridge.json"
 ENGINE_PREFIX = "engine_"
@@ -56,11 +58,20 @@ def program_from_graph(original: ExportedProgram, captured: CapturedGraph, flat:
         graph=module.graph,
         graph_signature=ExportGraphSignature(inputs, outputs),
         state_dict=state,
-        range_constraints=dict(original.range_constraints),
+        range_constraints=_ranges(original, module.graph),
         module_call_graph=_calling_convention(original, inputs, outputs),
         example_inputs=None,
         constants={},
     )
+
+
+def _ranges(original: ExportedProgram, graph: fx.Graph) -> dict[Any, Any]:
+    """Return the ranges of all symbols, without those of sizes from data that are no longer in the graph."""
+    values = pytree.tree_leaves([node.meta.get("val") for node in graph.nodes])
+    sizes = [size for value in values for size in (value.shape if isinstance(value, torch.Tensor) else [value])]
+    used = {symbol for size in sizes if is_symbolic(size) for symbol in expression_of(size).free_symbols}
+    ranges = original.range_constraints.items()
+    return {size: known for size, known in ranges if not any(map(is_unbacked_symbol, size.free_symbols - used))}
 
 
 def _lift_constants(module: fx.GraphModule, flat: fx.GraphModule, state: dict[str, torch.Tensor]) -> list[InputSpec]:

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from torchtrt_bridge.capture.export import CapturedGraph
 from torchtrt_bridge.errors import ShapeRangeError
+from torchtrt_bridge.graph.packed import are_lengths
 from torchtrt_bridge.graph.shapes import UNBOUNDED, SharedSizes, TensorSpec, spec_of
 
 
@@ -104,14 +105,14 @@ class CallSignature:
 
 @dataclasses.dataclass(frozen=True)
 class _Tensor:
-    """Argument that is a tensor."""
+    """Argument that is a tensor, on any device if `device` is None."""
 
     spec: TensorSpec
-    device: str
+    device: str | None
     is_contiguous: bool
 
     def check(self, value: Any) -> None:
-        if isinstance(value, torch.Tensor) and value.device.type != self.device:
+        if isinstance(value, torch.Tensor) and self.device not in (None, value.device.type):
             raise ShapeRangeError(
                 f"Argument {self.spec.name} is on {value.device}, and the program on {self.device}. "
                 f"Save it and load it with device={value.device.type!r}, or move the argument."
@@ -143,7 +144,8 @@ def _tensor_of(node: fx.Node, ranges: dict[Any, tuple[int, int]]) -> _Tensor | N
     value = node.meta.get("val")
     if not isinstance(value, torch.Tensor):
         return None
-    return _Tensor(spec_of(node.name, value, ranges), value.device.type, value.is_contiguous())
+    device = None if are_lengths(node) else value.device.type
+    return _Tensor(spec_of(node.name, value, ranges), device, value.is_contiguous())
 
 
 def _describe(value: Any) -> str:

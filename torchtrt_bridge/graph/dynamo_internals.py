@@ -9,17 +9,22 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import inspect
 import logging
 import threading
 import types
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from unittest import mock
 
 import torch
 
+from torchtrt_bridge.graph.export_internals import reads_size_from_data, refusal
+from torchtrt_bridge.graph.torch_internals import for_this_thread
+
+Function = Callable[..., Any]
 GraphBreakListener = Callable[[Any, types.CodeType, str, str], None]
 
 
@@ -99,6 +104,108 @@ def recurrent_layers_traced() -> contextlib.AbstractContextManager[Any]:
     from torch._dynamo.variables import builder
 
     return mock.patch.object(builder, "config", _RecurrentLayersAllowed(config))
+
+
+@contextlib.contextmanager
+def functions_traced_as(
+    others: Mapping[Function, tuple[Function, Callable[[Sequence[type]], bool]]],
+    in_graph: Sequence[Function],
+    left: Function,
+) -> Iterator[None]:
+    """Let Dynamo of this thread trace other functions in place of some.
+
+    others: for each function, the other one, and whether it is for arguments of these types, in the order of its
+        parameters.
+    in_graph: functions whose calls become calls in the graph.
+    left: a function within which all are traced as ever.
+    A size from data, as `size_from_data` gives it, is left to Python where Dynamo would take it for another size.
+    The caller holds Dynamo's lock.
+    """
+    from torch._dynamo.symbolic_convert import InstructionTranslatorBase
+    from torch._dynamo.variables.functions import SkipFunctionVariable
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    torch.compiler.allow_in_graph(list(in_graph))
+    traces = _TracesOfOthers(others, left)
+    with (
+        _in_this_thread(SkipFunctionVariable, "call_function", traces.call),
+        _in_this_thread(InstructionTranslatorBase, "inline_user_function_return", traces.inline),
+        _in_this_thread(ShapeEnv, "guard_or_defer_runtime_assert", traces.defer),
+    ):
+        yield
+
+
+def _in_this_thread(
+    owner: type, name: str, replacement: Callable[[Function], Function]
+) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which calls of a method by this thread go to what `replacement` makes of it."""
+    method = getattr(owner, name)
+    return mock.patch.object(owner, name, for_this_thread(replacement(method), method))
+
+
+class _TracesOfOthers:
+    """Methods of Dynamo that trace functions in place of others; arguments as in `functions_traced_as`."""
+
+    def __init__(
+        self, others: Mapping[Function, tuple[Function, Callable[[Sequence[type]], bool]]], left: Function
+    ) -> None:
+        self.others, self.left = others, left
+        self.environments: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def call(self, skip: Function) -> Function:
+        """Return a call of a function that Dynamo leaves to Python."""
+
+        def call(variable: Any, translator: Any, args: Any, kwargs: Any) -> Any:
+            other = self._other(translator, variable.value, args, kwargs)
+            traced = functools.partial(skip, variable) if other is None else other.call_function
+            return traced(translator, args, kwargs)
+
+        return call
+
+    def inline(self, inline: Function) -> Function:
+        """Return a call of a function that Dynamo traces."""
+
+        def call(translator: Any, variable: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
+            other = self._other(translator, getattr(variable, "fn", None), args, kwargs)
+            return inline(translator, variable if other is None else other, args, kwargs, *rest, **options)
+
+        return call
+
+    def defer(self, defer: Function) -> Function:
+        """Return what takes a condition on sizes for granted, to be asserted in each call."""
+
+        def call(environment: Any, condition: Any, *rest: Any, **options: Any) -> Any:
+            before = environment.num_deferred_runtime_asserts
+            result = defer(environment, condition, *rest, **options)
+            is_new = environment.num_deferred_runtime_asserts > before
+            if is_new and environment in self.environments and reads_size_from_data(environment, condition):
+                refusal(torch.ops.aten.sym_size.int)()
+            return result
+
+        return call
+
+    def _other(self, translator: Any, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Return Dynamo's variable of the function to trace in place of one; None to trace that."""
+        from torch._dynamo.variables.functions import UserFunctionVariable
+
+        if function not in self.others or translator.f_code is self.left.__code__:
+            return None
+        other: Any
+        other, is_for = self.others[function]
+        types_of_arguments = _types_of_arguments(function, args, kwargs)
+        if types_of_arguments is None or not is_for(types_of_arguments):
+            return None
+        self.environments.add(translator.output.shape_env)
+        return UserFunctionVariable(other)
+
+
+def _types_of_arguments(function: Function, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[type] | None:
+    """Return the types of the arguments that Dynamo knows by its variables; None if it cannot tell."""
+    try:
+        bound = inspect.signature(function).bind(*args, **kwargs)
+        return [argument.python_type() for argument in bound.arguments.values()]
+    except (TypeError, NotImplementedError):
+        return None
 
 
 @contextlib.contextmanager

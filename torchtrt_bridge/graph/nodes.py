@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from torchtrt_bridge.graph import recurrent
+from torchtrt_bridge.graph import packed, recurrent
 from torchtrt_bridge.graph.torch_internals import is_operator, schema_of
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>.+)\n\s*(?P<code>.*)')
@@ -83,7 +83,7 @@ def arguments_of(node: fx.Node) -> dict[str, Any]:
 
 def is_random(node: fx.Node) -> bool:
     """Return whether a node's results change from call to call; an attention's or a recurrent layer's by dropout."""
-    if node.target in recurrent.OPERATORS:
+    if node.target in recurrent.OPERATORS | packed.LAYERS:
         return recurrent.is_random(arguments_of(node))
     if not is_operator(node.target) or torch.Tag.nondeterministic_seeded not in node.target.tags:
         return False

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from torchtrt_bridge.graph import kv_cache, ops, recurrent
+from torchtrt_bridge.graph import kv_cache, ops, packed, recurrent
 from torchtrt_bridge.graph.torch_internals import higher_order_name
 
-OWN = (kv_cache, ops, recurrent)  # register operators of this package
+OWN = (kv_cache, ops, packed, recurrent)  # register operators of this package
 
 NEAR = 0.75  # `aten.softmx.int` is nearer than this to `aten.softmax.int`, and a word of no meaning to nothing
 

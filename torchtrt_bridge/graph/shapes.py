@@ -36,6 +36,16 @@ class TensorSpec:
     example: tuple[int, ...]
     sizes: tuple[int | str, ...]
 
+    @property
+    def has_one_size(self) -> bool:
+        """True if each dimension has one size."""
+        return all(low == high for low, high in self.ranges)
+
+    @property
+    def example_in_range(self) -> tuple[int, ...]:
+        """The sizes that the engine is tuned for: those of the example, as far as the ranges have them."""
+        return tuple(min(max(size, low), high) for size, (low, high) in zip(self.example, self.ranges, strict=True))
+
     def accepts(self, value: torch.Tensor) -> bool:
         return (
             value.dtype == self.dtype

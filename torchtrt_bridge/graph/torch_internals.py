@@ -356,12 +356,12 @@ def with_sympy_extrema(expression: Any) -> Any:
     return expression.replace(Min, sympy.Min).replace(Max, sympy.Max)
 
 
-def new_export_mode() -> FakeTensorMode:
-    """Return a new fake mode for a graph as `torch.export` gives it."""
+def new_export_mode(sizes: Any = None) -> FakeTensorMode:
+    """Return a new fake mode for a graph as `torch.export` gives it; sizes: the ShapeEnv of those in it."""
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    return FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True, export=True)
+    return FakeTensorMode(shape_env=sizes or ShapeEnv(), allow_non_fake_inputs=True, export=True)
 
 
 def set_state_dict(program: torch.export.ExportedProgram, state: dict[str, Any]) -> None:

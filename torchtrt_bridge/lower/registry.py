@@ -12,6 +12,7 @@ import torch
 from torch.fx import Node
 
 from torchtrt_bridge.graph.nodes import graph_of, operator_name
+from torchtrt_bridge.graph.packed import why_packed
 from torchtrt_bridge.graph.torch_internals import SizeGuardError, schema_of, sizes_unread
 from torchtrt_bridge.lower.quantizers import why_not_quantizer
 from torchtrt_bridge.trt.dtypes import COMPUTE_DTYPES
@@ -163,7 +164,7 @@ def why_not(node: Node, provider: ConverterProvider | None = None) -> str | None
     if found is None:
         if any(map(graph_of, node.all_input_nodes)):
             return TAKES_GRAPHS
-        return NO_CONVERTER if provider is None else provider.why_not(node)
+        return why_packed(node) or (NO_CONVERTER if provider is None else provider.why_not(node))
     reason = tensor_reason(node, found.dtypes)
     if reason is not None or found.why_not is None:
         return reason

@@ -17,6 +17,7 @@ from torch.fx.passes.utils.fuser_utils import fuse_by_partitions
 
 from torchtrt_bridge.graph.edit import copy_graph
 from torchtrt_bridge.graph.nodes import gpu_of_node, operator_name, returns_view
+from torchtrt_bridge.graph.packed import own
 from torchtrt_bridge.graph.torch_internals import is_operator
 from torchtrt_bridge.graph.views import AT_BORDER
 from torchtrt_bridge.lower import ConverterProvider, only_moves_data, why_not
@@ -30,6 +31,9 @@ from torchtrt_bridge.report.facts import counted
 
 aten = torch.ops.aten
 SUBGRAPH_PREFIX = "trt_"
+
+# Names, in the `meta` of a node, its place in the graph that its subgraph was cut from.
+PLACE = "place"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,11 +129,24 @@ def extract_subgraphs(
     _drop_unread_items(module)
     _give_each_user_its_own(module)
     by_name = {node.name: node for node in module.graph.nodes}
+    for place, node in enumerate(module.graph.nodes):
+        node.meta[PLACE] = place
     groups = [_with_constants([by_name[name] for name in names]) for names in subgraphs.values()]
     fuse_by_partitions(module, groups, prefix=prefix, always_return_tuple=True)
     _drop_unread_constants(module)
     module.recompile()
-    return {name: cast(fx.GraphModule, module.get_submodule(name)) for name in subgraphs}
+    found = {name: cast(fx.GraphModule, module.get_submodule(name)) for name in subgraphs}
+    for subgraph in found.values():
+        _restore_order(subgraph)
+    return found
+
+
+def _restore_order(subgraph: fx.GraphModule) -> None:
+    """Put the nodes of a subgraph in the order of the graph: PyTorch 2.11 returns them breadth first."""
+    nodes = [node for node in subgraph.graph.nodes if node.op not in ("placeholder", "output")]
+    for node in sorted(nodes, key=lambda node: node.meta[PLACE]):
+        subgraph.graph.output_node().prepend(node)
+    subgraph.recompile()
 
 
 def _drop_unread_items(module: fx.GraphModule) -> None:
@@ -236,8 +253,8 @@ def _is_size(node: fx.Node) -> bool:
 
 
 def _computes_nothing(node: fx.Node) -> bool:
-    """Return whether a call gives a size, or checks one: neither is the work of an engine."""
-    return _is_size(node) or node.target is aten._assert_scalar.default
+    """Return whether a call gives a size, or checks one, as a length is: neither is the work of an engine."""
+    return _is_size(node) or node.target in (aten._assert_scalar.default, own.batch_sizes.default)
 
 
 def _reads_elements(node: fx.Node) -> bool:

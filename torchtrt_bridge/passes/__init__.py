@@ -20,14 +20,15 @@ from torchtrt_bridge.passes.drop_quantization import (
 from torchtrt_bridge.passes.embedding_bags import reduce_equal_bags
 from torchtrt_bridge.passes.float64 import narrow_float64
 from torchtrt_bridge.passes.kv_caches import mark_kv_caches
+from torchtrt_bridge.passes.packed_sequences import pad_sequences
 from torchtrt_bridge.passes.precision import set_precision
-from torchtrt_bridge.passes.projections import merge_projections
 from torchtrt_bridge.passes.returned_views import take_returned_views
 from torchtrt_bridge.passes.transposes import drop_transposes
 
 PASSES = (
     drop_metadata_checks,
     unify_quantizers,  # first: a quantized weight must not be folded to floats
+    pad_sequences,  # before the first states are folded to constants
     reduce_equal_bags,  # before the offsets, which tell, are folded to a constant
     fold_constants,
     use_complex_pairs,  # on the constants, of which many were made of real ones
@@ -38,7 +39,6 @@ PASSES = (
     simplify_masks,
     set_precision,
     fold_constants,
-    merge_projections,  # last, on weights in their final precision: the copies are as small as they can be
 )
 
 

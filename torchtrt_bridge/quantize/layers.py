@@ -12,13 +12,14 @@ from torch import fx, nn
 
 from torchtrt_bridge.capture.transformers_classes import is_conv1d
 from torchtrt_bridge.errors import OptionsError
-from torchtrt_bridge.graph import recurrent
+from torchtrt_bridge.graph import packed, recurrent
 from torchtrt_bridge.graph.edit import constant_of
 from torchtrt_bridge.quantize.config import Settings
 from torchtrt_bridge.quantize.float_graph import ATTENTION, why_whole
 
 aten = torch.ops.aten
 ADD = aten.add.Tensor
+RECURRENT = recurrent.OPERATORS | packed.LAYERS
 OF_SEQUENCES = "the rounding of its state would add up over the steps of a sequence"
 NO_MODULE = "of models with generate, linear layers are quantized that a call of the model computes once"
 PRODUCT_OF_TWO = "a product of two activations: attention=True quantizes these"
@@ -143,7 +144,7 @@ def _rank(node: Any) -> int:
 
 
 def _why_float(node: fx.Node, settings: Settings) -> str | None:
-    if node.target in recurrent.OPERATORS:
+    if node.target in RECURRENT:
         return OF_SEQUENCES
     if node.target is ATTENTION:
         return why_whole(node) if settings.config.attention else PRODUCT_OF_TWO
@@ -217,5 +218,5 @@ _OPS: dict[Any, str] = {
     aten.bmm.default: "matmul",
     aten.matmul.default: "matmul",
     ATTENTION: "attention",
-    **dict.fromkeys(recurrent.OPERATORS, "recurrent layer"),
+    **dict.fromkeys(RECURRENT, "recurrent layer"),
 }

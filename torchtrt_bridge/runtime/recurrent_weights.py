@@ -8,16 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from torchtrt_bridge.graph import recurrent
 from torchtrt_bridge.graph.nodes import arguments_of, constant_of
+from torchtrt_bridge.graph.packed import own
 from torchtrt_bridge.graph.torch_internals import storage_id
 
-# The layer of each operator, and how many gates its weights have.
-_LAYERS: dict[Any, tuple[Any, int]] = {
-    recurrent.own.lstm.default: (nn.LSTM, 4),
-    recurrent.own.gru.default: (nn.GRU, 3),
-    recurrent.own.rnn_tanh.default: (nn.RNN, 1),
-    recurrent.own.rnn_relu.default: (nn.RNN, 1),
+# The layer of each operator, how many gates its weights have, and further options of the layer.
+_KINDS: dict[str, tuple[Any, int, dict[str, Any]]] = {
+    "lstm": (nn.LSTM, 4, {}),
+    "gru": (nn.GRU, 3, {}),
+    "rnn_tanh": (nn.RNN, 1, {}),
+    "rnn_relu": (nn.RNN, 1, {"nonlinearity": "relu"}),
+}
+_LAYERS = {
+    getattr(own, prefix + name).default: kind for name, kind in _KINDS.items() for prefix in ("", "packed_", "padded_")
 }
 
 
@@ -30,7 +33,7 @@ def join_recurrent_weights(root: nn.Module) -> None:
     for module in root.modules():
         if isinstance(module, fx.GraphModule):
             for node in module.graph.nodes:
-                if node.target in recurrent.OPERATORS:
+                if node.target in _LAYERS:
                     _join(module, node)
 
 
@@ -47,16 +50,17 @@ def _join(module: fx.GraphModule, node: fx.Node) -> None:
 
 def layer_of(node: fx.Node, weights: Sequence[Tensor]) -> nn.RNNBase:
     """Return the layer that a call computes, with these weights in the order of the call's."""
-    kind, gates = _LAYERS[node.target]
+    kind, gates, options = _LAYERS[node.target]
     arguments = arguments_of(node)
     hidden = weights[1].shape[0] // gates
-    options = {name: arguments[name] for name in ("num_layers", "bidirectional", "batch_first")}
+    named: dict[str, Any] = {**options, "bias": arguments["has_biases"], "device": "meta"}
+    for name in ("num_layers", "bidirectional", "batch_first"):
+        if name in arguments:
+            named[name] = arguments[name]
     if weights[1].shape[1] != hidden:
-        options["proj_size"] = weights[1].shape[1]
-    if node.target is recurrent.own.rnn_relu.default:
-        options["nonlinearity"] = "relu"
+        named["proj_size"] = weights[1].shape[1]
     with torch.inference_mode(False):
-        layer: nn.RNNBase = kind(weights[0].shape[1], hidden, bias=arguments["has_biases"], device="meta", **options)
+        layer: nn.RNNBase = kind(weights[0].shape[1], hidden, **named)
         layer.requires_grad_(False)
         names = [name for name, _ in layer.named_parameters()]
         layer.load_state_dict(dict(zip(names, weights, strict=True)), assign=True)

@@ -14,8 +14,10 @@ from torch.utils._pytree import tree_leaves
 
 from tests.compare import assert_matches
 from tests.lower.case import TRACED, Case, Point, Rejected
+from tests.lower.networks import assert_names_differ
 from torchtrt_bridge.capture.export import CapturedGraph, export_program, graph_from_program
 from torchtrt_bridge.capture.graph_json import graph_from_text, text_from_graph
+from torchtrt_bridge.graph.nodes import reads_memory
 from torchtrt_bridge.graph.shapes import expression_of
 from torchtrt_bridge.lower import why_not
 from torchtrt_bridge.lower.network import Network, network_from_graph
@@ -194,7 +196,7 @@ def lower_batch(
     for symbols in sizes:
         assert bool(symbols) == dynamic, "no dimension stayed dynamic"
     assert bool(captured.ranges) == dynamic
-    if not dynamic and dtype is torch.float32:
+    if dtype is torch.float32 and not (dynamic and any(map(reads_memory, captured.module.graph.nodes))):
         captured = from_cache(captured)
     graph = normalize(captured.module, Options(), outputs=0)  # views among the results too
     proposal = propose(graph, Options())
@@ -207,7 +209,9 @@ def lower_batch(
     ranges = dict.fromkeys(captured.ranges, (1, max(map(_most, points))))
     for point, symbols in zip(points, sizes, strict=True):
         ranges |= dict.fromkeys(symbols, (1, _most(point)))
-    return LoweredBatch(models, parts, graph, network_from_graph(subgraph, library, ranges, can))
+    network = network_from_graph(subgraph, library, ranges, can)
+    assert_names_differ(network)
+    return LoweredBatch(models, parts, graph, network)
 
 
 def _check_lowered(point: Point, part: Part, graph: fx.Graph, lowered: set[str]) -> None:

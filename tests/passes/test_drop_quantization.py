@@ -9,10 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-import torchtrt_bridge as trtb
 from tests.passes.case import assert_computes, call, calls, constants, passed
 from tests.quantize.by_hand import INT8, NETS, Quantized, linear, net, own, quantized_weight
-from tests.quantize.nets import Apply, quantized
 from torchtrt_bridge.graph.ops import pack_int4
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.passes import drop_quantization, normalize, quantizes, without_quantization, without_rounding
@@ -124,78 +122,6 @@ def test_the_users_own_half_precision_is_kept() -> None:
     assert call(module, DEQUANTIZE).meta["val"].dtype == torch.float16
 
 
-# Projections -------------------------------------------------------------------------------------------------------
-
-
-class Projections(nn.Module):
-    """Query, key and value of one quantized input."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(linear(32, 16) for _ in range(3))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.layers[0].input(x)
-        parts = [F.linear(x, own.dequantize(m.weight, m.scale, 0, torch.float32), m.bias) for m in self.layers]
-        return F.scaled_dot_product_attention(*(part[:, None] for part in parts))
-
-
-@pytest.mark.parametrize("precision", ["fp32", *HALVES])
-def test_quantized_projections_become_one(precision: str) -> None:
-    model, x = Projections().eval(), torch.randn(2, 5, 32)
-    module = passed(model, x, normalize, precision=precision)
-    layer = call(module, aten.linear.default)
-    weight = layer.args[1]
-    assert weight.target is DEQUANTIZE
-    values, scales = (module.get_buffer(arg.target) for arg in weight.args[:2])
-    assert (values.dtype, values.shape, scales.shape) == (torch.int8, (48, 32), (48,))
-    assert torch.equal(values, torch.cat([m.weight for m in model.layers]))
-    assert {value.shape[0] for value in module.buffers() if value.dtype == torch.int8} == {48}
-    if precision == "fp32":
-        assert_computes(module, model, x)
-
-
-def in_8_bits(model: nn.Module, **options: Any) -> trtb.QuantizedModel:
-    return quantized(model, [torch.randn(2, 5, 16) for _ in range(2)], **options)
-
-
-SEPARATE: dict[str, nn.Module] = {
-    "one of them in floats": Apply(
-        lambda m, x: m.one(x) + m.kept(x), one=nn.Linear(16, 8), kept=nn.Linear(16, 8)
-    ),
-    "of two inputs": Apply(lambda m, x: m.one(x) + m.kept(x.relu()), one=nn.Linear(16, 8), kept=nn.Linear(16, 8)),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("why", SEPARATE)
-def test_other_quantized_layers_stay_apart(why: str) -> None:
-    model = in_8_bits(SEPARATE[why], skip=("kept",) if "floats" in why else ())
-    module = passed(model, x := torch.randn(2, 5, 16), normalize)
-    assert calls(module).count(aten.linear.default) == 2
-    assert_computes(module, model, x)
-
-
-BIASES = {"with biases": (True, True), "without": (False, False), "one of two": (True, False)}
-
-
-@pytest.mark.parametrize("biases", BIASES)
-@pytest.mark.parametrize("dtype", ["int8", "fp8"])
-def test_what_quantize_makes_is_merged(biases: str, dtype: str) -> None:
-    one, two = (nn.Linear(16, 8, bias=bias) for bias in BIASES[biases])
-    model = in_8_bits(Apply(lambda m, x: m.one(x) * m.two(x), one=one, two=two), dtype=dtype)
-    module = passed(model, x := torch.randn(2, 5, 16), normalize)
-    assert calls(module).count(aten.linear.default) == 1
-    assert calls(module).count(DEQUANTIZE) == 2
-    assert_computes(module, model, x)
-
-
-def test_one_quantized_weight_that_serves_twice_is_not_doubled() -> None:
-    model = in_8_bits(Apply(lambda m, x: m.one(x) * m.one(x), one=nn.Linear(16, 8)))
-    module = passed(model, x := torch.randn(2, 5, 16), normalize)
-    assert {value.shape[0] for value in module.buffers() if value.dtype == torch.int8} == {8}
-    assert_computes(module, model, x)
-
-
 # Copies in floating point ------------------------------------------------------------------------------------------
 
 
@@ -227,14 +153,6 @@ def test_a_copy_without_rounding_computes_the_same_with_8_bit_weights(name: str,
     torch.testing.assert_close(result, expected, rtol=2e-2, atol=2e-2 * float(expected.abs().max()))
     if precision == "fp32":
         assert 0 < float((rounded - expected).norm() / expected.norm()) < 0.3
-
-
-def test_projections_are_merged_once_they_are_floats() -> None:
-    model, x = Projections().eval(), torch.randn(2, 5, 32)
-    module = passed(model, x, normalize)
-    floats = without_quantization(module, Options())
-    assert calls(floats).count(aten.linear.default) == 1
-    assert float((floats(x)[0] - model(x)).norm() / model(x).norm()) < 0.1
 
 
 # Drop --------------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import torchtrt_bridge as trtb
 from tests.passes.case import Called
 from tests.quantize.by_hand import FP8, INT8, NETS, Quantized, linear, net, own
 from tests.quantize.lowered import network_of, operations, products
+from tests.quantize.nets import quantized
 from torchtrt_bridge.passes import without_rounding
 from torchtrt_bridge.trt import probe
 from torchtrt_bridge.trt.inspector import product_dtypes
@@ -44,6 +45,34 @@ def distance(result: torch.Tensor, expected: torch.Tensor) -> float:
 def test_each_product_reads_8_bits(name: str, precision: str) -> None:
     found = products(network_of(*net(name), precision=precision))
     assert len(found) == {"convolutions": 5, "linear layers": 2}[name]
+    assert set(map(tuple, found.values())) == {("DEQUANTIZE < QUANTIZE", "DEQUANTIZE < CONSTANT INT8")}
+
+
+class SharedHeads(nn.Module):
+    """Attention whose keys and values are repeated for two heads each, as decoders write it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out = (nn.Linear(16, size) for size in (16, 8, 8, 16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        query, key, value = (
+            layer(x).view(*x.shape[:2], -1, 4).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
+        key, value = (y[:, :, None].expand(-1, -1, 2, -1, -1).reshape(query.shape) for y in (key, value))
+        y = nn.functional.scaled_dot_product_attention(query, key, value)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_products_beside_shared_heads_read_8_bits(precision: str) -> None:
+    x = torch.randn(2, 5, 16)
+    network = network_of(quantized(SharedHeads(), [x]), x, precision=precision)
+    layers = [network.definition.get_layer(index) for index in range(network.layers)]
+    (attention,) = (layer for layer in layers if layer.type.name == "ATTENTION_INPUT")
+    assert [attention.get_input(place).shape[1] for place in range(3)] == [4, 2, 2]
+    found = products(network)
+    assert len(found) == 2
     assert set(map(tuple, found.values())) == {("DEQUANTIZE < QUANTIZE", "DEQUANTIZE < CONSTANT INT8")}
 
 

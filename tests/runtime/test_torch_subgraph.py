@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,14 @@ def slow(module: Any, *_: Any) -> Any:
 
 @pytest.mark.parametrize(("trial", "stays"), [("check+time", True), ("check", False), ("off", False)])
 def test_pytorch_stays_where_inductor_is_slower(trial: str, stays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inductor, "compiled_by_inductor", slow)
+    compiled = []
+
+    def noted(*given: Any) -> Any:
+        run = slow(*given)
+        compiled.append(weakref.ref(run))
+        return run
+
+    monkeypatch.setattr(inductor, "compiled_by_inductor", noted)
     report = trtb.CompileReport(trtb.Options(trial=trial), stages=[Stage(0, "torch_0")])  # type: ignore[arg-type]
     part, x = TorchSubgraph("torch_0", torch.fx.symbolic_trace(lambda x: (x.cos(),)), report), torch.randn(3)
     torch.testing.assert_close([part(x)[0], part(x)[0]], [x.cos()] * 2)
@@ -207,6 +215,7 @@ def test_pytorch_stays_where_inductor_is_slower(trial: str, stays: bool, monkeyp
     (stage,) = report.stages
     assert stage.choice == ("PyTorch" if stays else "inductor")
     assert list(stage.milliseconds) == (["inductor", "PyTorch"] if trial == "check+time" else [])
+    assert [run() is None for run in compiled] == [stays]
 
 
 def test_a_tensor_that_lies_otherwise_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:

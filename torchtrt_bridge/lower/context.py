@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,16 +20,19 @@ Size = Any
 
 
 class NamedNetwork:
-    """An `INetworkDefinition` whose layers are named after the node being lowered, and whose errors are raised."""
+    """An `INetworkDefinition` whose layers are named after the node being lowered, and whose errors are raised.
+
+    Nodes that entered under one name share it; each layer has a name of its own, as TensorRT-RTX 1.6 demands.
+    """
 
     def __init__(self, network: Any, log: ErrorLog) -> None:
         self.definition = network
         self.scope = ""
         self._log = log
-        self._count = 0
+        self._counts: collections.Counter[str] = collections.Counter()
 
     def enter(self, scope: str) -> None:
-        self.scope, self._count = scope, 0
+        self.scope = scope
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.definition, name)
@@ -41,8 +45,9 @@ class NamedNetwork:
             layer = method(*args, **kwargs)
             if layer is None:
                 raise LoweringError(f"TensorRT refused the layer {kind}: {self.take_errors()}")
-            layer.name = f"{self.scope}/{kind}" if self._count == 0 else f"{self.scope}/{kind}_{self._count}"
-            self._count += 1
+            count = self._counts[self.scope]
+            layer.name = f"{self.scope}/{kind}_{count}" if count else f"{self.scope}/{kind}"
+            self._counts[self.scope] += 1
             return layer
 
         return add

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from torchtrt_bridge.graph.edit import copy_graph, is_call
+from torchtrt_bridge.graph.edit import is_call
 from torchtrt_bridge.graph.shapes import expression_of
 
 aten = torch.ops.aten
@@ -20,17 +20,13 @@ VIEWS = (aten.reshape.default, aten.view.default, aten._unsafe_view.default)
 KEY, VALUE = 1, 2  # positions among the arguments
 
 
-def with_shared_heads(graph: fx.Graph) -> fx.Graph:
-    """Return the graph with attention to keys and values as they are before each is repeated for several heads."""
-    if not any(_shared(node) for node in graph.find_nodes(op="call_function", target=ATTENTION)):
-        return graph
-    graph = copy_graph(graph)
+def share_heads(graph: fx.Graph) -> None:
+    """Let attention read keys and values as they are before each is repeated for several heads; `graph` is changed."""
     for node in graph.find_nodes(op="call_function", target=ATTENTION):
         for place, tensor in zip((KEY, VALUE), _shared(node), strict=False):
             node.update_arg(place, tensor)
             node.update_kwarg("enable_gqa", True)
     graph.eliminate_dead_code()
-    return graph
 
 
 def _shared(attention: fx.Node) -> list[fx.Node]:

@@ -11,12 +11,14 @@ import torch
 from torch import fx
 
 from torchtrt_bridge.errors import BridgeError, LoweringError, UnsupportedOpError
+from torchtrt_bridge.graph.edit import copy_graph
 from torchtrt_bridge.graph.kv_cache import own
 from torchtrt_bridge.graph.nodes import describe
 from torchtrt_bridge.graph.shapes import TensorSpec, spec_of
 from torchtrt_bridge.graph.torch_internals import SizeGuardError, sizes_unread
 from torchtrt_bridge.lower.context import Context, NamedNetwork
-from torchtrt_bridge.lower.grouped_heads import with_shared_heads
+from torchtrt_bridge.lower.grouped_heads import share_heads
+from torchtrt_bridge.lower.projections import MERGED, merge_projections
 from torchtrt_bridge.lower.registry import CONVERTERS, ConverterProvider
 from torchtrt_bridge.trt.dtypes import trt_dtype_from_torch
 from torchtrt_bridge.trt.error_log import ErrorLog
@@ -89,9 +91,10 @@ def network_from_graph(
     values: dict[fx.Node, Any] = {}
     inputs: list[TensorSpec] = []
     outputs: list[TensorSpec] = []
-    for node in with_shared_heads(module.graph).nodes:
+    module = _in_network_form(module)
+    for node in module.graph.nodes:
         ctx.node = node
-        ctx.network.enter(node.name)
+        ctx.network.enter("+".join(node.meta.get(MERGED, [node.name])))
         if node.op == "placeholder":
             spec = spec_of(node.name, node.meta["val"], ranges)
             inputs.append(spec)
@@ -102,7 +105,22 @@ def network_from_graph(
             values[node] = _lower(ctx, node, values, provider)
         elif node.op == "output":
             outputs = _mark_outputs(ctx, node, values, ranges)
+    _drop_constants(module)
     return Network(definition, builder, log, inputs, outputs, _caches_among(module.graph), ctx.constants, ctx)
+
+
+def _in_network_form(module: fx.GraphModule) -> fx.GraphModule:
+    """Return a copy of a subgraph as it is written into a network; merged weights lie in host memory."""
+    twin = fx.GraphModule(module, copy_graph(module.graph))
+    share_heads(twin.graph)
+    merge_projections(twin, device="cpu")
+    return twin
+
+
+def _drop_constants(module: fx.GraphModule) -> None:
+    """Drop what the network does not hold: a graph and its nodes refer to each other, so that they live on for long."""
+    for name in [name for name, _ in module.named_buffers(recurse=False, remove_duplicate=False)]:
+        delattr(module, name)
 
 
 def _add_input(ctx: Context, spec: TensorSpec) -> Any:

@@ -22,7 +22,6 @@ from torchtrt_bridge.graph.ops import own
 from torchtrt_bridge.lower import only_moves_data, precision_of
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.passes.constant_folding import DEQUANTIZE, fold_constants
-from torchtrt_bridge.passes.projections import merge_projections
 
 if TYPE_CHECKING:
     from torchtrt_bridge.graph.torch_internals import FakeTensorMode
@@ -61,7 +60,7 @@ def without_quantization(module: fx.GraphModule, options: Options) -> fx.GraphMo
     """Return a copy of `module` that computes in floating point all that is quantized."""
     floats = fx.GraphModule(module, copy_graph(module.graph))
     drop_quantization(floats, lambda capability: f"no {capability} is wanted")
-    return merge_projections(fold_constants(floats, options), options)
+    return fold_constants(floats, options)
 
 
 def without_rounding(module: fx.GraphModule) -> fx.GraphModule:

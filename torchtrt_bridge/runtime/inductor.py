@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import operator
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +12,9 @@ import torch
 from torch import fx
 
 from torchtrt_bridge.graph.edit import copy_graph
-from torchtrt_bridge.graph.torch_internals import compile_with_inductor
+from torchtrt_bridge.graph.nodes import reads_memory, returns_view
+from torchtrt_bridge.graph.torch_internals import compile_with_inductor, is_contiguous_or_false
+from torchtrt_bridge.lower.projections import merge_projections
 from torchtrt_bridge.report.log import warn_once
 from torchtrt_bridge.runtime.call_context import is_capturing
 from torchtrt_bridge.runtime.tolerance import compare, error_bound
@@ -55,6 +59,12 @@ class Inductor:
                     self._compile(inputs)
         return self._compiled is not None and _layouts(inputs) == self._layouts
 
+    def discard(self) -> None:
+        """Free what was compiled, with its weights; a later call would compile anew."""
+        if self._compiled is not None:
+            self._compiled = None
+            gc.collect()  # graphs and nodes refer to each other
+
     def _compile(self, inputs: Sequence[torch.Tensor]) -> None:
         inputs = [value.resolve_neg() for value in inputs]  # inductor's code reads the memory as it is
         self._layouts = _layouts(inputs)
@@ -84,21 +94,50 @@ def _layouts(inputs: Sequence[torch.Tensor]) -> list[Any]:
 def compiled_by_inductor(
     module: fx.GraphModule, inputs: Sequence[torch.Tensor], tuned: bool = False
 ) -> Callable[..., Any]:
-    """Return `module` compiled for inputs of these sizes; CUDA graphs are left to this package."""
-    return compile_with_inductor(_in_channels_last(module), inputs, tuned)
+    """Return `module` compiled for inputs of these sizes; CUDA graphs are left to this package.
 
-
-def _in_channels_last(module: fx.GraphModule) -> fx.GraphModule:
-    """Return `module` with the weights of 2-D convolutions in channels-last, else each call on a GPU converts them."""
-    convolutions = [n for n in module.graph.nodes if n.op == "call_function" and n.target is aten.convolution.default]
-    weights = {n.args[1].target for n in convolutions if n.args[1].op == "get_attr"}
-    weights = {name for name in weights if getattr(module, name).dim() == 4}
-    if not weights:
-        return module
+    Inductor gets a copy of the graph with weights of its own, where another form of them is faster.
+    """
     twin = fx.GraphModule(module, copy_graph(module.graph))
-    for name in weights:
-        setattr(twin, name, getattr(module, name).to(memory_format=torch.channels_last))
-    return twin
+    _merge_projections(twin)
+    _lay_out_in_channels_last(twin)
+    return compile_with_inductor(twin, inputs, tuned)
+
+
+def _merge_projections(module: fx.GraphModule) -> None:
+    """Let linear layers of one input be one, whose parts are views of its result; copy those that the caller gets.
+
+    A graph that reads memory by strides stays as it is: inductor of PyTorch 2.14 read those of such a copy as if they
+    were strides of the whole result.
+    """
+    graph = module.graph
+    if any(map(reads_memory, graph.nodes)):
+        return
+    for part in filter(_is_returned, merge_projections(module)):
+        users = list(part.users)
+        with graph.inserting_after(part):
+            own = graph.call_function(aten.clone.default, (part,), {"memory_format": torch.contiguous_format})
+        for user in users:
+            user.replace_input_with(part, own)
+    module.recompile()
+
+
+def _is_returned(node: fx.Node) -> bool:
+    """Return whether the caller gets a tensor, or a view of it."""
+    return any(user.op == "output" or (_is_view(user) and _is_returned(user)) for user in node.users)
+
+
+def _is_view(node: fx.Node) -> bool:
+    return returns_view(node) or node.target is operator.getitem
+
+
+def _lay_out_in_channels_last(module: fx.GraphModule) -> None:
+    """Lay out the weights of 2-D convolutions in channels-last, else each call on a GPU converts them."""
+    convolutions = module.graph.find_nodes(op="call_function", target=aten.convolution.default)
+    names = {str(node.args[1].target) for node in convolutions if node.args[1].op == "get_attr"}
+    for name in names:
+        if getattr(module, name).dim() == 4:
+            setattr(module, name, getattr(module, name).to(memory_format=torch.channels_last))
 
 
 def flatten_linear_inputs(module: fx.GraphModule) -> None:
@@ -111,7 +150,7 @@ def flatten_linear_inputs(module: fx.GraphModule) -> None:
     for node in graph.find_nodes(op="call_function", target=aten.linear.default):
         source = node.args[0]
         value = source.meta.get("val") if isinstance(source, fx.Node) else None
-        if not isinstance(value, torch.Tensor) or value.dim() < 3 or value.is_contiguous():
+        if not isinstance(value, torch.Tensor) or value.dim() < 3 or is_contiguous_or_false(value):
             continue
         with graph.inserting_before(node):
             sizes = [_size(graph, source, dim, size) for dim, size in enumerate(value.shape[:-1])]

@@ -34,6 +34,8 @@ class TorchSubgraph(TriedModule):
     def _try(self, inputs: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         problem = self._problem(inputs, expected)
         self.choice = INDUCTOR if problem is None else PYTORCH
+        if problem is not None:
+            self._inductor.discard()
         self.state = "serving"
         self._stage.choice = self.choice
         nodes = self.pytorch.graph.nodes

@@ -289,16 +289,19 @@ EXPORT = """
 import sys
 import torchtrt_bridge as trtb
 import torch
+from tests.llama import Llama
 from tests.models import ConvNet, image, trained
 torch.manual_seed(0)
-program = trtb.export(trained(ConvNet()), image(), targets=("sm_89",), cache_dir=sys.argv[1])
+models = {"convolutions": (trained(ConvNet()), image()), "projections": (Llama("buffer").eval(), torch.randn(2, 5, 16))}
+program = trtb.export(*models[sys.argv[1]], targets=("sm_89",), cache_dir=sys.argv[2])
 print([(entry.from_cache, entry.bytes > 0, entry.state) for entry in program.report.engines])
 """
 
 
 @pytest.mark.full
-def test_a_second_process_builds_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", EXPORT, str(tmp_path / "shared")]
+@pytest.mark.parametrize("model", ["convolutions", "projections"])
+def test_a_second_process_builds_nothing(model: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", EXPORT, model, str(tmp_path / "shared")]
     cold, warm = (subprocess.run(command, check=True, capture_output=True, text=True).stdout for _ in range(2))
     assert cold.strip() == "[(False, True, 'ready')]"
     assert warm.strip() == "[(True, True, 'ready')]"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,11 +13,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-import torchtrt_bridge as trtb
+from tests.capture.cached import called, comparable, rewrite
 from tests.entry.reference import assert_same
 from tests.models import ConvNet, WithUnsupported, image, trained
-from torchtrt_bridge import cache
-from torchtrt_bridge.capture import dynamo
 from torchtrt_bridge.capture import graph_json as texts
 
 
@@ -54,6 +51,13 @@ class Counting(nn.Module):
         return y
 
 
+class Strided(nn.Module):
+    """Model that reads by offsets memory of which it has a view."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.relu()[1:].as_strided((2, 4), (4, 1), 0).sin()
+
+
 def text() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.arange(10).view(2, 5), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
 
@@ -64,38 +68,9 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[torch.Tensor
     "half precision": (lambda: ConvNet().half(), lambda: (image().half(),)),
     "attention": (Block, text),
     "a changed buffer": (Counting, lambda: (torch.randn(4),)),
+    "a view of memory": (Strided, lambda: (torch.randn(5, 4),)),
     "transposed input": (lambda: nn.Linear(4, 3), lambda: (torch.randn(4, 2).t(),)),
 }
-
-
-@pytest.fixture
-def captures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Return the list of graphs that are captured from now on."""
-    seen: list[Any] = []
-    own = dynamo.capture
-
-    def capture(*args: Any) -> Any:
-        seen.append(args[0])
-        return own(*args)
-
-    monkeypatch.setattr(dynamo, "capture", capture)
-    return seen
-
-
-def called(model: Any, *args: Any, **options: Any) -> tuple[Any, Any]:
-    """Return the results of a first call, as in a process that has compiled nothing yet, and the report."""
-    torch._dynamo.reset()
-    fast = trtb.compile(model, **{"engine": "reference", "fallback": "pytorch", **options})
-    with torch.no_grad():
-        return fast(*args), trtb.report(fast)
-
-
-def comparable(report: Any) -> dict[str, Any]:
-    """Return a report without the fields that differ from run to run."""
-    fields = report.to_dict()
-    return {name: fields[name] for name in ("in_torch", "notes", "graphs")} | {
-        "engines": [(engine["nodes"], engine["dtypes"], engine["state"]) for engine in fields["engines"]]
-    }
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -261,12 +236,3 @@ def test_the_accuracy_check_of_the_graph_finds_a_wrong_one(captures: list[Any], 
     assert len(captures) == 1
     assert_same(result, model(x).detach())
     assert "its results are not the model's own" in report.notes[0]
-
-
-def rewrite(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Change the one graph that is cached below `folder`."""
-    (path,) = folder.rglob("*.graph")
-    content = json.loads(path.read_text())
-    change(content)
-    own = cache.EngineCache(path.parent, 2**30)
-    own.put(path.name.partition(".")[0], json.dumps(content).encode(), "graph")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import fx, nn
+from torch.fx.experimental import _config as size_settings
 
 from torchtrt_bridge.capture import capture_key as keys
 from torchtrt_bridge.capture import dynamo
@@ -108,6 +109,51 @@ def test_numbers_are_in_the_key() -> None:
     assert len(found - {None}) == 3
 
 
+def free(dim: int | None = 0, **limits: int) -> torch.Tensor:
+    """Return a square of which one dimension is free."""
+    x = square()
+    if dim is not None:
+        torch._dynamo.mark_dynamic(x, dim, **limits)
+    return x
+
+
+def pair(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return x.sin(), y.cos()
+
+
+SIZES: dict[str, Callable[[], tuple[torch.Tensor, torch.Tensor]]] = {
+    "none": lambda: (free(None), free(None)),
+    "another dimension": lambda: (free(1), free()),
+    "one more": lambda: (free(), free(None)),
+    "a range": lambda: (free(min=2, max=64), free()),
+    "another smallest size": lambda: (free(min=3, max=64), free()),
+    "another largest size": lambda: (free(min=2, max=65), free()),
+    "another size in the example": lambda: (torch.cat([free(None)] * 2), free()),
+}
+
+
+def test_free_sizes_and_their_ranges_are_in_the_key() -> None:
+    keys = [key_of(pair, *make()) for make in ((lambda: (free(), free())), *SIZES.values())]
+    assert None not in keys
+    assert len(set(keys)) == len(keys)
+    assert keys == [key_of(pair, *make()) for make in ((lambda: (free(), free())), *SIZES.values())]
+
+
+def test_sizes_that_are_equal_have_another_key_than_those_that_happen_to_be() -> None:
+    equal, apart = (key_of(pair, free(dim), free(None), dynamic=True) for dim in (None, 0))
+    assert None not in (equal, apart)
+    assert equal != apart
+
+
+def test_a_number_that_is_no_size_is_in_the_key() -> None:
+    def counting(x: torch.Tensor, count: int) -> tuple[torch.Tensor, int]:
+        return x.sin(), x.shape[0] * count
+
+    keys = [key_of(counting, square(), count, dynamic=True) for count in (5, 6, 5)]
+    assert None not in keys
+    assert keys[0] == keys[2] != keys[1]
+
+
 @contextlib.contextmanager
 def default_dtype() -> Any:
     torch.set_default_dtype(torch.float64)
@@ -138,6 +184,9 @@ SETTINGS: dict[str, Callable[[], Any]] = {
     "default dtype": default_dtype,
     "inference mode": torch.inference_mode,
     "deterministic": deterministic,
+    "sizes that are equal by chance": lambda: size_settings.patch(use_duck_shape=False),
+    "attention": lambda: torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+    "order of products": lambda: attribute(torch.backends.opt_einsum, "is_available", lambda: "changed"),
     "PyTorch's version": lambda: attribute(torch, "__version__", "2.99"),
     "source of this package": lambda: attribute(keys, "source_digest", lambda: "changed"),
     "a converter": lambda: attribute(keys, "CONVERTERS", {}),
@@ -178,8 +227,21 @@ def branches(x: torch.Tensor) -> torch.Tensor:
     return torch.cond(x.sum() > 0, torch.sin, torch.cos, (x,))
 
 
+def unbacked() -> torch.Tensor:
+    x = square()
+    torch._dynamo.decorators.mark_unbacked(x, 0)
+    return x
+
+
+def hinted() -> torch.Tensor:
+    x = square()
+    torch._dynamo.mark_dynamic(x, 0, hint_override=16)
+    return x
+
+
 WITHOUT_KEY: dict[str, tuple[Any, torch.Tensor, bool | None]] = {
-    "dynamic sizes": (torch.sin, square(), True),
+    "a size that depends on data": (torch.sin, unbacked(), None),
+    "a size for the trace alone": (torch.sin, hinted(), None),
     "a custom operator": (custom, square(), None),
     "a function of the user's": (opaque, square(), None),
     "graphs in the graph": (branches, square(), None),

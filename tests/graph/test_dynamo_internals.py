@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from torch._dynamo.convert_frame import ConvertFrameAssert
 from torch._dynamo.variables import builder
 
 from torchtrt_bridge.graph import dynamo_internals
+from torchtrt_bridge.graph.packed import own
 
 
 class Backend:
@@ -201,3 +202,91 @@ def test_other_threads_have_dynamos_own_setting() -> None:
         assert builder.config.recompile_limit == before.recompile_limit
     assert builder.config is before
     assert not read()
+
+
+# Functions that are traced as others --------------------------------------------------------------------------------
+
+
+def halved(x: Any) -> Any:
+    return x / 2
+
+
+def in_graph(x: torch.Tensor) -> torch.Tensor:
+    return x * 10
+
+
+def packed_in_graph(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return tensors whose sizes depend on data: in a trace unknown ones, else 2."""
+    if type(x) is torch.Tensor:
+        return torch.ones(2, 4), torch.ones(2, dtype=torch.int64)
+    data, sizes = own.pack_padded_sequence(x, torch.ones(3, dtype=torch.int64), False)
+    return data, sizes
+
+
+def tens(x: Any) -> torch.Tensor:
+    return in_graph(x)
+
+
+def of_data(x: Any) -> torch.Tensor:
+    return packed_in_graph(x)[1].float()
+
+
+def as_ever(x: torch.Tensor) -> Any:
+    return halved(x)
+
+
+class Graphs(Backend):
+    """Backend that keeps the names of the calls in its graphs."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def __call__(self, module: torch.fx.GraphModule, inputs: object) -> torch.fx.GraphModule:
+        self.calls += [node.target.__name__ for node in module.graph.nodes if node.op == "call_function"]  # type: ignore[union-attr]
+        return super().__call__(module, inputs)
+
+
+def traced_in_place_of_halved(other: Any) -> contextlib.AbstractContextManager[None]:
+    def is_for(types: Sequence[type]) -> bool:
+        return types == [torch.Tensor]
+
+    return dynamo_internals.functions_traced_as({halved: (other, is_for)}, (in_graph, packed_in_graph), as_ever)
+
+
+def test_a_function_is_traced_as_another_for_arguments_of_some_types() -> None:
+    backend, x = Graphs(), torch.ones(4)
+    with traced_in_place_of_halved(tens):
+        results = torch.compile(lambda x: (halved(x), halved(x=x), halved(3), as_ever(x)), backend=backend)(x)
+    tens_of_x, named, half, left = results
+    assert torch.equal(tens_of_x, x * 10)
+    assert torch.equal(named, x * 10)
+    assert torch.equal(left, x / 2)
+    assert half == 1.5
+    assert backend.calls.count("in_graph") == 2
+    assert backend.graphs == 1
+
+
+def test_functions_are_traced_as_ever_afterwards_and_in_other_threads() -> None:
+    x = torch.ones(4)
+    compiled = torch.compile(lambda x: halved(x), backend=Backend())
+    with traced_in_place_of_halved(tens), concurrent.futures.ThreadPoolExecutor() as other:
+        assert torch.equal(other.submit(compiled, x).result(), x / 2)
+    torch._dynamo.reset()
+    assert torch.equal(compiled(x), x / 2)
+
+
+def test_no_size_from_data_is_taken_for_another_size() -> None:
+    backend, x = Graphs(), torch.ones(7, 3, 4)
+
+    def call(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        sizes = halved(x)
+        return sizes * 2, sizes + y
+
+    with traced_in_place_of_halved(of_data):
+        doubled, total = torch.compile(call, backend=backend)(x, torch.ones(2))
+        assert torch.equal(doubled, torch.full((2,), 2.0))
+        assert torch.equal(total, torch.full((2,), 2.0))
+        with pytest.raises(RuntimeError, match="must match the size"):
+            torch.compile(call, backend=backend)(x, torch.ones(3))
+    assert "packed_in_graph" in backend.calls
+    assert "add" not in backend.calls

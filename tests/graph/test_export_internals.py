@@ -1,19 +1,39 @@
-"""Decomposing an exported program without looking at all of PyTorch's composite operators."""
+"""Private names of traces: operators that are decomposed fast, or traced as others, and sizes that depend on data."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch.export import ExportedProgram, exported_program
 from torch.nn import functional
+from torch.nn.utils import rnn
 
 from torchtrt_bridge.capture.decompositions import DECOMPOSITIONS
-from torchtrt_bridge.graph.export_internals import SPLIT, decompose, traced_as
+from torchtrt_bridge.graph.export_internals import (
+    SPLIT,
+    decompose,
+    flat_weights,
+    is_refused,
+    padding_functions_replaced,
+    reads_size_from_data,
+    refusal,
+    squeezes_read_sizes,
+    traced_as,
+)
+from torchtrt_bridge.graph.packed import own
 from torchtrt_bridge.graph.recurrent import WHOLE as WHOLE_LAYERS
-from torchtrt_bridge.graph.torch_internals import tracing_lock
+from torchtrt_bridge.graph.torch_internals import (
+    is_data_dependent,
+    new_export_mode,
+    statically_known_true,
+    tracing_lock,
+)
 
 aten = torch.ops.aten
 WHOLE = frozenset([aten.linear.default, aten.layer_norm.default, aten.scaled_dot_product_attention.default])
@@ -131,3 +151,88 @@ def unrolled(x: torch.Tensor, weights: list[torch.Tensor]) -> list[str]:
 
     graph = make_fx(call, tracing_mode="fake")(x, *weights).graph
     return [str(node.target) for node in graph.nodes if node.op == "call_function"]
+
+
+# Packed sequences ---------------------------------------------------------------------------------------------------
+
+
+def packed_in_trace() -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the packed elements of sequences of 7 steps, and their batch sizes, as a trace has them."""
+    data, sizes = own.pack_padded_sequence(torch.ones(7, 3, 4), torch.tensor([2, 2, 1]), False)
+    return data, sizes
+
+
+def test_a_size_from_data_has_bounds() -> None:
+    with new_export_mode():
+        data, sizes = packed_in_trace()
+    assert statically_known_true(sizes.shape[0] >= 1)
+    assert statically_known_true(sizes.shape[0] <= 7)
+    assert statically_known_true(data.shape[0] >= 1)
+    assert not statically_known_true(data.shape[0] <= 7)
+
+
+def test_a_condition_on_a_size_from_data_is_known_for_its_trace_only() -> None:
+    with new_export_mode():
+        _, sizes = packed_in_trace()
+    (size,) = sizes.shape
+    condition = (size == 3).node.expr
+    assert reads_size_from_data(size.node.shape_env, condition)
+    assert not reads_size_from_data(new_export_mode().shape_env, condition)
+
+
+SQUEEZES: list[Callable[[torch.Tensor], torch.Tensor]] = [
+    lambda data: data.squeeze(),
+    lambda data: data.squeeze(0),
+    lambda data: data.squeeze((0, 1)),
+]
+
+
+@pytest.mark.parametrize("squeeze", SQUEEZES)
+def test_no_size_from_data_decides_whether_a_dimension_is_dropped(
+    squeeze: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
+    with new_export_mode():
+        data, _ = packed_in_trace()
+        assert squeeze(data).dim() == 2  # as PyTorch takes it
+        with squeezes_read_sizes(), pytest.raises(Exception, match="data-dependent") as raised:
+            squeeze(data)
+    assert is_data_dependent(raised.value)
+
+
+def test_dimensions_of_known_sizes_are_dropped() -> None:
+    with new_export_mode(), squeezes_read_sizes():
+        data, _ = packed_in_trace()
+        assert data[:, :1].squeeze(1).dim() == 1
+        assert data[None].squeeze(0).dim() == 2
+
+
+def test_functions_that_pack_and_pad_are_replaced_in_this_thread_only() -> None:
+    x, lengths = torch.randn(3, 2, 4), torch.tensor([3, 2])
+    expected = rnn.pack_padded_sequence(x, lengths)
+
+    def pack(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return expected.data * 2, expected.batch_sizes
+
+    def pad(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return x * 3, lengths
+
+    with padding_functions_replaced(pack, pad), concurrent.futures.ThreadPoolExecutor() as other:
+        packed = rnn.pack_padded_sequence(x, lengths)
+        padded = rnn.pad_packed_sequence(packed)[0]
+        elsewhere = other.submit(rnn.pack_padded_sequence, x, lengths).result()
+    assert torch.equal(packed.data, expected.data * 2)
+    assert torch.equal(padded, x * 3)
+    assert torch.equal(elsewhere.data, expected.data)
+    assert torch.equal(rnn.pack_padded_sequence(x, lengths).data, expected.data)
+
+
+def test_the_weights_of_a_layer_in_order() -> None:
+    layer = nn.LSTM(2, 3, proj_size=1, bidirectional=True)
+    assert all(a is b for a, b in zip(flat_weights(layer), layer.parameters(), strict=True))
+
+
+def test_a_refusal_is_known() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        refusal(aten.lstm.data)(None)
+    assert is_refused(raised.value)
+    assert not is_refused(RuntimeError("another"))

@@ -230,11 +230,14 @@ def dynamic_shapes(bound: fx.GraphModule) -> dict[str, Any]:
 
 def _dim(size: Any) -> Any:
     """Return `Dim.AUTO` with Dynamo's range of the size."""
+    low, high = range_of(size)
+    return torch.export.Dim.AUTO(min=low) if high is None else torch.export.Dim.AUTO(min=low, max=high)
+
+
+def range_of(size: Any) -> tuple[int, int | None]:
+    """Return the smallest and the largest value of a symbolic size that Dynamo knows of; None if it has no end."""
     known = size.node.shape_env.bound_sympy(size.node.expr)
-    limits = {"min": int(known.lower)}
-    if getattr(known.upper, "is_Integer", False):
-        limits["max"] = int(known.upper)
-    return torch.export.Dim.AUTO(**limits)
+    return int(known.lower), int(known.upper) if getattr(known.upper, "is_Integer", False) else None
 
 
 def output_sharing(module: fx.GraphModule, inputs: Sequence[int]) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import operator
 from collections.abc import Mapping
 from typing import Any
@@ -12,18 +13,25 @@ import torch
 from torch import fx, nn
 
 from torchtrt_bridge.capture.export import CapturedGraph
+from torchtrt_bridge.capture.size_json import SIZE_TYPES, NoTextError, SizeReader, SizeWriter
 from torchtrt_bridge.graph.edit import set_constant
-from torchtrt_bridge.graph.nodes import least_trace
+from torchtrt_bridge.graph.nodes import least_trace, reads_memory
 from torchtrt_bridge.graph.torch_internals import is_operator, new_export_mode
 
 # The largest constant that a text holds, in bytes; it holds no weights.
 MOST_BYTES = 2**20
 
-GETITEM = "getitem"
-
-
-class NoTextError(ValueError):
-    """A graph holds something that this form has no text for, such as a size that is known only at run time."""
+# Functions of Python and PyTorch that a graph calls beside operators: it computes sizes by them.
+FUNCTIONS: dict[str, Any] = {
+    f"{module.__name__.strip('_')}.{name}": getattr(module, name)
+    for module, names in (
+        (operator, "getitem add sub mul floordiv mod neg pow truediv eq ne lt le gt ge and_ or_"),
+        (math, "ceil floor trunc"),
+        (torch, "sym_float sym_int sym_ite sym_max sym_min sym_not sym_sqrt sym_sum"),
+    )
+    for name in names.split()
+}
+NAMES = {function: name for name, function in FUNCTIONS.items()}
 
 
 def text_from_graph(captured: CapturedGraph, weights: Mapping[str, torch.Tensor]) -> str:
@@ -32,20 +40,20 @@ def text_from_graph(captured: CapturedGraph, weights: Mapping[str, torch.Tensor]
     weights: tensors whose values the text leaves out, by the name of the origin of a constant.
     Raises NoTextError.
     """
-    order = {node: index for index, node in enumerate(captured.module.graph.nodes)}
-    traces: dict[str | None, int] = {}
-    nodes = [_text_of_node(node, order, traces) for node in order]
+    writer = _Writer(captured.module)
+    nodes = list(map(writer.text_of_node, captured.module.graph.nodes))
     constants = {
         name: origin if origin in weights else _text_of_constant(captured.module.get_buffer(name))
         for name, origin in captured.origins.items()
     }
     content = {
         "nodes": nodes,
-        "traces": list(traces),
+        "traces": list(writer.traces),
         "constants": constants,
         "outputs": captured.outputs,
         "mutations": captured.mutations,
         "state": captured.state,
+        "sizes": writer.text_of_sizes(captured),
     }
     return json.dumps(content)
 
@@ -59,10 +67,12 @@ def graph_from_text(text: str, weights: Mapping[str, torch.Tensor]) -> CapturedG
         is_weight = isinstance(constant, str)
         set_constant(module, name, weights[constant] if is_weight else _constant_from(constant))
         origins[name] = constant if is_weight else name
-    module.graph = _graph_from(content["nodes"], content["traces"])
+    sizes = None if content["sizes"] is None else SizeReader(content["sizes"])
+    module.graph = _graph_from(content["nodes"], content["traces"], sizes)
     module.graph.lint()
     mutations, state = tuple(content["mutations"]), tuple(content["state"])
-    captured = CapturedGraph(module, content["outputs"], mutations, state, {}, origins)
+    ranges = {} if sizes is None else sizes.ranges
+    captured = CapturedGraph(module, content["outputs"], mutations, state, ranges, origins)
     check_lists(captured, weights)
     return captured
 
@@ -84,18 +94,81 @@ def check_lists(captured: CapturedGraph, weights: Mapping[str, torch.Tensor]) ->
         raise ValueError(f"it has {captured.outputs} outputs, {len(inputs)} inputs and {len(captured.state)} of state")
 
 
-def _text_of_node(node: fx.Node, order: Mapping[fx.Node, int], traces: dict[str | None, int]) -> list[Any]:
-    trace = traces.setdefault(least_trace(node), len(traces))
-    parts = (_text_of_target(node), node.args, node.kwargs, node.meta.get("val"))
-    return [node.op, node.name, trace, *(_text_of(part, order) for part in parts)]
+class _Writer:
+    """Writer of the nodes of one graph.
+
+    traces: the stack traces of its nodes, each with its place among them.
+    """
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        self.traces: dict[str | None, int] = {}
+        self._order = {node: index for index, node in enumerate(module.graph.nodes)}
+        self._sizes = SizeWriter()
+
+    def text_of_node(self, node: fx.Node) -> list[Any]:
+        trace = self.traces.setdefault(least_trace(node), len(self.traces))
+        parts = map(self._text_of, (node.args, node.kwargs, node.meta.get("val")))
+        return [node.op, node.name, trace, _text_of_target(node), *parts]
+
+    def text_of_sizes(self, captured: CapturedGraph) -> Any:
+        """Return what is known of the symbolic sizes in the nodes that were written; None if there are none."""
+        if not captured.ranges:
+            if self._sizes.rows:
+                raise NoTextError("it has sizes without a range")
+            return None
+        if any(map(reads_memory, self._order)):
+            raise NoTextError("it reads memory by offsets that depend on sizes")
+        return self._sizes.facts(captured.ranges)
+
+    def _text_of(self, value: Any) -> Any:
+        """Return an argument or a fake value as JSON.
+
+        A value that JSON has is written as it is, any other as an object whose one field names its kind.
+        """
+        if value is None or type(value) in (bool, int, float, str):
+            return value
+        if isinstance(value, fx.Node):
+            return {"node": self._order[value]}
+        if isinstance(value, SIZE_TYPES):
+            return self._sizes.text_of(value)
+        if isinstance(value, torch.device):
+            return {"device": str(value)}
+        if isinstance(value, torch.Tensor):
+            form = [value.dtype, value.shape, value.stride(), value.device, *_memory_of(value)]
+            return {"tensor": self._text_of(form)}
+        if isinstance(value, tuple):
+            return {"tuple": [self._text_of(part) for part in value]}
+        if isinstance(value, list):
+            return [self._text_of(part) for part in value]
+        if isinstance(value, dict):
+            return {"dict": {key: self._text_of(part) for key, part in value.items()}}
+        return _text_of_name(value)
 
 
-def _graph_from(nodes: list[Any], traces: list[str | None]) -> fx.Graph:
+def _memory_of(value: torch.Tensor) -> list[Any]:
+    """Return where a fake tensor lies in memory that holds more, and how many elements that has; [] for another.
+
+    It matters to operators that read memory by offsets. Of memory of a symbolic size it is left out.
+    """
+    if value.layout is not torch.strided:
+        raise NoTextError(f"a tensor of layout {value.layout} has no text")
+    sizes, steps, start, size = value.shape, value.stride(), value.storage_offset(), value.untyped_storage().nbytes()
+    if not all(type(number) is int for number in (*sizes, *steps, start, size)):
+        return []
+    elements, rest = divmod(size, value.element_size())
+    if rest:
+        raise NoTextError("a tensor lies in memory of another dtype")
+    least = 0 if 0 in sizes else 1 + sum((length - 1) * step for length, step in zip(sizes, steps, strict=True))
+    return [] if (start, elements) == (0, least) else [start, elements]
+
+
+def _graph_from(nodes: list[Any], traces: list[str | None], sizes: SizeReader | None) -> fx.Graph:
     graph = fx.Graph()
-    made: list[fx.Node] = []
-    with torch.inference_mode(False), torch.no_grad(), new_export_mode():
+    reader = _Reader(sizes)
+    making_values = new_export_mode() if sizes is None else sizes.making_values()
+    with torch.inference_mode(False), torch.no_grad(), making_values:
         for op, name, trace, *parts in nodes:
-            target, args, kwargs, value = (_value_from(part, made) for part in parts)
+            target, args, kwargs, value = map(reader.value, parts)
             target = _call_from(target) if op == "call_function" else target
             node = graph.create_node(op, target, args, kwargs, name=name)
             node.name = name  # fx would rename a node that is called like a builtin, as an argument `input`
@@ -103,75 +176,80 @@ def _graph_from(nodes: list[Any], traces: list[str | None]) -> fx.Graph:
                 node.meta["val"] = value
             if traces[trace] is not None:
                 node.meta["stack_trace"] = traces[trace]
-            made.append(node)
+            reader.nodes.append(node)
     return graph
 
 
 def _text_of_target(node: fx.Node) -> str:
-    if node.op != "call_function":
+    if node.op != "call_function" or is_operator(node.target):
         return str(node.target)
-    if node.target is operator.getitem:
-        return GETITEM
-    if is_operator(node.target):
-        return str(node.target)
+    if node.target in NAMES:
+        return NAMES[node.target]
     raise NoTextError(f"{node.target} is not an operator of PyTorch")
 
 
 def _call_from(name: str) -> Any:
-    if name == GETITEM:
-        return operator.getitem
+    if name in FUNCTIONS:
+        return FUNCTIONS[name]
     namespace, packet, overload = name.split(".")
     return getattr(getattr(getattr(torch.ops, namespace), packet), overload)
 
 
-# Arguments and fake values: a value that JSON has is written as it is, any other as an object whose one field names its
-# kind.
-
 NAMED = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.memory_format}
 
 
-def _text_of(value: Any, order: Mapping[fx.Node, int]) -> Any:
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    if isinstance(value, fx.Node):
-        return {"node": order[value]}
-    if isinstance(value, torch.device):
-        return {"device": str(value)}
-    if isinstance(value, torch.Tensor):
-        return {"tensor": _text_of([value.dtype, value.shape, value.stride(), value.device], order)}
-    if isinstance(value, tuple):
-        return {"tuple": [_text_of(part, order) for part in value]}
-    if isinstance(value, list):
-        return [_text_of(part, order) for part in value]
-    if isinstance(value, dict):
-        return {"dict": {key: _text_of(part, order) for key, part in value.items()}}
+def _text_of_name(value: Any) -> dict[str, str]:
     for name, kind in NAMED.items():
         if isinstance(value, kind):
             return {name: str(value).removeprefix("torch.")}
     raise NoTextError(f"a {type(value).__name__} has no text")
 
 
-def _value_from(text: Any, nodes: list[fx.Node]) -> Any:
-    if isinstance(text, list):
-        return [_value_from(part, nodes) for part in text]
-    if not isinstance(text, dict):
-        return text
-    ((kind, value),) = text.items()
-    if kind == "node":
-        return nodes[value]
-    if kind == "device":
-        return torch.device(value)
-    if kind == "tensor":
-        dtype, shape, stride, device = _value_from(value, nodes)
+class _Reader:
+    """Reader of what a `_Writer` wrote; nodes: those that were made so far."""
+
+    def __init__(self, sizes: SizeReader | None) -> None:
+        self.nodes: list[fx.Node] = []
+        self._sizes = sizes
+
+    def value(self, text: Any) -> Any:
+        if isinstance(text, list):
+            return [self.value(part) for part in text]
+        if not isinstance(text, dict):
+            return text
+        ((kind, value),) = text.items()
+        if kind == "node":
+            return self.nodes[value]
+        if kind == "device":
+            return torch.device(value)
+        if kind == "tensor":
+            return _tensor_from(*self.value(value))
+        if kind == "tuple":
+            return tuple(self.value(part) for part in value)
+        if kind == "dict":
+            return {key: self.value(part) for key, part in value.items()}
+        if kind in NAMED:
+            return _named(kind, value)
+        if self._sizes is None:
+            raise ValueError(f"a {kind} in a graph of known sizes")
+        return self._sizes.number(kind, value)
+
+
+def _named(kind: str, name: str) -> Any:
+    """Return PyTorch's dtype, layout or memory format of this name."""
+    found = getattr(torch, name)
+    if not isinstance(found, NAMED[kind]):
+        raise ValueError(f"torch.{name} is not a {kind}")
+    return found
+
+
+def _tensor_from(
+    dtype: torch.dtype, shape: Any, stride: Any, device: torch.device, start: int = 0, elements: int | None = None
+) -> torch.Tensor:
+    """Return a tensor of the current fake mode, in memory of its own of so many elements."""
+    if elements is None:
         return torch.empty_strided(shape, stride, dtype=dtype, device=device)
-    if kind == "tuple":
-        return tuple(_value_from(part, nodes) for part in value)
-    if kind == "dict":
-        return {key: _value_from(part, nodes) for key, part in value.items()}
-    named = getattr(torch, value)
-    if not isinstance(named, NAMED[kind]):
-        raise ValueError(f"torch.{value} is not a {kind}")
-    return named
+    return torch.empty(elements, dtype=dtype, device=device).as_strided(shape, stride, start)
 
 
 def _text_of_constant(value: torch.Tensor) -> dict[str, Any]:
@@ -179,11 +257,14 @@ def _text_of_constant(value: torch.Tensor) -> dict[str, Any]:
     if value.numel() * value.element_size() > MOST_BYTES:
         raise NoTextError(f"a constant of {value.numel()} elements is too large")
     elements = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    form = _text_of([value.dtype, value.shape, value.device], {})
-    return {"form": form, "elements": base64.b64encode(bytes(elements.tolist())).decode()}
+    return {
+        **_text_of_name(value.dtype),
+        "shape": list(value.shape),
+        "device": str(value.device),
+        "elements": base64.b64encode(bytes(elements.tolist())).decode(),
+    }
 
 
 def _constant_from(text: Mapping[str, Any]) -> torch.Tensor:
-    dtype, shape, device = _value_from(text["form"], [])
     elements = torch.tensor(list(base64.b64decode(text["elements"])), dtype=torch.uint8)
-    return elements.view(dtype).reshape(shape).to(device)
+    return elements.view(_named("dtype", text["dtype"])).reshape(text["shape"]).to(text["device"])

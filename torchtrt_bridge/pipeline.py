@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -16,9 +16,11 @@ from torchtrt_bridge.capture.export import CapturedGraph
 from torchtrt_bridge.engine.builder import BuildContext, Builder, RepartitionError
 from torchtrt_bridge.errors import UnsupportedOpError
 from torchtrt_bridge.graph.edit import copy_graph, own_constants
-from torchtrt_bridge.graph.kv_cache import write_in_place
+from torchtrt_bridge.graph.kv_cache import write_in_place, written_inputs
 from torchtrt_bridge.graph.nodes import describe
 from torchtrt_bridge.graph.shapes import Range, TensorSpec, spec_of
+from torchtrt_bridge.graph.static_sizes import with_static_sizes
+from torchtrt_bridge.graph.torch_internals import tracing_lock
 from torchtrt_bridge.lower import is_foreign
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.partition import (
@@ -44,8 +46,10 @@ from torchtrt_bridge.report.model import (
 )
 from torchtrt_bridge.runtime import EngineModule, Execution, TorchSubgraph
 from torchtrt_bridge.runtime.inductor import flatten_linear_inputs
+from torchtrt_bridge.runtime.layer_names import node_facts
 from torchtrt_bridge.runtime.recurrent_weights import join_recurrent_weights
 from torchtrt_bridge.runtime.runners import Built
+from torchtrt_bridge.runtime.static_engines import StaticEngines
 from torchtrt_bridge.trt.library import TensorRTLibrary
 from torchtrt_bridge.trt.probe import supports
 
@@ -169,7 +173,40 @@ def _begin(
     if unquantized is not None:
         other = planned_entry(f"{entry.name} without quantization", unquantized)
         alternative = _begin(unquantized, other, builder, count)
-    return engine_module(subgraph, ranges, build, entry, options, alternative)
+    statics = _static_engines(subgraph, entry, builder)
+    engine = engine_module(subgraph, ranges, build, entry, options, alternative)
+    engine.static_engines = statics
+    return engine
+
+
+def _static_engines(subgraph: fx.GraphModule, entry: EngineEntry, builder: Builder) -> StaticEngines | None:
+    """Return what builds engines of a subgraph for single sizes; None where none are wanted.
+
+    A decoder's subgraphs, which write caches, get none: each engine holds the weights.
+    """
+    options = builder.options
+    has_one_size = all(spec.has_one_size for spec in input_specs(subgraph, builder.context.ranges))
+    if has_one_size or not options.static_engines or not builder.run or builder.keep or options.release_weights:
+        return None
+    if any(map(is_foreign, subgraph.graph.nodes)) or written_inputs(subgraph):
+        return None
+    original = fx.GraphModule(subgraph, copy_graph(subgraph.graph))  # what PyTorch runs is changed afterwards
+    quiet = dataclasses.replace(options, progress=False, fallback="pytorch")
+    context = dataclasses.replace(builder.context, options=quiet, ranges={})
+
+    def build(inputs: Sequence[torch.Tensor]) -> EngineModule:
+        with tracing_lock():  # fake tensors are of one thread at a time
+            static = with_static_sizes(original, inputs)
+        sizes = ", ".join("x".join(map(str, value.shape)) or "scalar" for value in inputs)
+        other = planned_entry(f"{entry.name} for {sizes}", static)
+        with Builder(context, run=True, keep=False, is_optional=True) as one:
+            engine = _begin(static, other, one, 1)
+        engine.wait()
+        if engine.state != "failed":
+            entry.static_engines.append(other)
+        return engine
+
+    return StaticEngines(build)
 
 
 def engine_module(
@@ -183,9 +220,12 @@ def engine_module(
     """Return the module of one subgraph, quantized or not, whose engine has been lowered; `subgraph` is changed."""
     dtypes, specs = set(dtypes_of(subgraph)), input_specs(subgraph, ranges)
     in_floats = without_rounding if quantizes(subgraph) else None
+    nodes = node_facts(subgraph)
     flatten_linear_inputs(subgraph)
     write_in_place(subgraph)
-    return EngineModule(subgraph, specs, build, dtypes, entry, options, in_floats, alternative)
+    engine = EngineModule(subgraph, specs, build, dtypes, entry, options, in_floats, alternative)
+    engine.nodes = nodes
+    return engine
 
 
 def _alternatives(subgraphs: Mapping[str, fx.GraphModule], builder: Builder) -> dict[str, fx.GraphModule]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -131,6 +132,25 @@ def test_inductor_takes_part_when_it_may(wanted: str, tuned: bool, monkeypatch: 
     assert module.entry.choice == "inductor"
     assert asked == [tuned]
     assert_right(module, x_of())
+
+
+def test_what_inductor_compiled_is_freed_where_it_loses(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = static_module(monkeypatch, FakeRunner(), engine="auto", inductor="compete")
+    module.pytorch.delay = 0.02  # type: ignore[assignment]
+    compiled = []
+
+    def compiler(*_: Any) -> Any:
+        def run(x: torch.Tensor) -> Any:
+            return (slow(right)(x),)
+
+        compiled.append(weakref.ref(run))
+        return run
+
+    monkeypatch.setattr("torchtrt_bridge.runtime.inductor.compiled_by_inductor", compiler)
+    assert_right(module, x_of())
+    assert set(module.entry.milliseconds) == {"engine", "PyTorch", "inductor"}
+    assert module.entry.serves
+    assert [run() for run in compiled] == [None]
 
 
 @pytest.mark.parametrize(

@@ -66,11 +66,13 @@ class Builder:
     """Builder of the subgraphs of one graph, one after the other; a failure affects its own subgraph only.
 
     run: load the engines, to compute with them. keep: put their bytes into `plans`, by subgraph.
+    is_optional: whether calls do without these engines. They are built in the thread that begins them, until the main
+        thread has ended, and a failure is only logged.
     """
 
-    def __init__(self, context: BuildContext, *, run: bool, keep: bool) -> None:
+    def __init__(self, context: BuildContext, *, run: bool, keep: bool, is_optional: bool = False) -> None:
         self.context, self.options = context, context.options
-        self.run, self.keep = run, keep
+        self.run, self.keep, self.is_optional = run, keep, is_optional
         self.plans: dict[str, bytes] = {}
         self._progress = BuildProgress(self.options.progress)
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="torchtrt_bridge-build")
@@ -92,15 +94,14 @@ class Builder:
         """
         self._free.acquire()
         entry.state = "building"
-        engine = _Engine(self, entry, self._progress.begin(entry.name, count))
+        on_progress = _until_main_ends if self.is_optional else self._progress.begin(entry.name, count)
+        engine = _Engine(self, entry, on_progress)
         try:
             engine.prepare(module)  # here, as the graph belongs to this thread
         except BaseException as error:
             self._end(entry)
-            done: Future[Built] = Future()
-            done.set_result(self._failed(error, entry))
-            return done
-        return self._threads.submit(self._carry_out, engine)
+            return _done(self._failed(error, entry))
+        return _done(self._carry_out(engine)) if self.is_optional else self._threads.submit(self._carry_out, engine)
 
     def _carry_out(self, engine: _Engine) -> Built:
         try:
@@ -124,8 +125,22 @@ class Builder:
             provider.refuse(list(entry.by_torch_tensorrt), str(error))
             raise RepartitionError from error
         entry.state = str(error) if isinstance(error, BridgeError) else f"{type(error).__name__}: {error}"
-        warn_once(f"{entry.name} stays in PyTorch: {error}")
+        if self.is_optional:
+            info(f"{entry.name} has no engine: {error}")
+        else:
+            warn_once(f"{entry.name} stays in PyTorch: {error}")
         return NoEngine(entry.state)
+
+
+def _until_main_ends(_: float) -> bool:
+    """Return whether a build may go on: a program that ends does not wait for engines that it does without."""
+    return threading.main_thread().is_alive()
+
+
+def _done(built: Built) -> Future[Built]:
+    future: Future[Built] = Future()
+    future.set_result(built)
+    return future
 
 
 class _Engine:

@@ -368,7 +368,7 @@ def _named(report: CompileReport, module: str) -> CompileReport:
         return report
     return dataclasses.replace(
         report,
-        engines=[dataclasses.replace(each, name=f"{module}.{each.name}") for each in report.engines],
+        engines=[each.within(module) for each in report.engines],
         stages=[dataclasses.replace(s, name=f"{module}.{s.name}" if s.name else "") for s in stages_of(report)],
         notes=[f"{module}: {note}" for note in report.notes],
     )

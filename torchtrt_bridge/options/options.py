@@ -116,6 +116,14 @@ class Options:
         shapes="graph",
         least=1,
     )
+    static_engines: int = option(
+        0,
+        """For how many combinations of sizes that come often a graph with dynamic sizes gets engines of their own. They
+        are built in the background, hold the weights once more, and compute calls of these sizes where they are
+        faster.""",
+        shapes="run",
+        least=0,
+    )
     cuda_graphs: CudaGraphs = option(
         "auto",
         """`"auto"` replays whole calls from CUDA graphs where sizes are static or come again; `"off"` enqueues each
@@ -140,8 +148,8 @@ class Options:
     release_weights: bool = option(
         False,
         """Once the trial has settled on engines, move to host memory the weights that PyTorch holds for these
-        subgraphs beyond the model's own: halved, folded and merged ones, and all those of an exported program. A
-        call that PyTorch must run restores them. The model itself is not changed.""",
+        subgraphs beyond the model's own: halved and folded ones, and all those of an exported program. A call that
+        PyTorch must run restores them. The model itself is not changed.""",
         shapes="run",
         at_load=True,
     )
@@ -250,6 +258,7 @@ class KeywordOptions(LoadOptions, total=False):
     optimization_level: int
     build: BuildKind
     max_dynamic_size: int
+    static_engines: int
     keep_int8: bool
     progress: bool | None
 

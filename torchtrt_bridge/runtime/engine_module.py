@@ -14,11 +14,15 @@ from torchtrt_bridge.errors import BridgeError, EngineLoadError, ShapeRangeError
 from torchtrt_bridge.graph.nodes import gpu_of
 from torchtrt_bridge.graph.shapes import TensorSpec
 from torchtrt_bridge.options import Options
+from torchtrt_bridge.report.layers import EngineLink, LayerTimes
 from torchtrt_bridge.report.log import info, warn_once
 from torchtrt_bridge.report.model import EngineEntry
 from torchtrt_bridge.runtime.call_context import is_capturing
 from torchtrt_bridge.runtime.inductor import Inductor
+from torchtrt_bridge.runtime.layer_names import Nodes
+from torchtrt_bridge.runtime.layer_profile import time_layers
 from torchtrt_bridge.runtime.runners import Built, NoEngine, Runner, is_out_of_memory
+from torchtrt_bridge.runtime.static_engines import StaticEngines
 from torchtrt_bridge.runtime.tolerance import Reference, error_bound, quantized_reference
 from torchtrt_bridge.runtime.trial import (
     ENGINE,
@@ -58,7 +62,7 @@ class EngineInputs:
     @property
     def is_static(self) -> bool:
         """True if each dimension has one size."""
-        return all(low == high for spec in self.specs for low, high in spec.ranges)
+        return all(spec.has_one_size for spec in self.specs)
 
     def check(self, key: Any, inputs: Sequence[torch.Tensor], device: torch.device) -> str | None:
         """Return why these inputs are not for the engine; None if they are, after which `key` is accepted."""
@@ -93,7 +97,13 @@ class EngineModule(TriedModule):
         the quantized engine is missing, wrong, or slower.
     weights: with ``release_weights=True``, those of `pytorch`, which may be in host memory.
     generation: shared by the engines of a graph.
+    static_engines: engines for single sizes, where this one is for many.
+    nodes: those of the subgraph, for the names of the engine's layers.
+    rivals: further candidates of the trial.
+    successor: what runs the subgraph, in words, once the engine has failed.
     """
+
+    successor = "PyTorch runs this subgraph"
 
     def __init__(
         self,
@@ -117,7 +127,10 @@ class EngineModule(TriedModule):
         self.failure: str | None = None
         self.weights: SpareWeights | None = None
         self.generation = Generation()
-        self._inductor = self._new_inductor()
+        self.static_engines: StaticEngines | None = None
+        self.nodes: Nodes = {}
+        self.rivals: list[Candidate] = []
+        self._inductor = Inductor(entry.name, pytorch, options.tunes_inductor, is_checked=options.trial != "off")
         self._has_warned_of_range = False
         self._times_out_of_memory = 0
         self._build: Future[Built] | None = None
@@ -129,6 +142,7 @@ class EngineModule(TriedModule):
             self.device = torch.device("cpu") if build is None or isinstance(build, NoEngine) else build.device
             self._load(build)
         entry.device = str(self.device) if self.device.index else ""
+        entry.link = EngineLink(self)
 
     @property
     def has_won(self) -> bool:
@@ -139,6 +153,9 @@ class EngineModule(TriedModule):
         state = self.state  # read before `runner`, and written after it
         if state == "building":
             return self._while_building(inputs)
+        statics = self.static_engines
+        if statics is not None and (engine := statics.engine_for(inputs)) is not None:
+            return engine(*inputs)  # type: ignore[no-any-return]
         runner = self.runner
         if runner is None:
             return self._without_engine(inputs)
@@ -160,12 +177,20 @@ class EngineModule(TriedModule):
         with self._weights_loaded(inputs):
             return super().in_pytorch(inputs)
 
+    def time_layers(self, runs: int) -> LayerTimes:
+        """Time the layers of the engine, for this report and all further ones; or say why that cannot be."""
+        found = time_layers(self, runs)
+        if not found.problem:
+            self.entry.layer_times = found
+        return found
+
     def drop(self, why: str) -> bool:
         """Drop the engine for good. Return whether an alternative takes over; if untried, the next call tries it.
 
         CUDA graphs that hold the engine are invalid from now on.
         """
         self.generation.count += 1
+        self.static_engines = None
         if self.alternatives:
             self._become(self.alternatives.pop(), why)
             return True
@@ -178,7 +203,7 @@ class EngineModule(TriedModule):
         """Be the unquantized alternative from now on."""
         other.wait()
         self.pytorch, self.inputs, self.dtypes = other.pytorch, other.inputs, other.dtypes
-        self.in_floats, self._inductor = None, other._inductor
+        self.in_floats, self._inductor, self.nodes = None, other._inductor, other.nodes
         self.entry.copy_from(other.entry)
         self.entry.unquantized = why
         warn_once(f"{self.name} is computed without quantization: {why}.")
@@ -210,7 +235,10 @@ class EngineModule(TriedModule):
         if is_capturing(inputs) or (not self.is_built() and self.options.build == "background"):
             return self.in_pytorch(inputs)  # no engine is loaded while the caller captures a CUDA graph
         if not self.is_built() and self.options.trial != "off":
-            self._in_pytorch(inputs)  # the trial will: so what PyTorch loads for its first call is loaded meanwhile
+            own = self._with_own_caches(inputs)
+            self._in_pytorch(own)  # the trial will: so what PyTorch loads for its first call is loaded meanwhile
+            if self._inductor_competes:
+                self._inductor.prepare(own)
         self.wait()
         return self.forward(*inputs)
 
@@ -250,9 +278,9 @@ class EngineModule(TriedModule):
         if self.options.trial == "check" or self.options.engine == "reference":
             return candidates
         candidates.append(ready(PYTORCH, self._in_pytorch))
-        if self.options.inductor_competes and self.inputs.is_static:
+        if self._inductor_competes:
             candidates.append(Candidate(INDUCTOR, self._inductor.run_for))
-        return candidates + [Candidate(UNQUANTIZED, other.run_for) for other in self.alternatives]
+        return candidates + [Candidate(UNQUANTIZED, other.run_for) for other in self.alternatives] + self.rivals
 
     def run_for(self, inputs: Sequence[torch.Tensor]) -> Run | None:
         """Have a trial of its own on these inputs; return what won it, None where the engine is not right."""
@@ -278,21 +306,23 @@ class EngineModule(TriedModule):
             self.drop(f"in 8 bits it takes {times[ENGINE]:.3g} ms, without quantization {times[UNQUANTIZED]:.3g} ms")
             return
         self.alternatives.clear()
+        self.rivals.clear()
         self.choice = self.entry.choice = outcome.winner
         if outcome.winner != ENGINE:
             self.runner = None
         if outcome.winner != INDUCTOR:
-            self._inductor = self._new_inductor()  # frees what was compiled
+            self._inductor.discard()
         self.state = "serving"
+
+    @property
+    def _inductor_competes(self) -> bool:
+        """True if inductor is a candidate of the trial."""
+        return self.options.inductor_competes and self.options.trial == "check+time" and self.inputs.is_static
 
     @property
     def _is_replayed(self) -> bool:
         """True if calls of this subgraph will be replayed from CUDA graphs."""
         return self.options.cuda_graphs == "auto" and self.device.type == "cuda" and self.inputs.is_static
-
-    def _new_inductor(self) -> Inductor:
-        options = self.options
-        return Inductor(self.name, self.pytorch, options.tunes_inductor, is_checked=options.trial != "off")
 
     # Without the engine --------------------------------------------------------------------------------------------
 
@@ -320,7 +350,7 @@ class EngineModule(TriedModule):
             return self.in_pytorch(inputs) if expected is None else expected
         if self.drop(failure):
             return self.forward(*inputs)
-        warn_once(f"{self.name}: {failure}; PyTorch runs this subgraph from now on.")
+        warn_once(f"{self.name}: {failure}; {self.successor} from now on.")
         return self._without_engine(inputs) if expected is None or self.options.fallback == "error" else expected
 
     def _without_engine(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:

@@ -26,6 +26,7 @@ from torchtrt_bridge.runtime.call_context import is_capturing, thread_number
 from torchtrt_bridge.runtime.cuda_graph import CudaGraphCache, GraphedModule
 from torchtrt_bridge.runtime.engine_module import EngineModule, Generation
 from torchtrt_bridge.runtime.result_views import take_result_views
+from torchtrt_bridge.runtime.static_engines import FrequentSizes
 from torchtrt_bridge.runtime.torch_subgraph import TorchSubgraph
 from torchtrt_bridge.runtime.trial import TriedModule
 from torchtrt_bridge.runtime.weights import Holder, SpareWeights, buffers_of, movable_memory_of
@@ -81,6 +82,8 @@ class Execution:
         self._is_settled = False
         for engine in self.engines:
             engine.generation, engine.weights = self.generation, self.weights
+        is_specialized = any(engine.static_engines is not None for engine in self.engines)
+        self.frequent_sizes = FrequentSizes(module, options.static_engines) if is_specialized else None
 
     def __call__(self, inputs: Sequence[Any]) -> Sequence[Any]:
         if is_any_autocast_enabled():  # the graph has the casts of when it was captured
@@ -89,6 +92,8 @@ class Execution:
         return self._call(inputs)
 
     def _call(self, inputs: Sequence[Any]) -> Sequence[Any]:
+        if self.frequent_sizes is not None and not is_capturing(inputs) and self.frequent_sizes.install():
+            self.generation.count += 1  # CUDA graphs hold what computed these sizes before
         thread = self._threads.get(thread_number()) or self.thread_state
         with thread.lock:
             results = thread(inputs)
@@ -122,7 +127,8 @@ class Execution:
             )
 
     def _runners(self) -> list[Any]:
-        return [engine.runner for engine in self.engines]
+        statics = [engine.static_engines.runners for engine in self.engines if engine.static_engines is not None]
+        return [*(engine.runner for engine in self.engines), *statics]
 
     def drop_engines(self, why: str) -> None:
         """Drop all engines for good, without a look at alternatives."""
@@ -191,6 +197,9 @@ class ThreadState:
             self.graphs.clear()  # they hold an engine that was dropped, or are no longer wanted
         for device in execution.devices:
             self._follow_stream(device)
+        frequent = execution.frequent_sizes
+        if frequent is not None and execution.is_settled and not is_capturing(inputs) and frequent.is_due(inputs):
+            return frequent.begin(inputs)
         if execution.uses_graphs and execution.is_settled and not torch.cuda.is_current_stream_capturing():
             return self.graphs.pair_for(inputs)(inputs)
         results: Sequence[Any] = execution.module.forward(*inputs)

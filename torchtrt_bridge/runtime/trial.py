@@ -24,6 +24,7 @@ Run = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 Call = Callable[[Sequence[torch.Tensor]], object]
 State = Literal["building", "untried", "serving", "failed"]
 ENGINE, PYTORCH, INDUCTOR, UNQUANTIZED = "engine", "PyTorch", "inductor", "unquantized"
+ENGINE_FOR_ALL_SIZES = "engine for all sizes"
 
 # Results of one engine may differ from run to run, as those of kernels that do not wait for each other did
 # (launch_order.py): every one of these runs must be right.

@@ -75,6 +75,17 @@ def test_it_times_the_contenders_and_says_why_one_is_left_out(tiny: str, capsys:
     assert content["options"] == {"precision": "bf16", "engine": "reference"}
 
 
+@pytest.mark.usefixtures("no_inductor")
+def test_the_page_is_written_though_no_layer_can_be_timed(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", tiny, "--input", "2x4", *TRY, "--html", "found.html"]) == 0
+    captured = capsys.readouterr()
+    assert "timing the layers of its engines" in captured.err
+    assert captured.out.endswith("wrote found.html\n")
+    page = Path("found.html").read_text(encoding="utf-8")
+    assert "3 of 3 nodes in TensorRT" in page
+    assert "Slowest layers" not in page
+
+
 @pytest.mark.full
 def test_inductor_takes_part(tiny: str) -> None:
     assert main(["bench", tiny, "--input", "2x4", *TRY, "--json", "found.json"]) == 0
@@ -192,7 +203,9 @@ def test_on_a_gpu(tiny: str, is_program: bool) -> None:
         name = ["program.pt2"]
     else:
         name += ["--option", "tf32=true"]  # TensorRT-RTX 1.6 rounds to it in any case
-    assert main(["bench", *name, *QUICK, "--option", "trial=check", "--json", "found.json"]) == 0
+    files = ["--json", "found.json", "--html", "found.html"]
+    assert main(["bench", *name, *QUICK, "--option", "trial=check", *files]) == 0
+    assert "Slowest layers" in Path("found.html").read_text(encoding="utf-8")
     content = json.loads(Path("found.json").read_text())
     assert content["times_mean_nothing"] is False
     assert content["nodes_in_tensorrt"] == "3 of 3"

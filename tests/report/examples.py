@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torchtrt_bridge import CompileReport, Options
+from torchtrt_bridge.report.layers import LayerTime, LayerTimes
 from torchtrt_bridge.report.model import EngineEntry, GraphBreak, Stage, TorchEntry, merged
 
 SCRIPT = "<script>document.title = 'run'</script>"
@@ -77,6 +78,36 @@ def quantized() -> CompileReport:
     return report
 
 
+def layer_times(count: int = 24) -> LayerTimes:
+    """Return the times of so many layers of a transformer, of which TensorRT names the nodes of three in four."""
+    kinds = ("linear", "scaled_dot_product_attention", "layer_norm", "")
+    whole = sum(range(1, count + 1))
+    layers = []
+    for index in range(count):
+        node, kind = kinds[index % 4], "add, reshape, transpose, reshape, move"
+        sources = [f"models/bert/net.py:{index + 7}: x = self.part(x)", "models/bert/net.py:90: x = x + y"]
+        layers.append(
+            LayerTime(
+                f"{node}_{index} + add_{index}" if node else kind,
+                {f"{node}_{index}": f"aten.{node}.default", f"add_{index}": "aten.add.Tensor"} if node else {},
+                kind,
+                sources[: index % 3] if node else [],
+                (count - index) / 1000,
+                (count - index) / whole,
+                f"__myl_AddReshTranReshMove_myl0_{index}",
+            )
+        )
+    return LayerTimes(layers, ["input_ids: int64[8, 128]", "attention_mask: bool[8, 1, 128, 128]"])
+
+
+def profiled() -> CompileReport:
+    """Return the report of two engines, of which TensorRT's profiler could time one."""
+    report = mixed()
+    report.engines[0].layer_times = layer_times()
+    report.engines[1].layer_times = LayerTimes(problem="PyTorch runs it: no CUDA GPU is visible to PyTorch")
+    return report
+
+
 def hostile() -> CompileReport:
     """Return a report in which every text that comes from the user or from TensorRT is markup."""
     entries = [
@@ -84,6 +115,8 @@ def hostile() -> CompileReport:
         engine("trt_1", state=SCRIPT, sources={f"{SCRIPT}:3: {SCRIPT}": 2}, products={SCRIPT: 1}, device=SCRIPT),
         engine("trt_2", by_torch_tensorrt={SCRIPT: SCRIPT}, unquantized=SCRIPT),
     ]
+    layer = LayerTime(SCRIPT, {SCRIPT: SCRIPT}, SCRIPT, [f"a.py:4: {SCRIPT}"], 1.0, 1.0, SCRIPT)
+    entries[0].layer_times, entries[1].layer_times = LayerTimes([layer], [SCRIPT]), LayerTimes(problem=SCRIPT)
     stays = [TorchEntry(SCRIPT, SCRIPT, SCRIPT, f'a.py:1: {SCRIPT} "quoted"')]
     breaks = [GraphBreak(SCRIPT, f"a.py:2: {SCRIPT}", SCRIPT)]
     report = CompileReport(Options(cache_dir=SCRIPT), entries, stays, [SCRIPT], 1, stays, breaks=breaks, model=SCRIPT)

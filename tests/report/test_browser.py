@@ -21,6 +21,7 @@ EXAMPLES = {
     "whole": examples.whole,
     "broken": examples.broken,
     "quantized": examples.quantized,
+    "profiled": examples.profiled,
     "hostile": examples.hostile,
     "forty graphs": lambda: examples.broken(40),
     "large": examples.large,
@@ -113,7 +114,7 @@ def test_nothing_is_wider_than_the_window(example: str, size: str, open_page: Op
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("example", ["whole", "broken", "quantized"])
+@pytest.mark.parametrize("example", ["whole", "broken", "quantized", "profiled"])
 def test_every_text_can_be_read(example: str, scheme: str, open_page: Open) -> None:
     page = open_page(example, scheme=scheme)
     unfold(page)
@@ -155,6 +156,22 @@ def test_the_reader_of_a_screen_hears_headings_tables_and_bars(open_page: Open) 
     assert table.get_by_role("columnheader").all_inner_texts() == ["operator", "count", "reason", "first source line"]
     assert table.get_by_role("rowheader").first.inner_text() == "aten.linalg_det.default"
     assert page.get_by_role("img", name="percent of the nodes in TensorRT").count() == 1
+
+
+def test_the_reader_of_a_screen_hears_the_layers_of_each_engine(open_page: Open) -> None:
+    page = open_page("profiled", "telephone")
+    assert page.get_by_role("heading", level=2, name="Slowest layers", exact=True).count() == 1
+    assert page.get_by_role("heading", level=3, name="trt_0 24 layers, 0.3 ms together").count() == 1
+    bars = page.get_by_role("table", name="Times of the slowest layers of trt_0")
+    assert bars.get_by_role("rowheader").first.inner_text() == "linear_0 + add_0"
+    page.get_by_text("24 layers, with source lines").click()
+    table = page.get_by_role("table", name="Layers of trt_0", exact=True)
+    titles = ["layer", "ms", "share", "in TensorRT", "source line"]
+    assert table.get_by_role("columnheader").all_inner_texts() == titles
+    assert table.get_by_role("rowheader").count() == 20
+    widths = page.evaluate("[...document.querySelectorAll('.wide .fill')].map(e => e.getBoundingClientRect().width)")
+    assert widths == sorted(widths, reverse=True)
+    assert widths[9] / widths[0] == pytest.approx(15 / 24, abs=0.01)
 
 
 def test_blocks_are_as_high_and_wide_as_they_take_time(open_page: Open) -> None:

@@ -69,10 +69,11 @@ EXAMPLES = [
     examples.broken,
     lambda: examples.broken(40),
     examples.quantized,
+    examples.profiled,
     examples.hostile,
     examples.large,
 ]
-IDS = ["empty", "whole", "mixed", "broken", "forty graphs", "quantized", "hostile", "large"]
+IDS = ["empty", "whole", "mixed", "broken", "forty graphs", "quantized", "profiled", "hostile", "large"]
 all_examples = pytest.mark.parametrize("example", EXAMPLES, ids=IDS)
 
 
@@ -225,6 +226,38 @@ def test_a_quantized_model_has_its_layers_and_the_dtypes_of_its_products() -> No
     ):
         assert part in text
     assert "error alone" not in text
+
+
+def test_the_slowest_layers_have_bars_and_all_of_them_a_table() -> None:
+    report = examples.profiled()
+    text = html_from_report(report)
+    section = text.partition("Slowest layers</h2>")[2].partition("<h2>")[0]
+    page = Page(f"<div>{section.partition('</section>')[0]}</div>")
+    shares = [float(width) for width in re.findall(r'class="fill engine" style="width: ([\d.]+)%"', section)]
+    assert shares == [pytest.approx(100 * (24 - index) / 24, abs=0.05) for index in range(10)]
+    words_of_page = words(page.text)
+    for part in (
+        "trt_0 24 layers, 0.3 ms together, for input_ids: int64[8, 128]; attention_mask: bool[8, 1, 128, 128]",
+        "linear_0 + add_0 0.024 ms",
+        "24 layers, with source lines",
+        "layer ms share in TensorRT source line",
+        "scaled_dot_product_attention_1 + add_1 0.023 8 % add, reshape, transpose, reshape, move bert/net.py:8",
+        "4 more rows",
+        "trt_1 not timed: PyTorch runs it: no CUDA GPU is visible to PyTorch",
+    ):
+        assert part in words_of_page
+    assert "4 more rows" not in words(page.unfolded)
+    assert "Slowest layers" not in html_from_report(examples.mixed())
+
+
+def test_many_engines_have_their_layers_folded() -> None:
+    report = examples.large(80)
+    for entry in report.engines:
+        entry.layer_times = examples.layer_times(2)
+    page = Page(html_from_report(report))
+    assert page.unfolded.count("2 layers, 0.003 ms together") == 6
+    assert page.text.count("2 layers, 0.003 ms together") == 8
+    assert "2 more engines" in page.unfolded
 
 
 def test_markup_in_names_and_source_lines_is_text() -> None:

@@ -152,7 +152,35 @@ def test_layers_that_are_not_quantized_are_listed_with_their_reason(report: Comp
         assert part in text
 
 
-EXAMPLES = [examples.whole, examples.mixed, examples.broken, examples.quantized, examples.hostile, examples.large]
+def test_the_slowest_layers_of_each_engine_are_listed() -> None:
+    text = text_from_report(examples.profiled())
+    words = " ".join(text.split())
+    assert "Layers of trt_0: 24 layers, 0.3 ms together, for input_ids: int64[8, 128]; attention_mask: bool" in words
+    assert "Layers of trt_1: not timed: PyTorch runs it: no CUDA GPU is visible to PyTorch" in words
+    rows = text.partition("Slowest layers of trt_0\n")[2].partition("Layers of trt_1")[0].splitlines()
+    assert rows[0].split() == ["layer", "ms", "share", "source", "line"]
+    assert rows[2].split()[:6] == ["linear_0", "+", "add_0", "0.024", "8", "%"]
+    assert sum(" %" in row for row in rows) == 10
+    assert "bert/net.py:8: x = self.part(x)" in words
+    assert "bert/net.py:9: x = self.part(x) and 1 more" in words
+    assert "Slowest layers" not in text_from_report(examples.mixed())
+
+
+def test_an_engine_that_was_dropped_since_has_no_slow_layers() -> None:
+    report = examples.profiled()
+    report.engines[0].state = "it failed at run time"
+    assert "Slowest layers" not in text_from_report(report)
+
+
+EXAMPLES = [
+    examples.whole,
+    examples.mixed,
+    examples.broken,
+    examples.quantized,
+    examples.profiled,
+    examples.hostile,
+    examples.large,
+]
 
 
 @pytest.mark.parametrize("columns", [20, 40, 60, 72, 100, 200])

@@ -7,11 +7,15 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import rnn
 
 from torchtrt_bridge.capture.export import export_program, graph_from_program
-from torchtrt_bridge.graph.nodes import constant_of
+from torchtrt_bridge.graph.nodes import arguments_of, constant_of
+from torchtrt_bridge.graph.packed import LAYERS, PADDED_OF_PACKED
 from torchtrt_bridge.graph.recurrent import OPERATORS
 from torchtrt_bridge.graph.torch_internals import storage_id
+from torchtrt_bridge.options import Options
+from torchtrt_bridge.passes.packed_sequences import pad_sequences
 from torchtrt_bridge.runtime.recurrent_weights import join_recurrent_weights, layer_of
 
 KINDS: list[Any] = [
@@ -33,8 +37,39 @@ def graph_of(kind: type[nn.RNNBase], options: dict[str, Any], device: str = "cpu
     return module, node
 
 
+class OfPacked(nn.Module):
+    """A layer over packed sequences, whose packed elements are added up where it is to stay as it is."""
+
+    def __init__(self, layer: nn.RNNBase, is_padded: bool) -> None:
+        super().__init__()
+        self.layer, self.is_padded = layer, is_padded
+
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        packed = rnn.pack_padded_sequence(x, lengths, batch_first=self.layer.batch_first, enforce_sorted=False)
+        output, _ = self.layer(packed)
+        return rnn.pad_packed_sequence(output, total_length=7)[0] if self.is_padded else output.data.sum(0)
+
+
+@pytest.mark.parametrize("is_padded", [False, True])
+@pytest.mark.parametrize(("kind", "options"), KINDS)
+def test_the_layer_of_a_call_on_sequences_of_several_lengths(
+    kind: type[nn.RNNBase], options: dict[str, Any], is_padded: bool
+) -> None:
+    model = OfPacked(kind(5, 6, **options), is_padded).eval()
+    x = torch.randn(3, 7, 5) if model.layer.batch_first else torch.randn(7, 3, 5)
+    module = graph_from_program(export_program(model, (x, torch.tensor([7, 2, 4])))).module
+    pad_sequences(module, Options())
+    (node,) = (node for node in module.graph.nodes if node.target in LAYERS)
+    assert (node.target in PADDED_OF_PACKED.values()) == is_padded
+    found = layer_of(node, weights_of(node))
+    x = torch.randn(7, 3, 5)  # the operators have the length first
+    with torch.no_grad():
+        expected = model.layer(x.transpose(0, 1))[0].transpose(0, 1) if model.layer.batch_first else model.layer(x)[0]
+        torch.testing.assert_close(found(x)[0], expected)
+
+
 def weights_of(node: torch.fx.Node) -> list[torch.Tensor]:
-    values = [constant_of(read) for read in node.args[2]]  # type: ignore[union-attr]
+    values = [constant_of(read) for read in arguments_of(node)["params"]]
     return [value for value in values if value is not None]
 
 

@@ -19,10 +19,10 @@ import torchtrt_bridge as trtb
 from torchtrt_bridge.cli.arguments import Request, is_file
 from torchtrt_bridge.cli.bench_results import Row, print_results, results, write_results
 from torchtrt_bridge.cli.calls import ModelCall, call_from
-from torchtrt_bridge.cli.console import say, step
+from torchtrt_bridge.cli.console import say, step, write_page
 from torchtrt_bridge.cli.models import is_saved_by_us, module_from_program
 from torchtrt_bridge.cli.user_code import reason_of
-from torchtrt_bridge.errors import OptionsError
+from torchtrt_bridge.errors import EngineLoadError, OptionsError
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.runtime.tolerance import relative_distance
 
@@ -39,7 +39,7 @@ Compiled = tuple[Callable[..., Any], ModelCall]
 
 
 def bench(arguments: argparse.Namespace, request: Request) -> int:
-    """Time the contenders, print the table and write the file; return status 1 if torchtrt_bridge has no time."""
+    """Time the contenders, print the table and write the files; return status 1 if torchtrt_bridge has no time."""
     options = Options.from_mapping(request.options)
     device = device_for(options)
     with step(f"loading {request.model}, and running it in PyTorch"):
@@ -52,6 +52,11 @@ def bench(arguments: argparse.Namespace, request: Request) -> int:
     print_results(content, rows)
     if arguments.json is not None:
         write_results(content, arguments.json)
+    if arguments.html is not None and report is not None:
+        with step("timing the layers of its engines"), contextlib.suppress(EngineLoadError):  # of those that there are
+            report.profile()
+        write_page(report, arguments.html)
+        print(f"wrote {arguments.html}")
     return 1 if rows[-1].failure else 0
 
 

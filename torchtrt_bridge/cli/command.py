@@ -113,6 +113,7 @@ def _bench_parser() -> argparse.ArgumentParser:
         prog="torchtrt-bridge bench", description="Time a model in eager PyTorch, inductor and torchtrt_bridge."
     )
     add_model(parser)
+    add_page(parser)
     add_bench(parser)
     return parser
 
@@ -122,6 +123,7 @@ def _bench_model(arguments: argparse.Namespace) -> int:
     if min(arguments.rounds, arguments.calls) < 1:
         raise OptionsError("--rounds and --calls must be 1 or more.")
     check_file("--json", arguments.json)
+    check_file("--html", arguments.html)
     with step("loading PyTorch"):
         from torchtrt_bridge.cli.bench import bench
     return bench(arguments, request)

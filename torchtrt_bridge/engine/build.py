@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 from torchtrt_bridge.errors import BuildError
-from torchtrt_bridge.graph.shapes import TensorSpec
 from torchtrt_bridge.lower.network import Network
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.trt.inspector import outputs_taken_for_inputs
@@ -72,12 +71,8 @@ def _add_profile(network: Network, config: Any) -> None:
     profile = network.builder.create_optimization_profile()
     for spec in dynamic:
         low, high = zip(*spec.ranges, strict=True)
-        profile.set_shape(spec.name, low, _example_in_range(spec), high)
+        profile.set_shape(spec.name, low, spec.example_in_range, high)
     if not profile:
         ranges = ", ".join(f"{s.name}: {s}" for s in dynamic)
         raise BuildError(f"TensorRT refuses the ranges {ranges}. Narrow them (dynamic_shapes, max_dynamic_size).")
     config.add_optimization_profile(profile)
-
-
-def _example_in_range(spec: TensorSpec) -> tuple[int, ...]:
-    return tuple(min(max(size, low), high) for size, (low, high) in zip(spec.example, spec.ranges, strict=True))

@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchtrt_bridge.options import defaults
+from torchtrt_bridge.report.layers import all_engines
 
 if TYPE_CHECKING:
+    from torchtrt_bridge.report.layers import LayerTime, LayerTimes
     from torchtrt_bridge.report.model import CompileReport, EngineEntry, TorchEntry
 
 NOT_BUILT = "not built"  # written by `explain` in place of the engine's name
 BREAK_COLUMNS = ("PyTorch runs", "reason", "source line")
 TORCH_COLUMNS = ("operator", "count", "reason", "first source line")
-NUMBERS = {"nodes", "build s", "MB", "error", "ms", "PyTorch ms", "count"}
+LAYER_COLUMNS = ("layer", "ms", "share", "source line")
+NUMBERS = {"nodes", "build s", "MB", "error", "ms", "PyTorch ms", "count", "share"}
 
 SHORT = {"float16": "fp16", "float32": "fp32", "bfloat16": "bf16", "float64": "fp64", "float8_e4m3fn": "fp8"}
 
@@ -146,6 +149,48 @@ def quantized(report: CompileReport) -> Rows:
             both = f"it takes {times['engine']:.3g} ms, without quantization {times['unquantized']:.3g} ms"
             found.append((entry.name, f"quantized: {both}"))
     return found
+
+
+def static_engines(report: CompileReport) -> Rows:
+    """Return the engines for sizes that came often, and what computes calls of these sizes."""
+    return [(static.name, _of_these_sizes(static)) for entry in report.engines for static in entry.static_engines]
+
+
+def _of_these_sizes(entry: EngineEntry) -> str:
+    if not entry.is_ready:
+        return f"what runs other sizes: {entry.state}"
+    if entry.error is None:
+        return "what runs other sizes, until a call tries the engine"
+    times = ", ".join(f"{name} {milliseconds:.3g} ms" for name, milliseconds in entry.milliseconds.items())
+    return f"{runs_in(entry)}{f' ({times})' if times else ''}"
+
+
+def profiled(report: CompileReport) -> list[tuple[str, LayerTimes]]:
+    """Return the engines that TensorRT's profiler was to time, each with what it found; none that was dropped since."""
+    found = [(entry, entry.layer_times) for entry in all_engines(report.engines)]
+    return [(entry.name, times) for entry, times in found if times is not None and (times.problem or entry.serves)]
+
+
+def layers_text(times: LayerTimes) -> str:
+    """Return in one line how long the layers of an engine take, and on which inputs; or why that is not known."""
+    if times.problem:
+        return f"not timed: {times.problem}"
+    inputs = f", for {'; '.join(times.inputs)}" if times.inputs else ""
+    return f"{counted(len(times.layers), 'layer')}, {times.milliseconds:.3g} ms together{inputs}"
+
+
+def layer_rows(layers: Iterable[LayerTime]) -> Rows:
+    """Return the rows of layers."""
+    return [
+        (layer.name, f"{layer.milliseconds:.3g}", f"{100 * layer.share:.0f} %", _first_source(layer.sources))
+        for layer in layers
+    ]
+
+
+def _first_source(sources: list[str]) -> str:
+    """Return the first of several source lines, and how many more there are; "-" for none."""
+    more = f" and {len(sources) - 1} more" if len(sources) > 1 else ""
+    return short_source(sources[0]) + more if sources else "-"
 
 
 def instead(entry: EngineEntry) -> str:

@@ -17,6 +17,7 @@ from torchtrt_bridge.errors import OptionsError
 from torchtrt_bridge.graph.nodes import source_of
 from torchtrt_bridge.graph.version import __version__
 from torchtrt_bridge.options import Options
+from torchtrt_bridge.report.layers import RUNS, EngineLink, LayerTimes, add_layer_times, without_links
 
 READY = "ready"
 ABSENT_HINT = "the report's to_dict() has the names of the operators in each engine"
@@ -41,6 +42,9 @@ class EngineEntry:
     device: the GPU that it runs on, as "cuda:1"; empty for the first one and for the CPU.
     sources: how many of the operators come from each line of the user's source, as "model.py:12: x = f(x)"; operators
         of which PyTorch knows no line are left out.
+    static_engines: the engines of the same subgraph for single sizes that came often.
+    layer_times: what `CompileReport.profile` found; None where it was not called.
+    link: leads to the engine, for `profile`; no part of the data.
     """
 
     name: str
@@ -62,6 +66,9 @@ class EngineEntry:
     unquantized: str = ""
     device: str = ""
     sources: dict[str, int] = dataclasses.field(default_factory=dict)
+    static_engines: list[EngineEntry] = dataclasses.field(default_factory=list)
+    layer_times: LayerTimes | None = None
+    link: EngineLink = dataclasses.field(default_factory=EngineLink, repr=False, compare=False)
 
     @property
     def is_ready(self) -> bool:
@@ -73,14 +80,19 @@ class EngineEntry:
         """True if the engine runs this subgraph."""
         return self.is_ready and self.choice == "engine"
 
+    def within(self, module: str) -> EngineEntry:
+        """Return a copy whose name begins with that of a module of the model."""
+        statics = [static.within(module) for static in self.static_engines]
+        return dataclasses.replace(self, name=f"{module}.{self.name}", static_engines=statics)
+
     def forget_trial(self) -> None:
         """Leave out what a trial found, as on another machine."""
-        self.error, self.milliseconds, self.choice = None, {}, "engine"
+        self.error, self.milliseconds, self.choice, self.layer_times = None, {}, "engine", None
 
     def copy_from(self, other: EngineEntry) -> None:
         """Describe another engine from now on, under the same name."""
         for field in dataclasses.fields(self):
-            if field.name != "name":
+            if field.name not in ("name", "link"):
                 setattr(self, field.name, getattr(other, field.name))
 
     @property
@@ -217,7 +229,16 @@ class CompileReport:
         """Return the report as plain data."""
         options = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self.options).items()}
         stages = [dataclasses.asdict(stage) | {"in_torch": [e.node for e in stage.in_torch]} for stage in self.stages]
-        return {**dataclasses.asdict(self), "options": options, "stages": stages}
+        return {**dataclasses.asdict(self, dict_factory=without_links), "options": options, "stages": stages}
+
+    def profile(self, runs: int = RUNS) -> CompileReport:
+        """Have TensorRT's profiler time the layers of each engine, and return this report, which has them from now on.
+
+        Each engine runs so often on inputs made for it, of the sizes that it is tuned for. One that cannot be timed has
+        the reason in place of times. Raises EngineLoadError if none can: without a GPU, or for what runs in PyTorch.
+        """
+        add_layer_times(self.engines, runs)
+        return self
 
     def diff(self, other: CompileReport) -> str:
         """Return what changes from this report to `other`, as a table that is as wide as the terminal.

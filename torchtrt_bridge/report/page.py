@@ -12,9 +12,11 @@ from torchtrt_bridge.report.picture import dtype_parts, largest, picture_of
 if TYPE_CHECKING:
     from jinja2 import Template
 
+    from torchtrt_bridge.report.layers import LayerTimes
     from torchtrt_bridge.report.model import CompileReport
 
 TEMPLATE = "page.html.jinja"
+MOST_BARS = 10  # layers of an engine that have one
 
 
 def html_from_report(report: CompileReport) -> str:
@@ -60,6 +62,7 @@ def _content(report: CompileReport) -> dict[str, Any]:
         "size_text": facts.size_text,
         "SHORT": facts.SHORT,
         "NUMBERS": facts.NUMBERS,
+        "profiles": [_profile(name, times) for name, times in facts.profiled(report)],
         "tables": _tables(report),
         "quantization": _quantization(report.quantization),
     }
@@ -120,6 +123,7 @@ def _tables(report: CompileReport) -> list[tuple[str, tuple[str, ...], facts.Row
     """Return the tables below the engines, each with its title and columns, without those that would be empty."""
     found: list[tuple[str, tuple[str, ...], facts.Rows]] = [
         ("Subgraphs that run without their engine", ("name", "runs in"), facts.failures(report)),
+        ("Engines for sizes that came often", ("name", "runs in"), facts.static_engines(report)),
         ("Quantization", ("name", "it is"), facts.quantized(report)),
         ("Nodes by torch_tensorrt", ("name", "nodes by converters"), facts.by_torch_tensorrt(report)),
         ("Graph breaks", facts.BREAK_COLUMNS, _shortened(facts.break_rows(report))),
@@ -131,6 +135,22 @@ def _tables(report: CompileReport) -> list[tuple[str, tuple[str, ...], facts.Row
 
 def _shortened(rows: facts.Rows) -> facts.Rows:
     return [facts.shortened(row) for row in rows]
+
+
+def _profile(name: str, times: LayerTimes) -> dict[str, Any]:
+    """Return what the template shows of the layers of an engine; a bar's share is that of the slowest layer."""
+    slowest = max((layer.milliseconds for layer in times.layers), default=0.0)
+    rows = zip(facts.layer_rows(times.layers), times.layers, strict=True)
+    return {
+        "name": name,
+        "text": facts.layers_text(times),
+        "bars": [
+            (layer.name, layer.milliseconds / slowest, f"{layer.milliseconds:.3g} ms")
+            for layer in times.layers[:MOST_BARS]
+        ],
+        "columns": (*facts.LAYER_COLUMNS[:-1], "in TensorRT", facts.LAYER_COLUMNS[-1]),
+        "rows": [(*row, layer.kind, source) for (*row, source), layer in rows],
+    }
 
 
 def _quantization(found: dict[str, Any] | None) -> dict[str, Any] | None:

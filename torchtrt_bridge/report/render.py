@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torchtrt_bridge.report.facts import (
     BREAK_COLUMNS,
+    LAYER_COLUMNS,
     NOTHING_YET,
     NUMBERS,
     TORCH_COLUMNS,
@@ -18,10 +19,14 @@ from torchtrt_bridge.report.facts import (
     engine_table,
     failures,
     headline,
+    layer_rows,
+    layers_text,
     products,
+    profiled,
     quantized,
     settings,
     shortened,
+    static_engines,
     torch_rows,
 )
 
@@ -34,6 +39,7 @@ if TYPE_CHECKING:
 WIDTH = 100  # where there is no terminal
 NARROWEST = 40
 MOST_OF_A_WORD = 20  # longer ones, as paths, are folded
+MOST_LAYERS = 10  # of each engine; the data and the page have all
 
 
 def text_from_report(report: CompileReport) -> str:
@@ -46,7 +52,7 @@ def text_from_report(report: CompileReport) -> str:
         for table in tables("Engines", *engine_table(report), console.width):
             console.print()
             console.print(table)
-    if failures(report) or by_torch_tensorrt(report) or products(report) or quantized(report):
+    if any(rows(report) for rows in (failures, by_torch_tensorrt, products, quantized, static_engines)):
         console.print()
     for name, dtypes in products(report):
         console.print(f"{name} computes its products in {dtypes}")
@@ -54,8 +60,17 @@ def text_from_report(report: CompileReport) -> str:
         console.print(f"{name} is {found}")
     for name, reason in failures(report):
         console.print(f"{name} runs in {reason}")
+    for name, found in static_engines(report):
+        console.print(f"{name} runs in {found}")
     for name, nodes in by_torch_tensorrt(report):
         console.print(f"{name} has nodes that converters of torch_tensorrt wrote: {nodes}")
+    for name, times in profiled(report):
+        console.print()
+        console.print(f"Layers of {name}: {layers_text(times)}")
+        rows = layer_rows(times.layers[:MOST_LAYERS])
+        for table in tables(f"Slowest layers of {name}", LAYER_COLUMNS, rows, console.width) if rows else ():
+            console.print()
+            console.print(table)
     if report.breaks:
         console.print()
         console.print(_table("Graph breaks", BREAK_COLUMNS, [shortened(row) for row in break_rows(report)]))

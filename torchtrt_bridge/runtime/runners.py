@@ -12,7 +12,7 @@ import torch
 from torchtrt_bridge.errors import EngineLoadError, ShapeRangeError
 from torchtrt_bridge.lower.network import Network
 from torchtrt_bridge.reference import NetworkInterpreter
-from torchtrt_bridge.runtime.call_context import thread_number
+from torchtrt_bridge.runtime.call_context import on_device, thread_number
 from torchtrt_bridge.runtime.launch_order import OrderedQueue, may_overlap, order_captured_kernels
 from torchtrt_bridge.trt.dtypes import torch_dtype_from_trt
 from torchtrt_bridge.trt.error_log import ErrorLog
@@ -128,6 +128,27 @@ class GpuRunner:
             self._keep_kernels()
         return results
 
+    def plan(self) -> bytes:
+        """Return the bytes of the engine, as TensorRT gives them back."""
+        return bytes(self._engine.serialize())
+
+    def time_layers(self, inputs: Sequence[torch.Tensor], runs: int) -> list[list[tuple[str, float]]]:
+        """Return the layers of each of so many runs, in order, with their milliseconds by TensorRT's profiler.
+
+        They run in an execution context of their own, as no CUDA graph can hold a call with a profiler. So kernels are
+        not kept in order by one either (see launch_order.py), and the results are not to be used.
+        """
+        found: list[list[tuple[str, float]]] = []
+        profiler = self._library.profiler(lambda name, milliseconds: found[-1].append((name, milliseconds)))
+        with on_device(self.device):
+            context = self._new_context()
+            context.profiler = profiler
+            session = Session(dataclasses.replace(self._io, is_ordered=False), context, self._library)
+            for _ in range(runs):
+                found.append([])
+                session.enqueue(inputs)
+        return found
+
     @property
     def errors(self) -> str:
         """Return TensorRT's last messages."""
@@ -147,10 +168,14 @@ class GpuRunner:
             if self._spare is not None:
                 spare, self._spare = self._spare, None
                 return spare
+        return Session(self._io, self._new_context(), self._library)
+
+    def _new_context(self) -> Any:
+        with _one_at_a_time:
             context = self._made(lambda: self._engine.create_execution_context(runtime_config=self._context_config))
         if context is None:
             raise EngineLoadError(f"TensorRT gives no execution context: {self.errors}")
-        return Session(self._io, context, self._library)
+        return context
 
     def _keep_kernels(self) -> None:
         """After the first call, hand over the kernels that TensorRT-RTX compiled for it."""

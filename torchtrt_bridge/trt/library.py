@@ -158,6 +158,10 @@ class TensorRTLibrary:
         """
         return _allocator_class(self.trt)(allocate)
 
+    def profiler(self, report: Callable[[str, float], object]) -> Any:
+        """Return a TensorRT profiler that reports the name of each layer of a run, and its milliseconds."""
+        return _profiler_class(self.trt)(report)
+
     @functools.cached_property
     def refusal(self) -> str | None:
         """Reason why this TensorRT cannot run engines on this machine's GPU, found by a build; None if it can."""
@@ -217,6 +221,19 @@ def _allocator_class(trt: Any) -> type:
             return True
 
     return Allocator
+
+
+@functools.cache
+def _profiler_class(trt: Any) -> type:
+    class Profiler(trt.IProfiler):  # type: ignore[misc]
+        def __init__(self, report: Callable[[str, float], object]) -> None:
+            trt.IProfiler.__init__(self)
+            self._report = report
+
+        def report_layer_time(self, name: str, milliseconds: float) -> None:
+            self._report(name, milliseconds)
+
+    return Profiler
 
 
 @functools.cache

@@ -201,18 +201,21 @@ class Packed(nn.Module):
         super().__init__()
         self.before, self.layer = nn.Linear(4, 4), nn.LSTM(4, 6, batch_first=True)
 
-    def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, lengths: Any) -> torch.Tensor:
         packed = rnn.pack_padded_sequence(self.before(x).relu(), lengths, batch_first=True, enforce_sorted=False)
         output: torch.Tensor = rnn.pad_packed_sequence(self.layer(packed)[0], batch_first=True)[0]
         return output * 2
 
 
-def test_packed_sequences_run_in_pytorch() -> None:
+@pytest.mark.parametrize("as_list", [False, True])
+def test_packed_sequences_run_in_pytorch_for_lengths_in_a_list(as_list: bool) -> None:
     original, x = Packed().eval(), torch.randn(3, 7, 4)
     fast = trtb.compile(original, **REFERENCE)
-    for lengths in (torch.tensor([7, 3, 5]), torch.tensor([2, 1, 6])):
+    for values in ([7, 3, 5], [2, 1, 6]):
+        lengths = values if as_list else torch.tensor(values)
         assert_same(fast(x, lengths), original(x, lengths))
-    assert any("pack_padded_sequence" in found.reason for found in trtb.report(fast).breaks)
+    assert any("pack_padded_sequence" in found.reason for found in trtb.report(fast).breaks) == as_list
+    assert trtb.report(fast).is_whole != as_list
 
 
 def test_a_sequence_without_elements_has_pytorchs_error() -> None:
@@ -221,10 +224,15 @@ def test_a_sequence_without_elements_has_pytorchs_error() -> None:
         fast(torch.randn(3, 7, 4), torch.tensor([7, 0, 5]))
 
 
+class PackedByNumbers(Packed):
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        return super().forward(x, lengths.tolist())
+
+
 def test_an_export_with_packed_sequences_says_what_to_do() -> None:
     with pytest.raises(trtb.CaptureError, match="it packs sequences") as raised:
-        trtb.export(Packed().eval(), (torch.randn(3, 7, 4), torch.tensor([7, 3, 5])), **REFERENCE)
-    assert "for the batch as it is padded" in str(raised.value)
+        trtb.export(PackedByNumbers().eval(), (torch.randn(3, 7, 4), torch.tensor([7, 3, 5])), **REFERENCE)
+    assert "Give pack_padded_sequence the lengths in a tensor on the CPU" in str(raised.value)
 
 
 def test_features_of_a_wrong_number_have_pytorchs_error() -> None:

@@ -99,7 +99,7 @@ class EngineModule(TriedModule):
     generation: shared by the engines of a graph.
     static_engines: engines for single sizes, where this one is for many.
     nodes: those of the subgraph, for the names of the engine's layers.
-    rivals: further candidates of the trial.
+    further: candidates of the trial beside the usual ones.
     successor: what runs the subgraph, in words, once the engine has failed.
     """
 
@@ -129,7 +129,7 @@ class EngineModule(TriedModule):
         self.generation = Generation()
         self.static_engines: StaticEngines | None = None
         self.nodes: Nodes = {}
-        self.rivals: list[Candidate] = []
+        self.further: list[Candidate] = []
         self._inductor = Inductor(entry.name, pytorch, options.tunes_inductor, is_checked=options.trial != "off")
         self._has_warned_of_range = False
         self._times_out_of_memory = 0
@@ -280,7 +280,7 @@ class EngineModule(TriedModule):
         candidates.append(ready(PYTORCH, self._in_pytorch))
         if self._inductor_competes:
             candidates.append(Candidate(INDUCTOR, self._inductor.run_for))
-        return candidates + [Candidate(UNQUANTIZED, other.run_for) for other in self.alternatives] + self.rivals
+        return candidates + [Candidate(UNQUANTIZED, other.run_for) for other in self.alternatives] + self.further
 
     def run_for(self, inputs: Sequence[torch.Tensor]) -> Run | None:
         """Have a trial of its own on these inputs; return what won it, None where the engine is not right."""
@@ -306,7 +306,7 @@ class EngineModule(TriedModule):
             self.drop(f"in 8 bits it takes {times[ENGINE]:.3g} ms, without quantization {times[UNQUANTIZED]:.3g} ms")
             return
         self.alternatives.clear()
-        self.rivals.clear()
+        self.further.clear()
         self.choice = self.entry.choice = outcome.winner
         if outcome.winner != ENGINE:
             self.runner = None

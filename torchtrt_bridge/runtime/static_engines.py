@@ -46,7 +46,7 @@ class StaticEngines:
     def add(self, engine: EngineModule, dynamic: EngineModule) -> None:
         """Let `engine` compute calls of its sizes if it wins a trial, in which the engine for all sizes takes part."""
         if dynamic.has_won and dynamic.runner is not None:
-            engine.rivals = [ready(ENGINE_FOR_ALL_SIZES, dynamic.runner)]
+            engine.further = [ready(ENGINE_FOR_ALL_SIZES, dynamic.runner)]
         engine.generation = dynamic.generation
         engine.successor = "what runs other sizes runs this one"
         self._by_sizes[tuple(spec.example for spec in engine.inputs.specs)] = engine

@@ -68,3 +68,15 @@ def test_what_depends_on_the_longest_sequence_is_pytorchs(function: Callable[...
 def test_an_export_whose_sizes_decide_says_what_to_do() -> None:
     with pytest.raises(trtb.CaptureError, match="a size in it, depends on data"):
         trtb.export(OfPacked(squeezed).eval(), (sequences(), LENGTHS[0]), **REFERENCE)
+
+
+def test_a_pytorch_with_other_names_breaks_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(owner: type, name: str, replacement: Any) -> Any:
+        raise AttributeError(f"{owner.__name__} has no {name}")
+
+    monkeypatch.setattr("torchtrt_bridge.graph.dynamo_internals._in_this_thread", missing)
+    original = OfPacked(output_of).eval()
+    fast = trtb.compile(original, **REFERENCE)
+    x, lengths = sequences(LENGTHS[0]), LENGTHS[0]
+    assert_same(fast(x, lengths), original(x, lengths))
+    assert trtb.report(fast).breaks

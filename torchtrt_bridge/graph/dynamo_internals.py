@@ -121,18 +121,30 @@ def functions_traced_as(
     A size from data, as `size_from_data` gives it, is left to Python where Dynamo would take it for another size.
     The caller holds Dynamo's lock.
     """
-    from torch._dynamo.symbolic_convert import InstructionTranslatorBase
-    from torch._dynamo.variables.functions import SkipFunctionVariable
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv
-
     torch.compiler.allow_in_graph(list(in_graph))
-    traces = _TracesOfOthers(others, left)
-    with (
-        _in_this_thread(SkipFunctionVariable, "call_function", traces.call),
-        _in_this_thread(InstructionTranslatorBase, "inline_user_function_return", traces.inline),
-        _in_this_thread(ShapeEnv, "guard_or_defer_runtime_assert", traces.defer),
-    ):
+    with contextlib.ExitStack() as stack:
+        for context in _contexts_of(_TracesOfOthers(others, left)):
+            stack.enter_context(context)
         yield
+
+
+def _contexts_of(traces: _TracesOfOthers) -> list[contextlib.AbstractContextManager[Any]]:
+    """Return the contexts in which Dynamo of this thread makes these traces.
+
+    There are none for a PyTorch that has other names: it breaks the graph at these functions, as ever.
+    """
+    try:
+        from torch._dynamo.symbolic_convert import InstructionTranslatorBase
+        from torch._dynamo.variables.functions import SkipFunctionVariable
+        from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+        return [
+            _in_this_thread(SkipFunctionVariable, "call_function", traces.call),
+            _in_this_thread(InstructionTranslatorBase, "inline_user_function_return", traces.inline),
+            _in_this_thread(ShapeEnv, "guard_or_defer_runtime_assert", traces.defer),
+        ]
+    except (ImportError, AttributeError):
+        return []
 
 
 def _in_this_thread(

@@ -12,7 +12,6 @@ import datetime
 import functools
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,12 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
 import torchtrt_bridge as trtb
-from benchmarks.measured import RESULTS, keep, memory_in_use, seconds
+from benchmarks.measured import RESULTS, keep, memory_in_use, seconds, wait_for_static_engines
+from torchtrt_bridge.report.layers import all_engines
 from torchtrt_bridge.trt import library as libraries
 
 ROUNDS = 5
 STEPS = 20
-LONGEST_BUILD = 120.0  # seconds
 LENGTH, WIDTH = 77, 768  # of the embedded prompt
 UNET: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": WIDTH}
 VAE: dict[str, Any] = {
@@ -95,7 +94,8 @@ def measured(tiny: bool) -> dict[str, Any]:
         pipes[way] = prepare(copy.deepcopy(pipe))
         first = {output: round(seconds(functools.partial(image, pipes[way], embeds, output)), 1) for output in OUTPUTS}
         if way == "accelerated" and not tiny:
-            wait_for_static_engines(pipes[way], embeds)
+            again = functools.partial(image, pipes[way], embeds, "latent")
+            wait_for_static_engines(again, pipes[way], part="unet")
         error = (image(pipes[way], embeds, "latent").float() - expected).norm() / expected.norm()
         memory_mb = round((memory_in_use() - before) / 2**20)
         found[way] = {"first_call_s": first, "memory_mb": memory_mb, "error": float(f"{error:.2e}")}
@@ -106,20 +106,11 @@ def measured(tiny: bool) -> dict[str, Any]:
     for way in ways:
         found[way]["image_s"] = {output: round(statistics.median(times[way, output]), 4) for output in OUTPUTS}
     report = trtb.report(pipes["accelerated"])
-    entries = [each for entry in report.engines for each in (entry, *entry.static_engines)]
-    engines = [{"name": each.name, "choice": each.choice, "milliseconds": each.milliseconds} for each in entries]
+    engines = [
+        {"name": each.name, "choice": each.choice, "milliseconds": each.milliseconds}
+        for each in all_engines(report.engines)
+    ]
     return {"ways": found, "notes": report.notes, "engines": engines, "is_whole": report.is_whole}
-
-
-def wait_for_static_engines(pipe: Any, embeds: torch.Tensor) -> None:
-    """Make images until the engines for this size, which are built in the background, have been tried."""
-    deadline = time.monotonic() + LONGEST_BUILD
-    while time.monotonic() < deadline:
-        image(pipe, embeds, "latent")
-        statics = [static for entry in trtb.report(pipe).engines for static in entry.static_engines]
-        if any("unet" in static.name and static.error is not None for static in statics):
-            return
-    print("the UNet has no engine for this size", file=sys.stderr)
 
 
 def pipeline(tiny: bool) -> Any:

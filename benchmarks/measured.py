@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,11 @@ from typing import Any
 
 import torch
 
+import torchtrt_bridge as trtb
+from torchtrt_bridge.report.model import EngineEntry
+
 RESULTS = Path(__file__).parent / "results"
+LONGEST_BUILD = 120.0  # seconds
 
 
 def device_name() -> str:
@@ -25,6 +30,22 @@ def seconds(call: Callable[[], Any]) -> float:
     call()
     _wait()
     return time.perf_counter() - begun
+
+
+def wait_for_static_engines(call: Callable[[], Any], compiled: Any, part: str = "") -> list[EngineEntry]:
+    """Call until an engine for these sizes, which is built in the background, has been tried; return those there are.
+
+    part: what its name has. Gives up after LONGEST_BUILD, with a line on stderr.
+    """
+    deadline = time.monotonic() + LONGEST_BUILD
+    statics: list[EngineEntry] = []
+    while time.monotonic() < deadline:
+        call()
+        statics = [static for entry in trtb.report(compiled).engines for static in entry.static_engines]
+        if any(part in each.name and each.error is not None for each in statics):
+            return statics
+    print(f"no engine {part} for these sizes was tried in {LONGEST_BUILD:.0f} s", file=sys.stderr)
+    return statics
 
 
 def memory_in_use() -> int:

@@ -9,19 +9,17 @@ from __future__ import annotations
 import argparse
 import datetime
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import torchtrt_bridge as trtb
-from benchmarks.measured import RESULTS, keep
+from benchmarks.measured import RESULTS, keep, wait_for_static_engines
 from benchmarks.suite.models import SUITE, build, names
 from torchtrt_bridge.trt import library as libraries
 
 BATCHES = (1, 8)
-LONGEST_BUILD = 120.0  # seconds
 
 
 def main() -> int:
@@ -58,11 +56,7 @@ def measured(name: str, batch: int, tiny: bool) -> dict[str, Any]:
     torch._dynamo.reset()
     engine = "reference" if tiny else "auto"
     fast = trtb.compile(model, dynamic=True, static_engines=1, engine=engine, cache_dir="")
-    deadline = time.monotonic() + LONGEST_BUILD
-    statics: list[Any] = []
-    while time.monotonic() < deadline and not any(static.error is not None for static in statics):
-        fast(**inputs)
-        statics = [static for entry in trtb.report(fast).engines for static in entry.static_engines]
+    statics = wait_for_static_engines(lambda: fast(**inputs), fast)
     found = {key: round(ms, 4) for static in statics for key, ms in static.milliseconds.items()}
     return {"model": name, "batch": batch, "choices": [static.choice for static in statics], **found}
 

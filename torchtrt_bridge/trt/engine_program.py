@@ -13,7 +13,7 @@ import itertools
 import re
 from collections.abc import Iterable, Sequence
 
-_PROGRAM = re.compile(rb"\ndescriptors \{\n[\t\n -~]+")
+PROGRAM = re.compile(rb"\ndescriptors \{\n[\t\n -~]+")
 _SIZES = "\nshape_main {"  # begins the part of a main program that computes sizes; a kernel's program has none
 _STEP = re.compile(r'^ *(\w+)=\{ name=("?)(.+?)\2 (?:fqn|output|input|args|input_args)=')
 _OUTPUTS = re.compile(r" output(?:_args)?=\{([^}]*)\}")
@@ -59,7 +59,7 @@ def program_steps(plan: bytes) -> list[ProgramStep]:
 
 def result_nodes(plan: bytes) -> set[str]:
     """Return the nodes whose values are the engine's results; nothing for one without the text of its program."""
-    text = b"".join(_PROGRAM.findall(plan)).decode("ascii")
+    text = b"".join(PROGRAM.findall(plan)).decode("ascii")
     return {found[1] for name in set(_QUOTED.findall(text)) if (found := _RESULT.fullmatch(name)) is not None}
 
 
@@ -71,7 +71,7 @@ def nodes_in_name(name: str) -> list[str]:
 def _programs(plan: bytes) -> list[list[list[str]]]:
     """Return the lines of each main program, behind them those of its kernels."""
     found: list[list[list[str]]] = []
-    for each in _PROGRAM.findall(plan):
+    for each in PROGRAM.findall(plan):
         text, separator, _ = each.decode("ascii").partition("\nmain {")[2].partition(_SIZES)
         lines = [line for line in text.splitlines() if _STEP.match(line)]
         if separator or not found:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import re
 
-_PROGRAM = re.compile(rb"\ndescriptors \{\n[\t\n -~]+")
+from torchtrt_bridge.trt.engine_program import PROGRAM
+
 _TENSOR = re.compile(r'tensor=\{.*? name=("?)(.+?)\1 .*? type=(\w+) \}')
 _PRODUCT = re.compile(
     r' (?:corrltn|deconvolution|fully_connected)=\{ name=("?)(.+?)\1 output=.*? input=\{ ?"(.+?)" "(.+?)" '
@@ -43,7 +44,7 @@ def product_dtypes(plan: bytes) -> dict[str, str]:
     It is empty for an engine without such text, as those of TensorRT. Products that are fused with others are missing.
     """
     found = {}
-    for program in _PROGRAM.findall(plan):
+    for program in PROGRAM.findall(plan):
         text = program.decode("ascii")
         kinds = {name: kind for _, name, kind in _TENSOR.findall(text)}
         for _, layer, left, right in _PRODUCT.findall(text):
@@ -71,7 +72,7 @@ class Step:
 def steps(plan: bytes) -> list[Step]:
     """Return the steps of an engine of TensorRT-RTX, in order; nothing for one without the text of its program."""
     found = []
-    for program in _PROGRAM.findall(plan):
+    for program in PROGRAM.findall(plan):
         _, _, main = program.decode("ascii").partition("\nmain {")
         for line in main.splitlines():
             match = _STEP.match(line)

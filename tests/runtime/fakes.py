@@ -169,3 +169,24 @@ class FakeTensorRT:
         self.short[what] -= 1
         self.log.errors.append(self.words)
         return None
+
+
+class FakeCopy(FakeTensorRT):
+    """An engine, which is its own context too, with an input `x` and an output `y`."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+        self.num_io_tensors = 2
+        self.trt.TensorIOMode = SimpleNamespace(INPUT="x", OUTPUT="y")
+
+    def get_tensor_name(self, index: int) -> str:
+        return "xy"[index]
+
+    def get_tensor_mode(self, name: str) -> str:
+        return name
+
+    def get_tensor_dtype(self, name: str) -> torch.dtype:
+        return torch.float32
+
+    def get_aliased_input_tensor(self, name: str) -> None:
+        """Return that no output lies in the memory of an input."""

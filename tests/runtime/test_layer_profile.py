@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import torchtrt_bridge as trtb
-from tests.runtime.fakes import FakeRunner, FakeTensorRT, module_of, right, x_of
+from tests.runtime.fakes import FakeCopy, FakeRunner, module_of, right, x_of
 from torchtrt_bridge import CompileReport, Options
 from torchtrt_bridge.entry.torch_compile import backend_of
 from torchtrt_bridge.errors import EngineLoadError
@@ -143,27 +143,13 @@ def test_inputs_have_the_names_of_the_report() -> None:
     assert times_of(report_of(module).profile()).inputs == ["images: float32[2, 3]"]
 
 
-class Profiled(FakeTensorRT):
+class Profiled(FakeCopy):
     """Engine and contexts of a copy of `x` to `y`, whose contexts report two layers to their profiler."""
 
     def __init__(self) -> None:
-        super().__init__("")
+        super().__init__()
         self.contexts: list[Any] = []
-        self.num_io_tensors = 2
-        self.trt.TensorIOMode = SimpleNamespace(INPUT="x", OUTPUT="y")
         self.trt.IProfiler = object
-
-    def get_tensor_name(self, index: int) -> str:
-        return "xy"[index]
-
-    def get_tensor_mode(self, name: str) -> str:
-        return name
-
-    def get_tensor_dtype(self, name: str) -> torch.dtype:
-        return torch.float32
-
-    def get_aliased_input_tensor(self, name: str) -> None:
-        """Return that no output lies in the memory of an input."""
 
     def serialize(self) -> bytearray:
         return bytearray(b"a plan")

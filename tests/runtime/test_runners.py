@@ -9,34 +9,20 @@ from typing import Any
 import pytest
 import torch
 
-from tests.runtime.fakes import FakeTensorRT
+from tests.runtime.fakes import FakeCopy
 from torchtrt_bridge.errors import ShapeRangeError
 from torchtrt_bridge.runtime import runners
 
 CPU_ALIGNMENT = 64  # of PyTorch's allocator
 
 
-class Copying(FakeTensorRT):
+class Copying(FakeCopy):
     """Engine and context in one, of an engine that copies its input `x` to its output `y`."""
 
     def __init__(self) -> None:
-        super().__init__("")
+        super().__init__()
         self.addresses: dict[str, int] = {}
         self.shape: tuple[int, ...] = ()
-        self.num_io_tensors = 2
-        self.trt.TensorIOMode = SimpleNamespace(INPUT="x", OUTPUT="y")
-
-    def get_tensor_name(self, index: int) -> str:
-        return "xy"[index]
-
-    def get_tensor_mode(self, name: str) -> str:
-        return name
-
-    def get_tensor_dtype(self, name: str) -> torch.dtype:
-        return torch.float32
-
-    def get_aliased_input_tensor(self, name: str) -> None:
-        """Return that no output lies in the memory of an input."""
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         """As TensorRT does, it takes no shape outside the ranges that it was built for."""

@@ -25,7 +25,7 @@ from torchtrt_bridge.capture.transformers_classes import without_cache
 from torchtrt_bridge.errors import CaptureError
 from torchtrt_bridge.graph.dynamo_internals import export_is_quiet
 from torchtrt_bridge.graph.edit import copy_graph, set_constant
-from torchtrt_bridge.graph.export_internals import decompose
+from torchtrt_bridge.graph.export_internals import compiled_functions_kept, decompose
 from torchtrt_bridge.graph.nodes import operator_name
 from torchtrt_bridge.graph.recurrent import use_own
 from torchtrt_bridge.graph.shapes import UNBOUNDED
@@ -131,8 +131,9 @@ def _exported(
         elif is_data_dependent(error) or isinstance(error, AssumptionError):
             with contextlib.suppress(Exception), indices_as_numbers(model):
                 return _holding(call(), args, kwargs)
-            with contextlib.suppress(Exception):
-                return _holding(call(strict=True), args, kwargs)  # Dynamo takes int(x.item()) for a number
+            if not isinstance(model, fx.GraphModule):  # which Dynamo, or another trace, has made
+                with contextlib.suppress(Exception), compiled_functions_kept():
+                    return _holding(call(strict=True), args, kwargs)  # Dynamo takes int(x.item()) for a number
         raise
 
 

@@ -29,6 +29,15 @@ Table = dict[Any, Callable[..., Any]]
 SPLIT = "_split_decomp_table_to_cia_and_python_decomp"
 
 
+def compiled_functions_kept() -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which `torch.export` in strict mode leaves to Dynamo what it has compiled in this process.
+
+    It lets Dynamo forget all first: other models would be compiled again, and a compilation that waits for this export
+    would read a list of graphs that is no more, which is a crash.
+    """
+    return mock.patch.object(torch._dynamo, "reset", for_this_thread(lambda: None, torch._dynamo.reset))
+
+
 def decompose(
     program: ExportedProgram, whole: frozenset[Any], own: tuple[tuple[Any, Callable[..., Any]], ...]
 ) -> ExportedProgram:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -299,6 +300,15 @@ def test_save_writes_the_page(tmp_path: Path) -> None:
     report = examples.mixed()
     report.save(tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == html_from_report(report)
+
+
+def test_save_writes_data_to_a_json_file(tmp_path: Path) -> None:
+    report = examples.mixed()
+    report.save(tmp_path / "report.json")
+    found = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert found["engines"][0]["name"] == "trt_0"
+    assert found["options"]["precision"] == "fp16"
+    assert found == json.loads(json.dumps(report.to_dict(), default=str))
 
 
 @pytest.mark.parametrize(("path", "message"), [("missing/report.html", "create .*missing first"), (".", "is a folder")])

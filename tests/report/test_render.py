@@ -1,6 +1,7 @@
 """Reports as text."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,10 @@ from torch import nn
 from tests.report import examples
 from tests.report.examples import engine
 from torchtrt_bridge import CompileReport, Options
+from torchtrt_bridge.report import facts
+from torchtrt_bridge.report.layers import LayerTimes
 from torchtrt_bridge.report.model import TorchEntry, engine_entry, merged
+from torchtrt_bridge.report.page import html_from_report
 from torchtrt_bridge.report.render import text_from_report
 
 
@@ -191,3 +195,28 @@ def test_every_report_fits_and_begins_with_its_summary(example, columns: int, mo
     text = text_from_report(report)
     assert max(map(len, text.splitlines())) <= max(40, columns)
     assert " ".join(text.split()).startswith(f"{report.trt_nodes} of {report.trt_nodes + report.torch_nodes} ")
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtypes", "expected"),
+    [
+        ("fp32", {"float16": 464, "int64": 49}, "fp16, the model's own"),
+        ("fp32", {"bfloat16": 4}, "bf16, the model's own"),
+        ("fp32", {"float32": 3, "float16": 4}, "fp32"),
+        ("fp32", {"int64": 4}, "fp32"),
+        ("fp16", {"float16": 4}, "fp16"),
+    ],
+)
+def test_the_precision_is_that_of_a_model_in_half_precision(
+    precision: Any, dtypes: dict[str, int], expected: str
+) -> None:
+    report = CompileReport(Options(precision=precision), [engine(dtypes=dtypes)], graphs=1)
+    assert text_from_report(report).splitlines()[1] == f"precision {expected}"
+    assert f"<dd>{expected.replace(chr(39), '&#39;')}</dd>" in html_from_report(report)
+
+
+@pytest.mark.parametrize(("count", "rest"), [(3, ""), (4, " and 1 more input"), (40, " and 37 more inputs")])
+def test_of_many_inputs_of_a_timed_engine_three_are_listed(count: int, rest: str) -> None:
+    times = LayerTimes(inputs=[f"x{index}: float16[1, 8]" for index in range(count)])
+    shown = "x0: float16[1, 8]; x1: float16[1, 8]; x2: float16[1, 8]"
+    assert facts.layers_text(times).endswith(f" ms together, for {shown}{rest}")

@@ -17,6 +17,7 @@ NOT_BUILT = "not built"  # written by `explain` in place of the engine's name
 BREAK_COLUMNS = ("PyTorch runs", "reason", "source line")
 TORCH_COLUMNS = ("operator", "count", "reason", "first source line")
 LAYER_COLUMNS = ("layer", "ms", "share", "source line")
+MOST_INPUTS = 3  # of an engine; a decoder has dozens
 NUMBERS = {"nodes", "build s", "MB", "error", "ms", "PyTorch ms", "count", "share"}
 
 SHORT = {"float16": "fp16", "float32": "fp32", "bfloat16": "bf16", "float64": "fp64", "float8_e4m3fn": "fp8"}
@@ -52,7 +53,15 @@ def settings(report: CompileReport) -> str:
     targets = f"targets {', '.join(options.targets)}" if options.targets else ""
     computed = "computed by the reference interpreter, on CPU" if options.engine == "reference" else ""
     error = "" if report.error is None else f"error to the model itself {report.error:.1e}"
-    return ", ".join(part for part in (f"precision {options.precision}", targets, computed, error) if part)
+    return ", ".join(part for part in (f"precision {precision(report)}", targets, computed, error) if part)
+
+
+def precision(report: CompileReport) -> str:
+    """Return the precision of the option; that of the model where it is in half precision, which the option keeps."""
+    found = {name for entry in report.engines for name in entry.dtypes}
+    halves = [SHORT[name] for name in ("float16", "bfloat16") if name in found]
+    is_of_model = report.options.precision == "fp32" and halves and "float32" not in found
+    return f"{' and '.join(halves)}, the model's own" if is_of_model else report.options.precision
 
 
 def changed_options(report: CompileReport) -> dict[str, str]:
@@ -175,7 +184,9 @@ def layers_text(times: LayerTimes) -> str:
     """Return in one line how long the layers of an engine take, and on which inputs; or why that is not known."""
     if times.problem:
         return f"not timed: {times.problem}"
-    inputs = f", for {'; '.join(times.inputs)}" if times.inputs else ""
+    shown = times.inputs[:MOST_INPUTS]
+    rest = f" and {counted(len(times.inputs) - len(shown), 'more input')}" if len(times.inputs) > len(shown) else ""
+    inputs = f", for {'; '.join(shown)}{rest}" if shown else ""
     return f"{counted(len(times.layers), 'layer')}, {times.milliseconds:.3g} ms together{inputs}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import json
 import datetime
 import platform
 from collections.abc import Iterable, Iterator, Mapping
@@ -267,7 +268,7 @@ class CompileReport:
         return html_for_notebook(self)
 
     def save(self, path: str | Path) -> None:
-        """Write the report as one HTML page, which needs no other file and no network.
+        """Write the report as one HTML page, which needs no other file and no network; to `*.json`, as `to_dict` does.
 
         Raises OptionsError if there is no folder to write it into.
         """
@@ -276,8 +277,10 @@ class CompileReport:
         path = Path(path)
         if not path.parent.is_dir() or path.is_dir():
             what = "is a folder" if path.is_dir() else f"is in no folder that exists: create {path.parent} first"
-            raise OptionsError(f"save() writes one HTML file, and {path} {what}.")
-        path.write_text(html_from_report(self), encoding="utf-8")
+            raise OptionsError(f"save() writes one file, and {path} {what}.")
+        is_data = path.suffix == ".json"
+        text = json.dumps(self.to_dict(), indent=1, default=str) if is_data else html_from_report(self)
+        path.write_text(text, encoding="utf-8")
 
 
 def merged(reports: Iterable[CompileReport]) -> CompileReport:

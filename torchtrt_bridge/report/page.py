@@ -81,7 +81,7 @@ def _facts(report: CompileReport, is_empty: bool) -> list[tuple[str, str]]:
 
 
 def _precision(report: CompileReport) -> str:
-    return report.options.precision + (" with TF32" if report.options.tf32 else "")
+    return facts.precision(report) + (" with TF32" if report.options.tf32 else "")
 
 
 def _coverage(report: CompileReport) -> str:

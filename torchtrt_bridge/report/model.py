@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 import datetime
+import json
 import platform
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path

@@ -18,6 +18,14 @@ def image(n: int) -> tuple[torch.Tensor]:
     return (torch.randn(n, 4, 9 + n, 12),)
 
 
+def photograph(n: int) -> tuple[torch.Tensor]:
+    return (torch.randn(n, 3, 21, 32),)
+
+
+def tall_photograph(n: int) -> tuple[torch.Tensor]:
+    return (torch.randn(n, 4, 32, 21),)
+
+
 def volume(n: int) -> tuple[torch.Tensor]:
     return (torch.randn(n, 4, 6, 7, 8),)
 
@@ -40,6 +48,8 @@ CASES: list[Case] = [
     Case(conv, nn.Conv2d(4, 6, 3, padding="valid"), image, name="2d-valid"),
     Case(conv, nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), image, name="2d-reflect"),
     Case(conv, nn.Conv2d(4, 6, 3, padding=1), lambda n: (torch.randn(4, 9, 9 + n),), name="2d-unbatched"),
+    Case(conv, nn.Conv2d(3, 6, 7, stride=2, padding=3), photograph, name="2d-folded"),
+    Case(conv, nn.Conv2d(4, 6, (5, 8), stride=2, padding=(0, 1), bias=False), tall_photograph, name="2d-folded-even"),
     Case(conv, nn.Conv3d(4, 6, 3, padding=1, stride=2), volume, name="3d"),
     Case(conv, nn.Conv3d(4, 6, (1, 2, 3), dilation=(1, 2, 1), groups=2), volume, name="3d-groups"),
     Case(conv, nn.Conv3d(4, 6, (3, 2, 3), padding="same"), volume, name="3d-same"),

@@ -6,6 +6,7 @@ import torch
 
 from torchtrt_bridge.graph.shapes import is_symbolic
 from torchtrt_bridge.graph.torch_internals import statically_known_true
+from torchtrt_bridge.lower.converters.image_means import mean_of_images, pools
 from torchtrt_bridge.lower.converters.linear import multiply_along
 from torchtrt_bridge.lower.registry import FLOATS, converter
 
@@ -60,7 +61,7 @@ def _adaptive(ctx, kind, x, output_size):
         if dim not in whole and isinstance(wanted, int) and wanted != x.shape[dim]
     ]
     if whole:
-        x = ctx.reduce(kind, x, whole, True)
+        x = mean_of_images(ctx, x) if kind == "AVG" and pools(ctx, x, whole) else ctx.reduce(kind, x, whole, True)
     equal = {dim: x.shape[dim] // wanted for dim, wanted in rest if x.shape[dim] % wanted == 0}
     if equal:
         x = _equal_windows(ctx, kind, x, equal, len(output_size))

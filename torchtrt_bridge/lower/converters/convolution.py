@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from torchtrt_bridge.graph.shapes import is_symbolic
+from torchtrt_bridge.lower.converters.folded_strides import folded, folds
 from torchtrt_bridge.lower.registry import FLOATS, converter
 
 aten = torch.ops.aten
@@ -37,6 +38,9 @@ def convolution(ctx, input, weight, bias, stride, padding, dilation, transposed,
 
 
 def _plain(ctx, x, weight, bias, stride, padding, dilation, output_padding, groups):
+    if folds(ctx, x, weight, stride, dilation, groups):
+        x, weight = folded(ctx, x, weight, padding)
+        stride, padding = [1, 1], [0, 0]
     layer = _layer(ctx, "add_convolution_nd", x, weight, bias, weight.shape[0])
     return _slid(layer, stride, padding, padding, dilation, groups)
 

@@ -6,6 +6,7 @@ import torch
 
 from torchtrt_bridge.lower.converters.arithmetic import result_dtype, widened
 from torchtrt_bridge.lower.converters.compare import truth
+from torchtrt_bridge.lower.converters.image_means import mean_of_images, pools
 from torchtrt_bridge.lower.registry import converter
 
 aten = torch.ops.aten
@@ -35,7 +36,11 @@ def sum_(ctx, self, dtype=None):
 @converter(aten.mean.dim, precision="fp32")
 def mean_dims(ctx, self, dim, keepdim=False, dtype=None):
     """mean.dim(Tensor self, int[1]? dim, bool keepdim=False, *, ScalarType? dtype=None) -> Tensor"""
-    return reduced(ctx, "AVG", ctx.tensor(self, result_dtype(ctx)), dim, keepdim)
+    tensor = ctx.tensor(self, result_dtype(ctx))
+    if isinstance(dim, (list, tuple)) and pools(ctx, tensor, dim):
+        means = mean_of_images(ctx, tensor)
+        return means if keepdim else ctx.squeeze(means, [2, 3])
+    return reduced(ctx, "AVG", tensor, dim, keepdim)
 
 
 @converter(aten.mean.default, precision="fp32")

@@ -41,7 +41,14 @@ class Given(nn.Module):
     """A call with an input on the CPU, which one result is computed from, and whose size another reads."""
 
     def forward(self, x: torch.Tensor, host: torch.Tensor) -> Any:
-        return x.relu().exp(), (host.exp() * 2).to(x.device) + x, x.sin() * host.shape[0]
+        return x.relu().exp(), (host.exp() * 2).sum(0).to(x.device) + x, x.sin() * host.shape[0]
+
+
+class Beside(nn.Module):
+    """A call whose results have the batch of an input on the CPU, which the one on the GPU has too."""
+
+    def forward(self, host: torch.Tensor, x: torch.Tensor) -> Any:
+        return (host * 2).to(x.device) + x, x.new_ones(host.shape[0], 3) + x[:, :3].exp()
 
 
 def captured(model: nn.Module, *inputs: tuple[str, tuple[int, ...]], is_dynamic: bool = True) -> Any:
@@ -92,6 +99,13 @@ def test_what_takes_an_input_on_the_cpu_stays_in_pytorch(is_dynamic: bool) -> No
     assert on_cpu.isdisjoint(inside)
     assert {name for name in on_cpu if not name.startswith("sym_size")} <= found.keys()
     assert ("it reads the size of a tensor on the CPU" in found.values()) is is_dynamic
+
+
+def test_a_size_that_an_input_on_the_gpu_has_too_is_read_there() -> None:
+    module = captured(Beside(), ("cpu", (6, 4)), ("cuda", (6, 4)))
+    (size,) = module.graph.find_nodes(op="call_function", target=torch.ops.aten.sym_size.int)
+    assert (size.args[0].name, size.args[1]) == ("x", 0)
+    assert set(reasons(propose(module, Options())).values()) == {ON_CPU}
 
 
 def _touches_the_cpu(node: torch.fx.Node) -> bool:

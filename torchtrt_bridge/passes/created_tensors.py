@@ -1,15 +1,19 @@
-"""Tensors on the CPU that the GPU computes with: those that the graph creates are created there, numbers are copied."""
+"""Tensors on the CPU that the GPU computes with: those that the graph creates are created there, numbers are copied.
+
+Sizes are read of inputs on the GPU.
+"""
 
 from __future__ import annotations
 
 import operator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
 
 from torchtrt_bridge.graph.edit import behind, constant_of, fake_mode_of, finish, infer, insert_call, insert_constant
 from torchtrt_bridge.graph.nodes import operator_name, tensors_of_node
+from torchtrt_bridge.graph.shapes import expression_of
 from torchtrt_bridge.graph.torch_internals import is_operator, schema_of
 from torchtrt_bridge.options import Options
 
@@ -40,7 +44,8 @@ def create_on_gpu(module: fx.GraphModule, options: Options) -> fx.GraphModule:
     numbers = {node: users for node in module.graph.nodes if (users := _users_of_number(node))}
     for node, users in numbers.items():
         _copy_number(node, users, device, mode)
-    return finish(module, changed=bool(found or numbers))
+    _read_sizes_of_inputs(module.graph)
+    return finish(module, changed=True)
 
 
 def _movable(graph: fx.Graph) -> list[fx.Node]:
@@ -114,6 +119,20 @@ def _copy_number(node: fx.Node, users: list[fx.Node], device: torch.device, mode
     for user in users:
         user.replace_input_with(node, copied)
         infer(user, mode)
+
+
+def _read_sizes_of_inputs(graph: fx.Graph) -> None:
+    """Let sizes of tensors on the CPU be read of inputs on the GPU that have them too, as a batch with its lengths."""
+    sizes = graph.find_nodes(op="call_function", target=aten.sym_size.int)
+    wanted = [node for node in sizes if _is_on_cpu(node.all_input_nodes[0])]
+    places: dict[Any, tuple[fx.Node, int]] = {}
+    for node in graph.find_nodes(op="placeholder") if wanted else ():
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor) and value.device.type != "cpu":
+            for dim, size in enumerate(value.shape):
+                places.setdefault(expression_of(size), (node, dim))
+    for node in wanted:
+        node.args = places.get(expression_of(node.meta["val"]), node.args)
 
 
 def _is_on_cpu(node: fx.Node) -> bool:

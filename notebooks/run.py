@@ -42,6 +42,8 @@ from jupyter_client.kernelspec import KernelSpecManager
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
+from notebooks.cleaning import LEFT_OUT, clean_text
+
 FOLDER = Path(__file__).parent
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
@@ -150,17 +152,6 @@ def _new(folder: Path) -> Path:
 
 # Cleaning -------------------------------------------------------------------------------------------------------------
 
-LEFT_OUT = "…"
-
-CLEANED = (
-    (re.compile(r"\x1b\[[0-9;?]*[A-Za-z]"), ""),  # colours, and movements of the cursor
-    (re.compile(r"^[^\n]*\r(?!\n)", re.MULTILINE), ""),  # states of a progress bar, which the next one overwrites
-    (re.compile(r"(?<![\w.:/<])/(?:[^\s/:\"'<>]+/)*(?:site|dist)-packages/"), ""),
-    (re.compile(r"(?<![\w.:/<])/(?:[^\s/:\"'<>]+/)+(?=[^\s/:\"'<>])"), ""),  # folders, up to the name of a file
-    (re.compile(r"\b0x[0-9a-f]{6,}\b"), f"0x{LEFT_OUT}"),
-    (re.compile(r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[+-]\d\d:?\d\d|Z)?"), LEFT_OUT),
-)
-
 
 def clean(notebook: NotebookNode) -> None:
     """Remove what differs from run to run out of a notebook's outputs and metadata."""
@@ -200,28 +191,6 @@ def _clean_output(output: NotebookNode) -> None:
             output.data[kind] = clean_text(content)
         elif kind == "image/png":
             output.data[kind] = content.strip()
-
-
-def clean_text(text: str) -> str:
-    """Return text without what differs from run to run."""
-    for pattern, replacement in CLEANED:
-        text = pattern.sub(replacement, text)
-    return _without_seconds(text)
-
-
-def _without_seconds(text: str) -> str:
-    """Leave out the seconds of builds in the tables of a report, and keep their columns."""
-    lines = text.split("\n")
-    end = -1  # of the column of seconds, while in a table that has one
-    for index, line in enumerate(lines):
-        if "build s" in line:
-            end = line.index("build s") + len("build s")
-        elif not line.strip():
-            end = -1
-        elif end > 0:
-            cells, rest = line[:end], line[end:]
-            lines[index] = re.sub(r"\d+\.\d\d$", lambda found: LEFT_OUT.rjust(len(found[0])), cells) + rest
-    return "\n".join(lines)
 
 
 # Comparison -----------------------------------------------------------------------------------------------------------

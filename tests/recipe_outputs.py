@@ -21,13 +21,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+from notebooks.cleaning import LEFT_OUT, clean_text
+
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "recipes.md"
 
 SHOWN = re.compile(
     r"```sh\npython recipes/(?P<name>\w+)\.py(?P<options> --tiny[^\n]*)\n```\n\n```text\n(?P<text>.*?)\n```", re.DOTALL
 )
-LEFT_OUT = "…"
 VARYING = (
     (re.compile(r"\bRTX \d[\d.]*"), LEFT_OUT),  # the version
     (re.compile(r" *\d[\d.]* (?:s|ms)\b"), f" {LEFT_OUT}"),
@@ -61,11 +62,14 @@ def environment(folder: Path) -> dict[str, str]:
 
     One thread: small networks gain nothing by more, and lose much beside another worker of the tests.
     """
+    return environment_of_this_machine(folder) | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+
+
+def environment_of_this_machine(folder: Path) -> dict[str, str]:
+    """Return such an environment with the GPUs and the processors that there are."""
     return os.environ | {
         "COLUMNS": "100",
-        "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "PYTHONUNBUFFERED": "1",  # a process that the recipe starts prints into the same pipe
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -75,19 +79,22 @@ def environment(folder: Path) -> dict[str, str]:
 
 def said_by(output: Output, folder: Path) -> str:
     """Return what a recipe prints, cleaned of paths; it runs in `folder`, and writes its files there."""
-    from notebooks.run import clean_text  # here, as it needs the packages of notebooks
-
     command = [sys.executable, str(ROOT / "recipes" / f"{output.name}.py"), *output.options]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=600, env=environment(folder), cwd=folder, check=False
     )
     assert done.returncode == 0, done.stderr
-    return "\n".join(line.rstrip() for line in clean_text(done.stdout).strip("\n").split("\n"))
+    return without_ends_of_lines(clean_text(done.stdout))
+
+
+def without_ends_of_lines(text: str) -> str:
+    """Return text without spaces at the ends of its lines, and without empty lines around it."""
+    return "\n".join(line.rstrip() for line in text.strip("\n").split("\n"))
 
 
 def difference(stored: str, fresh: str) -> str:
     """Return how two outputs differ, beyond what varies from run to run; nothing if they do not."""
-    from notebooks.run import is_near
+    from notebooks.run import is_near  # here, as it needs the packages of notebooks
 
     for pattern, replacement in VARYING:
         stored, fresh = (pattern.sub(replacement, text) for text in (stored, fresh))

@@ -36,12 +36,18 @@ def test_code_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_code_of_runtime_notices_changed_weights() -> None:
     given = names()
-    edit, remedy = code_of(DOCS / "runtime.md")
+    edit, remedy, unguarded = code_of(DOCS / "runtime.md")
     run(edit, given)
     assert_follows(given)
     given["model"].head.weight.data.mul_(2)
     run(remedy, given)
     assert_follows(given)
+    run(unguarded, given)
+    with torch.compiler.set_stance(skip_guard_eval_unsafe=True):
+        assert_follows(given)
+        with torch.no_grad():
+            given["model"].head.weight.mul_(2)
+        assert_follows(given)
 
 
 def assert_follows(given: dict[str, Any]) -> None:

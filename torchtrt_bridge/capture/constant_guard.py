@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+
+from torchtrt_bridge.capture.weight_guard import WeightGuard
 
 _memory = torch.Tensor.data_ptr
 _version = operator.attrgetter("_version")
@@ -15,9 +17,9 @@ _version = operator.attrgetter("_version")
 class ConstantGuard:
     """Weights and numbers among the arguments of a graph, as they were when the engines were built.
 
-    A weight is unchanged while it is the same tensor, in the same memory, of the same version; `p.data = ...` changes
-    the memory and not the version. Tensors made under `torch.inference_mode` have no version, so only their identity
-    and memory are compared. A number is unchanged while it has the same bits: -0.0 is not 0.0, and a NaN is itself.
+    A weight is unchanged while it is the same tensor of the same kind, in the same memory, of the same version;
+    `p.data = ...` changes the memory and not the version. Tensors made under `torch.inference_mode` have no version, so
+    all else is compared. A number is unchanged while it has the same bits: -0.0 is not 0.0, and a NaN is itself.
     counters: tensors that are no arguments, and are edited with weights whose own version does not tell.
     """
 
@@ -29,8 +31,8 @@ class ConstantGuard:
         counters: Sequence[torch.Tensor] = (),
     ) -> None:
         self._numbers = tuple(numbers)
-        self._pick = _picker(weights)
-        self._tensors = self._pick(args)
+        self._weights = WeightGuard(args, weights)
+        self._tensors = self._weights.tensors
         self._versioned = [tensor for tensor in (*self._tensors, *counters) if not tensor.is_inference()]
         self._memories = list(map(_memory, self._tensors))
         self._versions = list(map(_version, self._versioned))
@@ -39,7 +41,7 @@ class ConstantGuard:
     def matches(self, args: Sequence[Any]) -> bool:
         """Return whether the weights and numbers among these arguments are the ones of the engines, unchanged."""
         return (
-            all(map(operator.is_, self._pick(args), self._tensors))
+            self._weights.matches(args)
             and list(map(_version, self._versioned)) == self._versions
             and list(map(_memory, self._tensors)) == self._memories
             and [_bits_of(args[i]) for i in self._numbers] == self._values
@@ -49,13 +51,6 @@ class ConstantGuard:
         """Return the indices of the numbers that differ from those of the engines."""
         pairs = zip(self._numbers, self._values, strict=True)
         return [index for index, value in pairs if _bits_of(args[index]) != value]
-
-
-def _picker(indices: Sequence[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
-    """Return a function that takes the items at `indices` as a tuple; `itemgetter` gives none for one index."""
-    if len(indices) > 1:
-        return operator.itemgetter(*indices)
-    return lambda values: tuple(values[index] for index in indices)
 
 
 def number_from(argument: Any) -> Any:

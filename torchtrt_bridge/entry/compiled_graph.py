@@ -237,6 +237,9 @@ class CompiledGraph:
         bound = self._bound
         if self.compiled is None or bound is None or bound.matches(args):  # another thread was faster
             return self.compiled
+        if (reason := self._why_pytorch(args)) is not None:  # its weights need gradients by now, or are elsewhere
+            self._leave_to_pytorch(reason)
+            return None
         names = [dynamo.argument_name(self.original, index) for index in bound.changed_numbers(args)]
         if self.options.fallback == "pytorch" and (self._changed is None or not self._changed.matches(args)):
             self._changed = self._guard(args)

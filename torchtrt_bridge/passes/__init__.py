@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import fx
 
+from torchtrt_bridge.graph.edit import code_regenerated_once
 from torchtrt_bridge.options import Options
 from torchtrt_bridge.passes.attention_masks import simplify_masks
 from torchtrt_bridge.passes.batch_norm import fold_batch_norm
@@ -52,8 +53,9 @@ def normalize(
     """
     mark_kv_caches(module, outputs, mutations)
     views = take_returned_views(module, outputs)
-    for run_pass in PASSES:
-        module = run_pass(module, options)
+    with code_regenerated_once(module):
+        for run_pass in PASSES:
+            run_pass(module, options)
     if views is not None:
         views.append_to(module)
     return module

@@ -14,7 +14,10 @@ from torch.utils._pytree import tree_leaves
 from tests.packed import BATCH, IN_ENGINES, IN_PYTORCH, LENGTH, LENGTHS, OfPacked, longest, pack, pad, padded, sequences
 from torchtrt_bridge.capture.export import export_program, graph_from_program
 from torchtrt_bridge.graph.packed import OF_PACKED, PADDED_OF_PACKED, own, why_packed
+from torchtrt_bridge.graph.torch_internals import new_export_mode
 from torchtrt_bridge.options import Options
+from torchtrt_bridge.partition import propose
+from torchtrt_bridge.passes import normalize
 from torchtrt_bridge.passes.cleanup import drop_metadata_checks
 from torchtrt_bridge.passes.packed_readers import OF_ANY_TOTAL_LENGTH
 from torchtrt_bridge.passes.packed_sequences import pad_sequences
@@ -120,6 +123,22 @@ def test_a_layer_that_no_engine_takes_stays_packed(
     assert reason in str(why_packed(layer))
     with torch.no_grad():
         assert module(sequences(), LENGTHS[0])[0].shape[0] == BATCH
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+def test_on_a_gpu_the_reason_is_what_reads_the_elements_and_not_that_lengths_are_on_the_cpu() -> None:
+    with new_export_mode():
+        example = torch.empty(BATCH, LENGTH, 4, device="cuda"), torch.empty(BATCH, dtype=torch.long)
+        model = OfPacked(lambda m, x, lengths: m.layer(pack(x, lengths))[0].data).eval()
+        for name, parameter in list(model.layer.named_parameters()):
+            setattr(model.layer, name, nn.Parameter(torch.empty(parameter.shape, device="cuda")))
+    program = export_program(model, example, None, ({0: Dim.AUTO}, {0: Dim.AUTO}))
+    module = normalize(graph_from_program(program).module, Options())
+    reasons = {str(rejection.node.target): rejection.reason for rejection in propose(module, Options()).rejections}
+    why = "its packed elements are read by the caller, and not only padded again"
+    assert reasons["torchtrt_bridge.packed_lstm.default"] == why
+    assert reasons["torchtrt_bridge.pack_padded_sequence.default"] == why
+    assert reasons["aten.sort.default"] == "a tensor on the CPU in a graph on cuda"
 
 
 def test_packing_without_a_layer_stays() -> None:

@@ -17,7 +17,7 @@ from torch.fx.passes.utils.fuser_utils import fuse_by_partitions
 
 from torchtrt_bridge.graph.edit import copy_graph
 from torchtrt_bridge.graph.nodes import gpu_of_node, operator_name, returns_view
-from torchtrt_bridge.graph.packed import own
+from torchtrt_bridge.graph.packed import own, why_packed
 from torchtrt_bridge.graph.torch_internals import is_operator
 from torchtrt_bridge.graph.views import AT_BORDER
 from torchtrt_bridge.lower import ConverterProvider, only_moves_data, why_not
@@ -64,7 +64,7 @@ def propose(module: fx.GraphModule, options: Options, provider: ConverterProvide
     """
     _give_each_user_its_own(module)
     reasons = {node: reason for node in module.graph.nodes if (reason := _reason(node, options, provider))}
-    reasons |= numbers_of_run_time(module, reasons.keys()) | tensors_on_the_cpu(module)
+    reasons |= numbers_of_run_time(module, reasons.keys()) | _on_the_cpu(module)
     found = memory_that_pytorch_reads(module, reasons.keys()) | reasons
     reasons = {node: found[node] for node in module.graph.nodes if node in found}
     groups = []
@@ -77,6 +77,12 @@ def propose(module: fx.GraphModule, options: Options, provider: ConverterProvide
         groups.append([node.name for node in calls])
     rejections = [Rejection(node, reason) for node, reason in reasons.items() if not _computes_nothing(node)]
     return Proposal({f"{SUBGRAPH_PREFIX}{i}": names for i, names in enumerate(groups)}, rejections)
+
+
+def _on_the_cpu(module: fx.GraphModule) -> dict[fx.Node, str]:
+    """Return the calls with tensors on the CPU; of packed sequences, whose lengths are there always, with what else."""
+    reasons = tensors_on_the_cpu(module)
+    return {node: why_packed(node) or reason for node, reason in reasons.items()}
 
 
 def _groups_on_each_gpu(module: fx.GraphModule, reasons: Mapping[fx.Node, str]) -> list[list[fx.Node]]:

@@ -19,6 +19,7 @@ from torch import fx, nn
 
 from torchtrt_bridge.capture import graph_breaks, recurrent_layers
 from torchtrt_bridge.capture.diffusers_classes import called_modules, is_diffusion, why_left_out
+from torchtrt_bridge.capture.dynamic_sizes import with_sizes
 from torchtrt_bridge.capture.transformers_classes import (
     install_hooks,
     is_for_pipelines,
@@ -204,8 +205,8 @@ def _compile(target: Any, dynamic: bool | None, fullgraph: bool, options: Option
     if inspect.isclass(target):
         if not issubclass(target, nn.Module):
             raise OptionsError(f"compile() takes nn.Module classes, not {target.__name__}.")
-        forward = torch.compile(target.forward, backend=backend, dynamic=dynamic, fullgraph=fullgraph)
-        target.forward = _alone_at_first(forward, backend)
+        forward = torch.compile(target.forward, backend=backend, fullgraph=fullgraph)
+        target.forward = _alone_at_first(with_sizes(forward, dynamic), backend)
         setattr(target, _ATTRIBUTE, backend)
         return target
     if not callable(target):
@@ -216,11 +217,11 @@ def _compile(target: Any, dynamic: bool | None, fullgraph: bool, options: Option
         shallow = copy.copy(target)  # its parameters, buffers, submodules and hooks are those of the original
         compile_calls(shallow, backend, dynamic, fullgraph)
         return shallow
-    compiled: Any = torch.compile(target, backend=backend, dynamic=dynamic, fullgraph=fullgraph)
+    compiled: Any = torch.compile(target, backend=backend, fullgraph=fullgraph)
     if isinstance(target, nn.Module):
-        compiled.forward = _alone_at_first(compiled.forward, backend)
+        compiled.forward = _alone_at_first(with_sizes(compiled.forward, dynamic), backend)
     else:
-        compiled = _alone_at_first(compiled, backend)
+        compiled = _alone_at_first(with_sizes(compiled, dynamic), backend)
     object.__setattr__(compiled, _ATTRIBUTE, backend)
     return compiled
 
@@ -247,7 +248,8 @@ def compile_calls(module: nn.Module, backend: Backend, dynamic: bool | None, ful
 def compiled_anew(module: nn.Module, backend: Backend, dynamic: bool | None, fullgraph: bool) -> Callable[..., Any]:
     """Return the call of `module`, compiled apart from all other compiled calls of it."""
     call = with_own_code(uncompiled_call(module), f"{type(module).__name__}_{next(_numbers)}")
-    return _alone_at_first(torch.compile(call, backend=backend, dynamic=dynamic, fullgraph=fullgraph), backend)
+    compiled = torch.compile(call, backend=backend, fullgraph=fullgraph)
+    return _alone_at_first(with_sizes(compiled, dynamic), backend)
 
 
 def set_call(module: nn.Module, compiled: Callable[..., Any], backend: Backend) -> None:

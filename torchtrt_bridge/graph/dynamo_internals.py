@@ -220,6 +220,19 @@ def _types_of_arguments(function: Function, args: Sequence[Any], kwargs: Mapping
         return None
 
 
+def sizes_traced_as(dynamic: bool | None) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which Dynamo takes sizes as the argument `dynamic` of `torch.compile` says.
+
+    A setting that is changed is so for all threads, before torch 2.14; the caller holds Dynamo's lock.
+    """
+    from torch._dynamo import config
+
+    if dynamic is None:
+        return contextlib.nullcontext()
+    changes = {"assume_static_by_default": not dynamic} | ({} if dynamic else {"automatic_dynamic_shapes": False})
+    return config.patch(changes)  # type: ignore[no-any-return]
+
+
 @contextlib.contextmanager
 def graphs_of_all_sizes(most: int) -> Iterator[None]:
     """Let Dynamo take each dynamic size of an input for one of its own, and make up to `most` graphs of a function.

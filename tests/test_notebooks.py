@@ -384,6 +384,8 @@ def test_cleaning_joins_streams_and_drops_the_text_beside_a_page() -> None:
         ("error 7.4e-04", "error 7.1e-04", True),
         ("error 7.4e-04", "error 2.9e-03", False),
         ("error 0", "error 5.2e-08", True),
+        ("error 0", "error 6.7e-06", True),
+        ("error 0", "error 1.1e-05", False),
         ("error 0", "error 5.2e-04", False),
         ("fp32 0.0e+00", "fp32 3.1e-07", True),
         ("accuracy 97.3%", "accuracy 96.8%", True),
